@@ -20,7 +20,7 @@ from apiproxy.dataplane.catalogue import Catalogue, Counter, Key, Limit, Model, 
 from apiproxy.dataplane.client_address import parse_networks
 from apiproxy.dataplane.crash_suspects import Death
 from apiproxy.dataplane.host_watch import SignOfLife
-from apiproxy.dataplane.ledger import DatabaseAway, RecordRefused
+from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused
 from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.limits.units import UNITS
 from apiproxy.dataplane.rejection_counts import Group
@@ -58,24 +58,24 @@ def body_key() -> bytes:
 
 
 def revision() -> int:
-    """Return the current number of the catalogue. Raises DatabaseAway."""
+    """Return the current number of the catalogue. Raises DatabaseUnavailable."""
     return run_query(_current_revision)
 
 
 def signs_of_life() -> dict[int, SignOfLife]:
-    """Return what is known of the supervisors of hosts, by the hosts' ids. Raises DatabaseAway."""
+    """Return what is known of the supervisors of hosts, by the hosts' ids. Raises DatabaseUnavailable."""
     return run_query(lambda: {one.host_id: SignOfLife(one.claim, one.quiet) for one in routes.signs_of_life()})
 
 
 def load() -> Catalogue:
-    """Return the whole catalogue, in eleven queries. Raises DatabaseAway."""
+    """Return the whole catalogue, in eleven queries. Raises DatabaseUnavailable."""
     return run_query(_load)
 
 
 def apply_changes(catalogue: Catalogue) -> Catalogue:
     """Return the catalogue with what changed since its revision; load all of it if that is too much.
 
-    Raises DatabaseAway.
+    Raises DatabaseUnavailable.
     """
     return run_query(lambda: _apply_changes(catalogue))
 
@@ -83,13 +83,13 @@ def apply_changes(catalogue: Catalogue) -> Catalogue:
 def usage_since(limit: Limit, now: float) -> Spending:
     """Return what was used of this limit since its window began, by UsageRecord.
 
-    Includes records by a clock that was ahead of `now`. Raises DatabaseAway.
+    Includes records by a clock that was ahead of `now`. Raises DatabaseUnavailable.
     """
     return run_query(lambda: _usage_since(limit, now))
 
 
 def record_usage(rows: Sequence[Usage]) -> None:
-    """Write usage; what is there already is left as it is. Raises DatabaseAway or RecordRefused."""
+    """Write usage; what is there already is left as it is. Raises DatabaseUnavailable or RecordRefused."""
     try:
         run_query(lambda: usage.record_usage([_record(row) for row in rows]))
     except ROW_ERRORS as error:
@@ -99,7 +99,7 @@ def record_usage(rows: Sequence[Usage]) -> None:
 def record_rejections(counts: Mapping[Group, int]) -> None:
     """Add refused calls to the sums of their hours.
 
-    Raises RecordRefused, or DatabaseAway: all or none are written.
+    Raises RecordRefused, or DatabaseUnavailable: all or none are written.
     """
     groups = {
         rejections.RejectionTotals(datetime.fromtimestamp(group.hour, UTC), *group[1:]): requests
@@ -112,12 +112,12 @@ def record_rejections(counts: Mapping[Group, int]) -> None:
 
 
 def report_set_aside(lines: int) -> None:
-    """Record how many lines of usage wait on this host for an operator. Raises DatabaseAway."""
+    """Record how many lines of usage wait on this host for an operator. Raises DatabaseUnavailable."""
     run_query(lambda: usage.report_set_aside(settings.HOST_NAME, lines))
 
 
 def record_deaths(deaths: Sequence[Death]) -> None:
-    """Write calls under which an engine died into the audit log. Raises DatabaseAway or RecordRefused."""
+    """Write calls under which an engine died into the audit log. Raises DatabaseUnavailable or RecordRefused."""
     try:
         run_query(lambda: _record_deaths(deaths))
     except ROW_ERRORS as error:
@@ -144,7 +144,7 @@ def _record_deaths(deaths: Sequence[Death]) -> None:
 
 
 def request_wake_up(model: int) -> None:
-    """Note that a caller needs this sleeping model. Raises DatabaseAway."""
+    """Note that a caller needs this sleeping model. Raises DatabaseUnavailable."""
     now = timezone.now()
     run_query(
         lambda: WakeRequest.objects.update_or_create(model_id=model, defaults={"at": now}, create_defaults={"at": now})
@@ -152,7 +152,7 @@ def request_wake_up(model: int) -> None:
 
 
 def run_query(query: Callable[[], T]) -> T:
-    """Return the answer of the database; if there is none, raise DatabaseAway. A broken connection is not used again.
+    """Return the database's answer, or raise DatabaseUnavailable. A broken connection is not used again.
 
     Errors about the values in the query (DataError, IntegrityError) are raised as they are.
     """
@@ -162,7 +162,7 @@ def run_query(query: Callable[[], T]) -> T:
     except (DataError, IntegrityError):
         raise
     except (DatabaseError, InterfaceError) as error:
-        raise DatabaseAway(f"the database does not answer: {error}") from error
+        raise DatabaseUnavailable(f"the database does not answer: {error}") from error
     finally:
         close_old_connections()
 

@@ -5,13 +5,13 @@ from typing import Any
 from apiproxy.dataplane.catalogue import Model, Replica
 from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.formats import requests
-from apiproxy.dataplane.formats.requests import Call, Endpoint, Terms
+from apiproxy.dataplane.formats.requests import Call, Endpoint, RequestPolicy
 from apiproxy.dataplane.memory_budget import SMALL
 from apiproxy.dataplane.upstream import Address
 
 
 def engine_request(
-    context: RequestContext, address: Address, replica: Replica, terms: Terms, *, assemble: bool
+    context: RequestContext, address: Address, replica: Replica, policy: RequestPolicy, *, assemble: bool
 ) -> bytes:
     """Return the request's head and body; of an upload the head, after which its body is written chunk by chunk.
 
@@ -32,7 +32,7 @@ def engine_request(
             endpoint,
             replica.upstream_model,
             force_stream=assemble,
-            extra=_members(context, replica, terms),
+            extra=_members(context, replica, policy),
             re_encode=context.model.external,
         )
         if call.size > SMALL:
@@ -41,7 +41,7 @@ def engine_request(
     return head.encode("latin-1") + body
 
 
-def _members(context: RequestContext, replica: Replica, terms: Terms) -> dict[str, Any]:
+def _members(context: RequestContext, replica: Replica, policy: RequestPolicy) -> dict[str, Any]:
     """Return what the engine is sent beside what the client says."""
     call, endpoint, key, model = context.call, context.endpoint, context.key, context.model
 
@@ -49,9 +49,9 @@ def _members(context: RequestContext, replica: Replica, terms: Terms) -> dict[st
         counters = (limit.counter for limit in key.limits)
         return any(counter.unit.bounds_answer and counter.model in (None, model.id) for counter in counters)
 
-    members = requests.max_tokens_members(call, endpoint, model, terms, limited=is_limited)
+    members = requests.max_tokens_members(call, endpoint, model, policy, limited=is_limited)
     if not model.external:
-        members |= requests.cache_members(call, model, terms, key.tenant)
+        members |= requests.cache_members(call, model, policy, key.tenant)
     if key.batch and replica.sorts and endpoint.takes_priority:
         members["priority"] = requests.BATCH_PRIORITY
     return members

@@ -120,7 +120,7 @@ class Forwarder:
         context, pool = meter.context, self._pools.of(replica)
         upload = context.upload
         # Before there is a connection, which would be left behind by whatever goes wrong here.
-        request = engine_request(context, pool.address, replica, self._services.terms, assemble=exchange.assembles)
+        request = engine_request(context, pool.address, replica, self._services.policy, assemble=exchange.assembles)
         stale = is_stale(exchange.error)
         # After a stale connection a fresh one: an engine that closed one has perhaps closed the others as well. For an
         # upload always a fresh one, for it cannot be sent again.

@@ -242,7 +242,7 @@ class Gateway:
                 "model_not_supported", param="model", model=model.name, path=endpoint.path, task=model.task
             )
         if context.call.media:
-            media_urls.check(context.call.media, self.services.terms.media_domains)
+            media_urls.check(context.call.media, self.services.policy.media_domains)
         if not self.services.spool.accepting:
             raise MeteringUnavailable("metering_unavailable", headers={"retry-after": "5"})
 
@@ -263,7 +263,7 @@ class Gateway:
         if upload is not None:
             most = Consumption(transcription.estimate_reservation(upload.expected), upload.expected)
         else:
-            most = Consumption(requests.estimate_tokens(call, context.endpoint, model, services.terms), call.size)
+            most = Consumption(requests.estimate_tokens(call, context.endpoint, model, services.policy), call.size)
         now = self.wall()
         reservation = await services.limits.admit(key.limits, model.id, most, now)
         meter = CallMeter(services, context, reservation, now)

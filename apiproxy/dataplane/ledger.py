@@ -49,7 +49,7 @@ class RecordRefused(Exception):
     """The database is there but will not take these rows, now or later."""
 
 
-class DatabaseAway(Exception):
+class DatabaseUnavailable(Exception):
     """The database did not answer; the same rows may be recorded later."""
 
 
@@ -167,7 +167,8 @@ class Drain:
     def __init__(self, directory: Path, record: Record, *, own: str = "") -> None:
         """Prepare to drain the directory.
 
-        `record` writes a batch and ignores repeats; it raises RecordRefused or DatabaseAway. `own`: our spool's owner.
+        `record` writes a batch and ignores repeats; it raises RecordRefused or DatabaseUnavailable.
+        `own`: our spool's owner.
         """
         self._directory = directory
         self._record = record
@@ -181,7 +182,7 @@ class Drain:
         self.byte_count = 0
 
     def run(self) -> int:
-        """Move everything that is there; return the number of rows. Raises DatabaseAway; call again later.
+        """Move everything that is there; return the number of rows. Raises DatabaseUnavailable; call again later.
 
         Raises OSError for a file that cannot be read, after all others were moved.
         """
@@ -307,7 +308,7 @@ class Drain:
 
 
 def record_rows(record: Record, rows: Sequence[Usage]) -> list[QuarantinedRecord]:
-    """Record the rows; return those that the database refuses, found by halving. Raises DatabaseAway."""
+    """Record the rows; return those that the database refuses, found by halving. Raises DatabaseUnavailable."""
     if not rows:
         return []
     try:
@@ -323,7 +324,7 @@ def record_rows(record: Record, rows: Sequence[Usage]) -> list[QuarantinedRecord
 def replay(set_aside: Quarantine, record: Record) -> tuple[int, int]:
     """Record what was set aside, as far as it can be now. Return how many were recorded, and how many were not.
 
-    Raises DatabaseAway; nothing is lost then: the next replay takes them up again.
+    Raises DatabaseUnavailable; nothing is lost then: the next replay takes them up again.
     """
     taken, left = set_aside.take(), []
     usages: list[tuple[str, Usage]] = []

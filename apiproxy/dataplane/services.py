@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.cors import Origins
 from apiproxy.dataplane.crash_suspects import CrashSuspects
-from apiproxy.dataplane.formats.requests import Terms
+from apiproxy.dataplane.formats.requests import RequestPolicy
 from apiproxy.dataplane.ledger import Spool
 from apiproxy.dataplane.limits.local import Admission
 from apiproxy.dataplane.memory_budget import MemoryBudget
@@ -28,7 +28,7 @@ class Services:
     spool: Spool
     metrics: Metrics
     budget: MemoryBudget  # by ids of keys
-    terms: Terms
+    policy: RequestPolicy
     max_body: int  # bytes
     max_upload: int  # bytes
     origins: Origins  # of pages that may call from a browser

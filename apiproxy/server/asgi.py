@@ -27,9 +27,9 @@ from apiproxy.dataplane.cors import Origins
 from apiproxy.dataplane.crash_suspects import CrashSuspects
 from apiproxy.dataplane.downstream import Receive, Scope, Send, client_of
 from apiproxy.dataplane.executor import DaemonExecutor
-from apiproxy.dataplane.formats.requests import Terms
+from apiproxy.dataplane.formats.requests import RequestPolicy
 from apiproxy.dataplane.gateway import JSON, Gateway
-from apiproxy.dataplane.ledger import DatabaseAway, Drain, RecordRefused, Spool
+from apiproxy.dataplane.ledger import DatabaseUnavailable, Drain, RecordRefused, Spool
 from apiproxy.dataplane.limits.local import Limits, Spending
 from apiproxy.dataplane.limits.redis import SharedLimits
 from apiproxy.dataplane.memory_budget import MemoryBudget
@@ -149,7 +149,7 @@ class Application:
     async def start(self) -> None:
         """Load the catalogue (a cold start needs the database) and take over what a dead gateway left.
 
-        Started already: does nothing. Raises DatabaseAway or SecondGateway.
+        Started already: does nothing. Raises DatabaseUnavailable or SecondGateway.
         """
         if self._gateway is not None:
             return
@@ -157,7 +157,7 @@ class Application:
         only = lock(settings.RUN / "gateway.lock", fcntl.LOCK_SH if settings.REDIS_URL else fcntl.LOCK_EX)
         try:
             await self._build()
-        except DatabaseAway:
+        except DatabaseUnavailable:
             os.close(only)
             raise
         self._only = only
@@ -176,7 +176,7 @@ class Application:
             spool=spool,
             metrics=Metrics(CounterFile(settings.RUN / "metrics", LAYOUT)),
             budget=budget,
-            terms=terms(),
+            policy=request_policy(),
             max_body=settings.GATEWAY_MAX_BODY,
             max_upload=settings.GATEWAY_MAX_UPLOAD,
             origins=Origins(settings.GATEWAY_CORS_ORIGINS),
@@ -196,7 +196,7 @@ class Application:
         self._limits_thread = DaemonExecutor("limits")
         try:
             await self._move(gateway)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             raise
         except Exception:  # nothing that a spool holds keeps a gateway from starting; the task will report it again
             log.exception("the spool cannot be moved")
@@ -245,7 +245,7 @@ class Application:
         try:
             async with asyncio.timeout(LAST_MOVE):
                 await self._move(gateway)
-        except Exception as error:  # noqa: BLE001 - a TimeoutError, a DatabaseAway or what the task reported
+        except Exception as error:  # noqa: BLE001 - a TimeoutError, a DatabaseUnavailable or what the task reported
             log.warning("usage stays in the spool: %s", str(error) or f"the database took more than {LAST_MOVE:.0f} s")
         else:
             with contextlib.suppress(TimeoutError):
@@ -269,7 +269,7 @@ class Application:
             if message["type"] == "lifespan.startup":
                 try:
                     await self.start()
-                except (DatabaseAway, SecondGateway) as error:
+                except (DatabaseUnavailable, SecondGateway) as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return
                 await send({"type": "lifespan.startup.complete"})
@@ -288,7 +288,7 @@ class Application:
 
     async def _poll(self, gateway: Gateway) -> None:
         await asyncio.sleep(POLL)
-        with contextlib.suppress(DatabaseAway):  # the look reports it; what was known stays
+        with contextlib.suppress(DatabaseUnavailable):  # the look reports it; what was known stays
             # First: a supervisor that follows another is known by then before what it says of its replicas.
             loop = asyncio.get_running_loop()
             gateway.note_supervisors(await loop.run_in_executor(self._catalogue_thread, catalogue_loader.signs_of_life))
@@ -332,7 +332,7 @@ class Application:
                 elif number != gateway.catalogue.revision:
                     await self._install(gateway, partial(catalogue_loader.apply_changes, gateway.catalogue))
                 self._known = loop.time()
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 log.warning("the database does not answer; the last catalogue stays in force: %s", error)
 
     async def _reload(self, gateway: Gateway) -> None:
@@ -366,7 +366,7 @@ class Application:
                     await loop.run_in_executor(self._ledger_thread, self._drain.run)
                 spending = await loop.run_in_executor(self._limits_thread, catalogue_loader.usage_since, limit, now)
                 return replace(spending, read_at=begun)
-        except (DatabaseAway, OSError) as error:  # a TimeoutError is an OSError
+        except (DatabaseUnavailable, OSError) as error:  # a TimeoutError is an OSError
             self._spent_again = loop.time() + SPENT_AGAIN
             why = str(error) or f"the database took more than {RECALL:.0f} s"
             log.warning("what was used is not known, new counters begin at zero until it is: %s", why)
@@ -385,7 +385,7 @@ class Application:
         written = gateway.services.spool.line_count
         try:
             await self._move(gateway)
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             log.warning("usage waits in the spool: %s", error)
             self._wait = min(15.0, self._wait * 2)
         else:
@@ -413,7 +413,7 @@ class Application:
         # Not in the ledger's thread: it may be what hangs.
         self._aside = aside = await loop.run_in_executor(self._limits_thread, len, self._drain.set_aside)
         if aside != self._reported:
-            with contextlib.suppress(DatabaseAway):  # that is reported already
+            with contextlib.suppress(DatabaseUnavailable):  # that is reported already
                 await loop.run_in_executor(self._limits_thread, catalogue_loader.report_set_aside, aside)
                 self._reported = aside
 
@@ -431,7 +431,7 @@ class Application:
         try:
             # Shielded: what the thread was given it will do, also when the gateway stops meanwhile.
             await asyncio.shield(loop.run_in_executor(self._ledger_thread, catalogue_loader.record_rejections, counts))
-        except DatabaseAway:
+        except DatabaseUnavailable:
             gateway.rejections.give_back(counts)  # the ledger has reported it
         except RecordRefused as error:
             log.error("the database would not take %d counts of refused calls: %s", len(counts), error)
@@ -444,7 +444,7 @@ class Application:
         loop = asyncio.get_running_loop()
         try:
             await asyncio.shield(loop.run_in_executor(self._ledger_thread, catalogue_loader.record_deaths, deaths))
-        except (DatabaseAway, RecordRefused) as error:
+        except (DatabaseUnavailable, RecordRefused) as error:
             log.error("%d calls under which engines died are missing in the audit log: %s", len(deaths), error)
 
     async def _sweep(self, gateway: Gateway) -> None:
@@ -493,16 +493,16 @@ def lock(path: Path, kind: int) -> int:
 def write_wake_request(model: int) -> None:
     try:
         catalogue_loader.request_wake_up(model)
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         log.warning("cannot ask for model %s: %s", model, error)
     except Exception:  # it may be gone
         log.exception("cannot ask for model %s", model)
 
 
-def terms() -> Terms:
+def request_policy() -> RequestPolicy:
     """Return what the settings say about request bodies."""
     key = hashlib.sha256(b"prefix cache:" + settings.API_KEY_SECRET.encode()).digest()
-    return Terms(
+    return RequestPolicy(
         default_answer=settings.GATEWAY_DEFAULT_MAX_TOKENS,
         media_domains=frozenset(settings.MEDIA_DOMAINS),
         salt_key=b"" if settings.SHARED_PREFIX_CACHE else key,

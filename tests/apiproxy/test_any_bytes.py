@@ -158,7 +158,7 @@ def test_every_body_is_a_call_or_a_bad_request(body, path, force):
     endpoint = ENDPOINTS[path]
     assert call.model
     assert isinstance(call.end_user.encode(), bytes)
-    assert requests.estimate_tokens(call, endpoint, SERVED, requests.Terms()) >= 0
+    assert requests.estimate_tokens(call, endpoint, SERVED, requests.RequestPolicy()) >= 0
     sent = json.loads(requests.upstream_body(call, endpoint, "theirs", force_stream=force))
     assert sent["model"] == "theirs"
     mine = {name: value for name, value in json.loads(body).items() if name not in READERS and name not in GATEWAY_ONLY}

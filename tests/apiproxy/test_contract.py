@@ -96,10 +96,10 @@ def test_every_name_of_the_bound_is_reserved_for(field):
     for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
         call = requests.parse(json.dumps({"model": "m", field: 3}).encode())
         told = requests.max_tokens_members(
-            call, requests.ENDPOINTS[path], SERVED, requests.Terms(), limited=lambda: True
+            call, requests.ENDPOINTS[path], SERVED, requests.RequestPolicy(), limited=lambda: True
         )
         assert (
-            requests.estimate_tokens(call, requests.ENDPOINTS[path], SERVED, requests.Terms())
+            requests.estimate_tokens(call, requests.ENDPOINTS[path], SERVED, requests.RequestPolicy())
             == call.prompt_estimate + 3
         )
         assert {value for value in ({field: 3} | told).values() if value is not None} == {3}

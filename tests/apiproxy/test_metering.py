@@ -16,7 +16,7 @@ from django.core.management import call_command
 from django.test import Client
 
 from apiproxy.dataplane.call_meter import CHECKPOINT, CallMeter
-from apiproxy.dataplane.ledger import DatabaseAway
+from apiproxy.dataplane.ledger import DatabaseUnavailable
 from apiproxy.dataplane.limits.units import Consumption
 from apiproxy.dataplane.token_usage import Tokens
 from apiproxy.dataplane.usage_events import Usage
@@ -302,7 +302,7 @@ def test_m5_what_waits_for_the_database_is_shown_while_it_waits(counter, monkeyp
 
     def away(rows) -> None:
         go.wait(30)
-        raise DatabaseAway("gone")
+        raise DatabaseUnavailable("gone")
 
     record = counter.application._drain._record
     counter.application._drain._record = away

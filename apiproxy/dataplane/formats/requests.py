@@ -158,8 +158,8 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What the operator has set about request bodies."""
+class RequestPolicy:
+    """The operator's settings for request bodies."""
 
     # Tokens of an answer whose call has no bound but falls under a limit of tokens. It needs a bound, because what is
     # reserved must be what the engine obeys. 1,024 would cut answers that people wait for; a whole context of 128 K
@@ -185,13 +185,13 @@ def requested_max_tokens(call: Call, endpoint: Endpoint) -> int | None:
     return next((most for most in bounds.values() if most > 0), None)
 
 
-def reserved_answer_tokens(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
+def reserved_answer_tokens(call: Call, endpoint: Endpoint, model: Model, policy: RequestPolicy) -> int:
     """Return the most tokens that are reserved for each answer."""
-    return min(requested_max_tokens(call, endpoint) or terms.default_answer, model.context or validation.MAX_CONTEXT)
+    return min(requested_max_tokens(call, endpoint) or policy.default_answer, model.context or validation.MAX_CONTEXT)
 
 
 def max_tokens_members(
-    call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limited: Callable[[], bool]
+    call: Call, endpoint: Endpoint, model: Model, policy: RequestPolicy, *, limited: Callable[[], bool]
 ) -> dict[str, Any]:
     """Return the members that give the engine the reserved bound, and (None) those that it might obey instead.
 
@@ -208,7 +208,7 @@ def max_tokens_members(
     requested = requested_max_tokens(call, endpoint)
     if requested is None and (short or not limited()):
         return members
-    most = min(requested or terms.default_answer, model.context or validation.MAX_CONTEXT)
+    most = min(requested or policy.default_answer, model.context or validation.MAX_CONTEXT)
     if (
         call.max_tokens == {"max_tokens": most}
         and "max_tokens" in endpoint.bound_names
@@ -225,7 +225,7 @@ def max_tokens_members(
     return members
 
 
-def cache_members(call: Call, model: Model, terms: Terms, tenant: int) -> dict[str, Any]:
+def cache_members(call: Call, model: Model, policy: RequestPolicy, tenant: int) -> dict[str, Any]:
     """Return the members that keep a tenant away from what others' prompts have left in an engine's cache.
 
     Otherwise a caller who guesses a beginning learns how much of it was right: from `cached_tokens`, and from the time
@@ -233,14 +233,14 @@ def cache_members(call: Call, model: Model, terms: Terms, tenant: int) -> dict[s
     cache for all, so only a model of one tenant may use it (it ignores this member on /v1/messages, so it is started
     that way as well). About engines that others run we know nothing.
     """
-    if model.external or not terms.salt_key:
+    if model.external or not policy.salt_key:
         return {}
     if not model.stops_unary:  # llama.cpp
         return {"cache_prompt": model.tenants is not None and len(model.tenants) == 1}
     own = call.fields.get("cache_salt")
     if isinstance(own, str):
-        return {"cache_salt": digest(f"{tenant}:{own}", terms.salt_key)}
-    return {"cache_salt": tenant_salt(tenant, terms.salt_key)}
+        return {"cache_salt": digest(f"{tenant}:{own}", policy.salt_key)}
+    return {"cache_salt": tenant_salt(tenant, policy.salt_key)}
 
 
 @lru_cache(maxsize=4096)
@@ -252,14 +252,14 @@ def digest(text: str, key: bytes) -> str:
     return hashlib.blake2b(text.encode(errors="replace"), key=key, digest_size=20).hexdigest()
 
 
-def estimate_tokens(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
+def estimate_tokens(call: Call, endpoint: Endpoint, model: Model, policy: RequestPolicy) -> int:
     """Return the most tokens that this call can be expected to use."""
     if endpoint.costs == "nothing":
         return 0
     prompt = call.prompt_estimate
     if endpoint.costs != "prompt and answer":
         return min(prompt, MAX_TOKEN_COUNT)
-    answers = reserved_answer_tokens(call, endpoint, model, terms) * call.answers
+    answers = reserved_answer_tokens(call, endpoint, model, policy) * call.answers
     return min(prompt + answers, (model.context or validation.MAX_CONTEXT) * call.answers)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from apiproxy.bridge import apps, catalogue_loader
 from apiproxy.bridge.models import CatalogueChange
 from apiproxy.dataplane.catalogue import Counter
-from apiproxy.dataplane.ledger import DatabaseAway, RecordRefused
+from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused
 from apiproxy.dataplane.limits.units import TOKENS
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts.models import Membership
@@ -379,7 +379,7 @@ def test_m7_a_table_that_is_not_as_it_should_be_refuses_no_row_for_good(key):
     with connection.schema_editor() as editor:
         editor.execute("ALTER TABLE usage_usagerecord RENAME COLUMN end_user TO not_yet")
     try:
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             catalogue_loader.record_usage([usage("a", key=key.pk)])
     finally:
         with connection.schema_editor() as editor:

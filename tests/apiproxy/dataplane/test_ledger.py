@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from apiproxy.dataplane import file_locks, ledger, quarantine, usage_events
-from apiproxy.dataplane.ledger import DatabaseAway, Drain, RecordRefused, Spool, replay
+from apiproxy.dataplane.ledger import DatabaseUnavailable, Drain, RecordRefused, Spool, replay
 from apiproxy.dataplane.quarantine import Quarantine, QuarantinedRecord
 from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT
 from apiproxy.dataplane.usage_events import Usage
@@ -28,7 +28,7 @@ class Database:
 
     def record(self, rows) -> None:
         if self.away:
-            raise DatabaseAway("gone")
+            raise DatabaseUnavailable("gone")
         if any(row.request_id in self.refuses for row in rows):
             raise RecordRefused("bad row")
         for row in rows:
@@ -147,7 +147,7 @@ def test_the_spool_waits_for_a_database_that_is_away(tmp_path, database):
     database.away = True
     spool.close_call(usage("a"))
     for _ in range(3):
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             drain.run()
     database.away = False
     assert drain.run() == 1
@@ -426,7 +426,7 @@ def test_m7_a_replay_without_a_database_or_that_is_killed_loses_nothing(tmp_path
     aside = Quarantine(tmp_path)
     aside.add([QuarantinedRecord(error="", usage=vars(usage("a")))])
     database.away = True
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         replay(aside, database.record)
     aside.add([QuarantinedRecord(error="", usage=vars(usage("b")))])
     assert len(aside) == 2

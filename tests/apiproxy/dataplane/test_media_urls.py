@@ -8,7 +8,7 @@ import pytest
 from apiproxy.dataplane import media_urls
 from apiproxy.dataplane.errors import BadRequest
 from apiproxy.dataplane.formats import requests
-from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
+from apiproxy.dataplane.formats.requests import ENDPOINTS, RequestPolicy
 from apiproxy.dataplane.validation import GATEWAY_ONLY
 from portal.keys.lifecycle import issue_key
 from tests.apiproxy.served import SERVED
@@ -113,12 +113,14 @@ def test_g16_a_picture_elsewhere_is_refused_before_an_engine_hears_of_it(counter
 # --- caches
 
 LLAMA_CPP = replace(SERVED, stops_unary=False)
-TERMS = Terms(salt_key=b"k" * 32)
+POLICY = RequestPolicy(salt_key=b"k" * 32)
 
 
-def sent_members(model, tenant: int, path: str = "/v1/chat/completions", terms: Terms = TERMS, **fields) -> dict:
+def sent_members(
+    model, tenant: int, path: str = "/v1/chat/completions", policy: RequestPolicy = POLICY, **fields
+) -> dict:
     known = requests.parse(json.dumps({"model": "m", **fields}).encode())
-    members = requests.cache_members(known, model, terms, tenant)
+    members = requests.cache_members(known, model, policy, tenant)
     body = requests.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, extra=members)
     return {name: value for name, value in json.loads(body).items() if name in GATEWAY_ONLY}
 
@@ -127,7 +129,10 @@ def test_g18_each_tenant_has_a_salt_of_its_own_that_cannot_be_guessed():
     mine, others = sent_members(SERVED, 1), sent_members(SERVED, 2)
     assert mine.keys() == others.keys() == {"cache_salt"}
     assert mine == sent_members(SERVED, 1)
-    assert len({*mine.values(), *others.values(), *sent_members(SERVED, 1, terms=Terms(salt_key=b"x")).values()}) == 3
+    assert (
+        len({*mine.values(), *others.values(), *sent_members(SERVED, 1, policy=RequestPolicy(salt_key=b"x")).values()})
+        == 3
+    )
     assert all(len(salt) == 40 and salt.isalnum() for salt in mine.values())  # vLLM takes no / and no @
 
 
@@ -150,7 +155,7 @@ def test_g18_llama_cpp_has_a_cache_for_a_model_of_one_tenant_only():
 
 def test_g18_an_operator_may_let_all_share_one_cache():
     for model in (SERVED, LLAMA_CPP):
-        assert sent_members(model, 1, terms=Terms()) == {}
+        assert sent_members(model, 1, policy=RequestPolicy()) == {}
     assert sent_members(replace(SERVED, external=True), 1) == {}
 
 

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from apiproxy.bridge import catalogue_loader
 from apiproxy.dataplane import rejection_counts as counting
-from apiproxy.dataplane.ledger import DatabaseAway
+from apiproxy.dataplane.ledger import DatabaseUnavailable
 from apiproxy.dataplane.rejection_counts import Group, RejectionCounts
 from modelregistry.models import Alias, ServedModel
 from portal.keys.lifecycle import issue_key
@@ -147,7 +147,7 @@ def test_a_foreign_network_is_shown_to_the_keys_owner(counter):
 def test_a_database_that_is_away_loses_no_count(counter, monkeypatch):
     def unavailable(counts) -> None:
         tried.append(dict(counts))
-        raise DatabaseAway
+        raise DatabaseUnavailable
 
     tried: list[dict] = []
     write = catalogue_loader.record_rejections

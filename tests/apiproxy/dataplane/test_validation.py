@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from apiproxy.dataplane import validation
 from apiproxy.dataplane.errors import BadRequest
 from apiproxy.dataplane.formats import requests
-from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
+from apiproxy.dataplane.formats.requests import ENDPOINTS, RequestPolicy
 from apiproxy.dataplane.ledger import Spool
 from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT
 from portal.quotas.models import Quota
@@ -78,7 +78,7 @@ def test_m1_what_is_not_said_is_not_refused(name):
 
 @pytest.mark.parametrize("text", ['"n":2,"max_tokens":1000000000', '"n":2,"max_tokens":2147483647', '"n":"2"'])
 def test_m1_no_call_is_counted_for_more_than_the_models_context_for_each_answer(text):
-    assert requests.estimate_tokens(call(text), CHAT, SMALL, Terms()) <= 2 * 2048
+    assert requests.estimate_tokens(call(text), CHAT, SMALL, RequestPolicy()) <= 2 * 2048
     assert requests.max_generated(call(text), CHAT, SMALL) <= 2 * 2048
     assert requests.max_generated(call(text), CHAT, SERVED) <= 2 * validation.MAX_CONTEXT
 
@@ -141,7 +141,7 @@ def test_m1_whatever_passes_the_door_is_within_its_bounds(fields, path):
     for model in (SERVED, SMALL):
         most = known.answers * (model.context or validation.MAX_CONTEXT)
         assert 0 <= requests.max_generated(known, endpoint, model) <= most
-        assert 0 <= requests.estimate_tokens(known, endpoint, model, Terms()) <= max(most, MAX_TOKEN_COUNT)
+        assert 0 <= requests.estimate_tokens(known, endpoint, model, RequestPolicy()) <= max(most, MAX_TOKEN_COUNT)
     told = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False))
     for name in set(COUNTED) & set(told):
         assert told[name] is None or type(told[name]) is int
@@ -254,11 +254,11 @@ def obeyed_bound(model, path: str, body: dict) -> object:
 )
 def test_m2_the_engine_obeys_what_was_reserved(model, limited, path, fields):
     endpoint, known = ENDPOINTS[path], requests.parse(json.dumps({"model": "m", **fields}).encode())
-    members = requests.max_tokens_members(known, endpoint, model, Terms(), limited=lambda: limited)
+    members = requests.max_tokens_members(known, endpoint, model, RequestPolicy(), limited=lambda: limited)
     body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, extra=members))
-    reserved = requests.reserved_answer_tokens(known, endpoint, model, Terms())
+    reserved = requests.reserved_answer_tokens(known, endpoint, model, RequestPolicy())
     assert obeyed_bound(model, path, body) == reserved <= 2048
-    assert requests.estimate_tokens(known, endpoint, model, Terms()) >= reserved
+    assert requests.estimate_tokens(known, endpoint, model, RequestPolicy()) >= reserved
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
@@ -266,25 +266,27 @@ def test_m2_the_engine_obeys_what_was_reserved(model, limited, path, fields):
 def test_m2_under_a_limit_of_tokens_no_answer_is_without_bound(path, fields):
     endpoint, known = ENDPOINTS[path], requests.parse(json.dumps({"model": "m", **fields}).encode())
     for model in (SERVED, LLAMA_CPP):
-        members = requests.max_tokens_members(known, endpoint, model, Terms(default_answer=100), limited=lambda: True)
+        members = requests.max_tokens_members(
+            known, endpoint, model, RequestPolicy(default_answer=100), limited=lambda: True
+        )
         body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, extra=members))
         assert (
             obeyed_bound(model, path, body)
-            == requests.reserved_answer_tokens(known, endpoint, model, Terms(default_answer=100))
+            == requests.reserved_answer_tokens(known, endpoint, model, RequestPolicy(default_answer=100))
             == 100
         )
         # Without one the answer may go on until the context ends, as everywhere.
-        assert requests.max_tokens_members(known, endpoint, model, Terms(), limited=lambda: False) == {}
+        assert requests.max_tokens_members(known, endpoint, model, RequestPolicy(), limited=lambda: False) == {}
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 def test_m1_a_protocol_without_a_word_for_several_answers_gives_one(path):
     known = call('"n": 2, "best_of": 2, "max_tokens": 5')
     for model in (SERVED, LLAMA_CPP):
-        members = requests.max_tokens_members(known, ENDPOINTS[path], model, Terms(), limited=lambda: False)
+        members = requests.max_tokens_members(known, ENDPOINTS[path], model, RequestPolicy(), limited=lambda: False)
         body = json.loads(requests.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, extra=members))
         assert not {"n", "best_of"} & body.keys()
-        assert requests.max_tokens_members(known, CHAT, SERVED, Terms(), limited=lambda: False) == {}
+        assert requests.max_tokens_members(known, CHAT, SERVED, RequestPolicy(), limited=lambda: False) == {}
 
 
 def test_m2_one_open_call_leaves_its_colleagues_their_quota(counter):

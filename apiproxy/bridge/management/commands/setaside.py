@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from apiproxy.bridge import catalogue_loader
-from apiproxy.dataplane.ledger import DatabaseAway, replay
+from apiproxy.dataplane.ledger import DatabaseUnavailable, replay
 from apiproxy.dataplane.quarantine import Quarantine, QuarantinedRecord
 from modelregistry.terminal import format_table
 
@@ -44,7 +44,7 @@ class Command(BaseCommand):
     def _replay(self, set_aside: Quarantine) -> None:
         try:
             recorded, left = replay(set_aside, catalogue_loader.record_usage)
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             raise CommandError(f"{error}; nothing is lost, run it again") from error
         self.stdout.write(f"recorded: {recorded}, still set aside: {left}")
 

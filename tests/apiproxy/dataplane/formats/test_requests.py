@@ -6,7 +6,7 @@ import pytest
 from apiproxy.dataplane import engine_errors
 from apiproxy.dataplane.errors import MESSAGES, BadRequest, EngineFailed, Refusal
 from apiproxy.dataplane.formats import requests
-from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
+from apiproxy.dataplane.formats.requests import ENDPOINTS, RequestPolicy
 from apiproxy.dataplane.stream.accumulators import ChunkAccumulator
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
 from tests.apiproxy.served import SERVED
@@ -128,7 +128,7 @@ def test_an_engines_sentence_goes_on_without_addresses_and_paths():
 
 def test_an_estimate_counts_prompt_and_answer():
     call = requests.parse(b'{"model":"m","max_tokens":50,"n":2,"prompt":"' + b"x" * 260 + b'"}')
-    assert requests.estimate_tokens(call, CHAT, SERVED, Terms()) == pytest.approx(100 + 100, abs=5)
+    assert requests.estimate_tokens(call, CHAT, SERVED, RequestPolicy()) == pytest.approx(100 + 100, abs=5)
 
 
 def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
