@@ -305,7 +305,7 @@ def _models() -> dict[str, Model]:
                 api_key=route.api_key,
                 upstream_model=route.upstream_model,
                 slots=route.slots,
-                sorts=route.supports_priority,
+                supports_priority=route.supports_priority,
                 host=route.host_id,
                 health=route.health,
             )

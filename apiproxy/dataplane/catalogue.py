@@ -55,20 +55,16 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """An engine that answers now. `slots`: how many calls it works on at a time; None: not known.
-
-    `sorts`: it takes waiting calls by the `priority` that they come with. `host`: the machine that it runs on, which
-    its address need not show. `health`: a path under which it answers at once, whatever it is at.
-    """
+    """An engine that answers now."""
 
     id: int
     url: str  # scheme://host:port[/prefix]
     api_key: str
     upstream_model: str
-    slots: int | None = None
-    sorts: bool = False
-    host: int = 0
-    health: str = "/health"
+    slots: int | None = None  # calls that it works on at a time; None: unknown
+    supports_priority: bool = False  # it sorts waiting calls by their `priority`
+    host: int = 0  # the machine that it runs on, which its address need not show
+    health: str = "/health"  # a path under which it answers at once, however busy it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ def _members(context: RequestContext, replica: Replica, policy: RequestPolicy) -
     members = requests.max_tokens_members(call, endpoint, model, policy, limited=is_limited)
     if not model.external:
         members |= requests.cache_members(call, model, policy, key.tenant)
-    if key.batch and replica.sorts and endpoint.takes_priority:
+    if key.batch and replica.supports_priority and endpoint.takes_priority:
         members["priority"] = requests.BATCH_PRIORITY
     return members
 

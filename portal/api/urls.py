@@ -57,7 +57,7 @@ urlpatterns = [
     path("v1/allowances/", quotas.AllowancesView.as_view(), name="api-allowances"),
     path("v1/overview/", operations.OverviewView.as_view(), name="api-overview"),
     path("v1/directory/", operations.DirectoryView.as_view(), name="api-directory"),
-    path("v1/directory/follow/", operations.SynchroniseDirectoryView.as_view(), name="api-directory-follow"),
+    path("v1/directory/sync/", operations.SynchroniseDirectoryView.as_view(), name="api-directory-sync"),
     path("v1/presets/", operations.PresetsView.as_view(), name="api-presets"),
     path("v1/", include(router.urls)),
     path("<anything:rest>", views.UnknownAddress.as_view()),

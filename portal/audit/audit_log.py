@@ -64,7 +64,7 @@ VERBS = {
     "stop": pgettext_lazy("audit", "stopped"),
     "restart": pgettext_lazy("audit", "restarted"),
     "retire": pgettext_lazy("audit", "end of service planned"),
-    "follow": pgettext_lazy("audit", "synchronised at once"),
+    "sync": pgettext_lazy("audit", "synchronised at once"),
     "force": pgettext_lazy("audit", "synchronised although most lost their access"),
     "crash": pgettext_lazy("audit", "an engine died under a request"),
 }

@@ -15,4 +15,4 @@ class NotificationsConfig(AppConfig):
 
         notification_requested.connect(record_notification, dispatch_uid="record notifications")
 
-        tasks.register("tellnotices", timedelta(minutes=10), ("tellnotices",))
+        tasks.register("sendnotices", timedelta(minutes=10), ("sendnotices",))

@@ -338,7 +338,7 @@ class SynchroniseDirectoryView(APIView):
     subject = SUBJECT
 
     @extend_schema(
-        operation_id="directory_follow",
+        operation_id="directory_sync",
         summary=gettext_lazy("Synchronise the company directory now"),
         request=shapes.SyncRequest,
         responses={200: shapes.Directory},

@@ -65,7 +65,7 @@ def synchronise_now(by: User, directory: Directory, *, force: bool) -> Directory
         directory_sync.sync_directory(directory, force=force)
     state = DirectoryState.objects.get()
     tracking.record_event(
-        "directory.force" if force else "directory.follow", state, "directory", after=audit_values(state)
+        "directory.force" if force else "directory.sync", state, "directory", after=audit_values(state)
     )
     return state
 

@@ -7,7 +7,7 @@ from portal.operations import directory, views
 urlpatterns = [
     path("", views.show_overview, name="operations"),
     path("directory/", directory.directory, name="operations-directory"),
-    path("directory/follow/", directory.synchronise, name="operations-directory-follow"),
+    path("directory/sync/", directory.synchronise, name="operations-directory-sync"),
     path("hosts/<id:pk>/", views.edit_host, name="operations-host"),
     path("hosts/<id:pk>/remove/", views.remove_host, name="operations-host-remove"),
     path("models/new/", views.new_model, name="operations-new"),

@@ -58,7 +58,7 @@ def of_engines(census, *rows):
 
 
 def test_a_periodic_task_has_a_reason_to_be_and_another_command_has_none():
-    assert name_part("python /srv/madoguchi/manage.py tellnotices") == "task"
+    assert name_part("python /srv/madoguchi/manage.py sendnotices") == "task"
     assert name_part("python /srv/madoguchi/manage.py shell") == "other"
 
 

@@ -102,7 +102,7 @@ RULES = {
     "more/<id:pk>/withdraw/": Rule(ALICE.who, "POST"),
     "operations/": OPERATORS,
     "operations/directory/": OPERATORS,
-    "operations/directory/follow/": OPERATORS_POST,
+    "operations/directory/sync/": OPERATORS_POST,
     "operations/hosts/<id:pk>/": OPERATORS,
     "operations/hosts/<id:pk>/remove/": OPERATORS,
     "operations/models/new/": OPERATORS,
@@ -148,7 +148,7 @@ RULES = {
     "api/v1/quota-requests/<int:pk>/withdraw/": Rule(ADMINS.who, "POST"),
     "api/v1/overview/": OPERATORS,
     "api/v1/directory/": OPERATORS,
-    "api/v1/directory/follow/": OPERATORS_POST,
+    "api/v1/directory/sync/": OPERATORS_POST,
     "api/v1/presets/": OPERATORS,
     "api/v1/hosts/": OPERATORS,
     "api/v1/hosts/<int:pk>/": OPERATORS,
@@ -210,7 +210,7 @@ WRITES = {
     ),
     ("POST", "more/<id:pk>/"): Write(ALICE.who, {"amount": "3", "reason": "why"}),
     ("POST", "more/<id:pk>/withdraw/"): Write(ALICE.who, {}),
-    ("POST", "operations/directory/follow/"): Write(OPERATORS.who),
+    ("POST", "operations/directory/sync/"): Write(OPERATORS.who),
     ("POST", "operations/hosts/<id:pk>/"): Write(
         OPERATORS.who, {"address": "10.0.0.9", "maintenance": "on", "confirmed": "yes"}
     ),
@@ -246,7 +246,7 @@ WRITES = {
     ("POST", "api/v1/quota-requests/<int:pk>/grant/"): Write(OPERATORS.who, {}),
     ("POST", "api/v1/quota-requests/<int:pk>/refuse/"): Write(OPERATORS.who, {"note": "no"}),
     ("POST", "api/v1/quota-requests/<int:pk>/withdraw/"): Write(frozenset({"bob"}), {}),
-    ("POST", "api/v1/directory/follow/"): Write(OPERATORS.who),
+    ("POST", "api/v1/directory/sync/"): Write(OPERATORS.who),
     ("POST", "api/v1/models/"): Write(
         OPERATORS.who, {"name": "other", "engine": "external", "url": "http://127.0.0.1:9"}
     ),

@@ -139,16 +139,16 @@ def test_the_state_of_the_directory(call, olivia):
     DirectoryState.objects.create(pk=1, tried_at=at, succeeded_at=at, outcome=outcome)
     seen = call(olivia).get("directory/")
     assert (seen["overdue"], seen["outcome"]["left"], seen["problem"]) == (False, 1, "")
-    answer = call(olivia)("POST", "directory/follow/")
+    answer = call(olivia)("POST", "directory/sync/")
     assert (answer.status_code, "set up" in answer.json()["detail"]) == (409, True)
 
 
 def test_the_directory_is_followed_at_once(call, olivia, connect):
     connect()
     User.objects.create(username="gone", directory_id="of nobody there")
-    refused = call(olivia)("POST", "directory/follow/")  # all of our people would lose their access
+    refused = call(olivia)("POST", "directory/sync/")  # all of our people would lose their access
     assert (refused.status_code, User.objects.get(username="gone").is_active) == (409, True)
-    answer = call(olivia)("POST", "directory/follow/", {"force": True})
+    answer = call(olivia)("POST", "directory/sync/", {"force": True})
     assert (answer.status_code, answer.json()["outcome"]["left"]) == (200, 1), answer.content
     assert answer.json()["inactive"] == 1
     assert AuditEvent.objects.get(action="directory.force").via == "api"
@@ -157,6 +157,6 @@ def test_the_directory_is_followed_at_once(call, olivia, connect):
 def test_a_directory_that_is_away_changes_nothing_and_is_told(call, olivia, connect):
     connect(LDAP_SERVER_URI="ldap://127.0.0.1:1")
     User.objects.create(username="eve", directory_id="whoever")
-    answer = call(olivia)("POST", "directory/follow/")
+    answer = call(olivia)("POST", "directory/sync/")
     assert (answer.status_code, "does not answer" in answer.json()["detail"]) == (409, True)
     assert call(olivia).get("directory/")["problem"] == "away"

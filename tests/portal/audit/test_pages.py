@@ -256,14 +256,14 @@ def test_amounts_are_grouped(research):
 
 
 def test_what_no_model_tells_of_is_still_told():
-    event = AuditEvent(action="directory.follow", object_kind="directory", after={"name_taken": ["abe"], "left": 2})
+    event = AuditEvent(action="directory.sync", object_kind="directory", after={"name_taken": ["abe"], "left": 2})
     assert words(event) == [("name taken", "", "abe"), ("left", "", "2")]
 
 
 def test_every_action_has_words(alice, bob, research):
     """Of what these tests and others make; who adds a verb adds its words."""
     code = "\n".join(path.read_text() for path in Path(settings.BASE_DIR, "portal").rglob("*.py"))
-    recorded = set(re.findall(r'record_event\(\s*"([a-z-]+\.[a-z]+)"', code)) | {"directory.force", "directory.follow"}
+    recorded = set(re.findall(r'record_event\(\s*"([a-z-]+\.[a-z]+)"', code)) | {"directory.force", "directory.sync"}
     assert "session.emergency" in recorded
     kinds = {watched.kind for watched in tracking.tracked_models().values()}
     verbs = {"add", "change", "remove", "revoke", "granted", "refused", "withdrawn", "leave", "return", "on", "off"}

@@ -146,14 +146,14 @@ def test_the_command_does_all_of_it_and_may_be_repeated(alice, bob, research, ca
     aged(key_of(alice, research), life=90 * DAY, left=3 * DAY)
     lifecycle.issue_key(tenant=research, service="Dify", name="Dify", responsible=alice)
     for _ in range(2):
-        call_command("tellnotices")
+        call_command("sendnotices")
     assert alice.notices.count() == 1
     assert capsys.readouterr().out == "0 mailed\n" * 2
 
 
 def test_it_runs_every_ten_minutes():
-    [work] = [work for work in tasks.registered_tasks() if work.name == "tellnotices"]
-    assert (work.every, work.argv) == (timedelta(minutes=10), ("tellnotices",))
+    [work] = [work for work in tasks.registered_tasks() if work.name == "sendnotices"]
+    assert (work.every, work.argv) == (timedelta(minutes=10), ("sendnotices",))
 
 
 def test_t6_the_key_of_the_playground_is_no_news_to_anybody(alice, bob, research):

@@ -149,7 +149,7 @@ def test_the_chore_that_tells_tells_it(alice, time_machine):
     begun = timezone.now()
     key_of(alice)
     time_machine.move_to(begun + timedelta(days=25), tick=False)
-    call_command("tellnotices", stdout=StringIO())
+    call_command("sendnotices", stdout=StringIO())
     assert Notice.objects.filter(kind="management-key-expires").exists()
 
 

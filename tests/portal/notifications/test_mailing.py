@@ -135,10 +135,10 @@ def test_a_server_that_is_away_loses_nothing(letterbox, connect, alice):  # noqa
         nobody.bind(("127.0.0.1", 0))
         connect(f"smtp://127.0.0.1:{nobody.getsockname()[1]}")
         with pytest.raises(CommandError, match=r"127\.0\.0\.1"):
-            call_command("tellnotices")
+            call_command("sendnotices")
     assert alice.notices.get().mailed_at is None
     connect(letterbox.url)
-    call_command("tellnotices")
+    call_command("sendnotices")
     assert len(letterbox.mails) == 1
 
 
@@ -231,8 +231,8 @@ def test_a_whole_installation_mails_what_comes_by_itself(letterbox, tmp_path):  
     environment = {"EMAIL_URL": letterbox.url, "PUBLIC_URL": "https://llm.example.com", "MAIL_FROM": "it@example.com"}
     with installed(tmp_path, **environment) as installation:
         prefix = installation.manage("shell", "-v0", "-c", FURNISH)
-        assert installation.manage("tellnotices") == "1 mailed"
-        assert installation.manage("tellnotices") == "0 mailed"
+        assert installation.manage("sendnotices") == "1 mailed"
+        assert installation.manage("sendnotices") == "0 mailed"
     [mail] = letterbox.mails
     assert (mail["From"], mail["To"]) == ("it@example.com", "alice@example.com")
     assert "expires in 3 days" in mail["Subject"]

@@ -239,7 +239,7 @@ def test_an_operator_has_it_followed_at_once(everybody, desk, directory, door, n
     assert has(answer, ".notice.success")
     leaver.refresh_from_db()
     assert not leaver.is_active
-    [event] = events("directory.follow")
+    [event] = events("directory.sync")
     assert (event.actor_name, event.address, event.after["left"]) == ("olivia", "10.3.3.3", 1)
 
 

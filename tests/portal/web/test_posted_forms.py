@@ -22,7 +22,7 @@ def places(research, alice, bob, olivia) -> dict[str, tuple[User, str]]:
         "verdict": (bob, f"/tenant/research/requests/{asked.pk}/"),
         "to": (olivia, "/tenant/research/switch/"),
         "language": (alice, "/language/"),
-        "force": (olivia, "/operations/directory/follow/"),
+        "force": (olivia, "/operations/directory/sync/"),
     }
 
 
