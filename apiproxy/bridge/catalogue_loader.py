@@ -137,7 +137,7 @@ def _record_deaths(deaths: Sequence[Death]) -> None:
             "endpoint": death.endpoint,
             "replica": death.replica,
             "open_calls": death.calls,
-            "verdict": death.judgement,
+            "verdict": death.verdict,
         }
         via = AuditEvent.Via.GATEWAY
         tracking.record_event("model.crash", model, "model", after=facts, tenant=key.tenant, actor=key.user, via=via)

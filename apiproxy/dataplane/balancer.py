@@ -47,7 +47,7 @@ class Balancer:
         """Return how many calls are in flight there."""
         return self._in_flight.get(replica.id, 0)
 
-    def refused(self, replica: Replica, now: float) -> None:
+    def penalise(self, replica: Replica, now: float) -> None:
         self._avoid_until[replica.id] = now + PENALTY
 
     def skipped(self, now: float) -> frozenset[int]:

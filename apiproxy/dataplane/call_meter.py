@@ -102,7 +102,7 @@ class CallMeter:
             access_log.log_call(self._recorded, self.refusal)
             if self.refusal is not None:
                 self.refusal.logged = True
-        self.exchange = None  # it knows us: of a circle only the garbage collector could free the memory
+        self.exchange = None  # breaks the reference cycle, which only the garbage collector could free
 
     def _record_open(self, tokens: Tokens) -> None:
         self._services.spool.open_call(self._usage("interrupted", tokens, estimated=True))

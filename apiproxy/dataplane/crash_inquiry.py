@@ -60,7 +60,7 @@ class CrashInquiry:
         model = meter.context.model
         if not await self._is_dead(exchange, replica) or not self._is_served(model.name, replica):
             return
-        self._balancer.refused(replica, self._services.clock())
+        self._balancer.penalise(replica, self._services.clock())
         others_live = None if exchange.says_dead or model.external else await self._others_live(replica)
         if others_live is False:
             log.error("all engines on the host of replica %d are gone: no call is blamed for that", replica.id)
@@ -92,7 +92,7 @@ class CrashInquiry:
         """
         context, identity = meter.context, meter.context.call.identity
         before = self._suspects.deaths(identity)
-        judgement = self._suspects.judge(identity, calls=calls, on_trial=meter.trial is not None)
+        verdict = self._suspects.judge(identity, calls=calls, on_trial=meter.trial is not None)
         death = Death(
             at=self._services.wall(),
             request_id=context.request_id,
@@ -101,7 +101,7 @@ class CrashInquiry:
             replica=replica.id,
             endpoint=context.endpoint.path,
             calls=calls,
-            judgement=judgement,
+            verdict=verdict,
         )
         report = partial(self._report, death, context.model.name)
         sign = self._reachability.supervisors.get(replica.host)
@@ -109,12 +109,12 @@ class CrashInquiry:
             self._suspects.doubt(replica.id, replica.host, sign.claim, identity, before=before, proven=report)
         else:
             report()
-        return judgement == "guilty"
+        return verdict == "guilty"
 
     def _report(self, death: Death, model: str) -> None:
-        self._services.metrics.count_engine_death(model, death.judgement)
+        self._services.metrics.count_engine_death(model, death.verdict)
         facts = {"request_id": death.request_id, "key": death.key, "replica": death.replica, "calls": death.calls}
-        log.error("an engine of %s died under a call (%s)", model, death.judgement, extra={"facts": facts})
+        log.error("an engine of %s died under a call (%s)", model, death.verdict, extra={"facts": facts})
         self._suspects.report(death)
 
     async def _others_live(self, replica: Replica) -> bool | None:
@@ -129,7 +129,7 @@ class CrashInquiry:
             try:
                 connection = await self._pools.of(replica).connect(LOOK_WITHIN)
             except Unreachable as error:
-                # What only took too long was perhaps us, or is the host, about which the watch knows.
+                # A time-out may be our own delay, or the host's, which HostWatch handles.
                 return isinstance(error.__cause__, TimeoutError)
             connection.abort()
         return True

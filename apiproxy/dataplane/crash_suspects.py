@@ -29,7 +29,7 @@ from typing import Literal
 
 from apiproxy.dataplane.host_watch import SignOfLife
 
-Judgement = Literal["suspect", "guilty"]
+Verdict = Literal["suspect", "guilty"]
 
 # Seconds: an engine needs up to minutes to restart, and a person who was refused wrongly has not gone home yet.
 MEMORY = 300.0
@@ -61,7 +61,7 @@ class Death:
     replica: int
     endpoint: str
     calls: int
-    judgement: Judgement
+    verdict: Verdict
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class CrashSuspects:
         self._trials: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
         self._doubts: dict[int, _Doubt] = {}  # by replica
         self._reported: list[Death] = []
-        self._reported_at: dict[tuple[int, int, Judgement], float] = {}  # by key, model and judgement
+        self._reported_at: dict[tuple[int, int, Verdict], float] = {}  # by key, model and verdict
         self.sweep()
 
     def deaths(self, body: bytes) -> int:
@@ -119,7 +119,7 @@ class CrashSuspects:
             last = self._last[replica] = _Died(now, calls)
         return last.calls
 
-    def judge(self, body: bytes, *, calls: int, on_trial: bool) -> Judgement:
+    def judge(self, body: bytes, *, calls: int, on_trial: bool) -> Verdict:
         """Count the death for one of the calls that were open, and return what the call is from now on."""
         guilty = on_trial or (calls == 1 and self._alone)
         if not body:  # an upload, of which nothing is held
@@ -203,8 +203,8 @@ class CrashSuspects:
 
     def report(self, death: Death) -> None:
         """Keep the death for operators, see `take`."""
-        group, kind = self._last[death.replica], (death.key, death.model, death.judgement)
-        if kind in self._reported_at or (group.reported >= REPORTED_OF_ONE and death.judgement == "suspect"):
+        group, kind = self._last[death.replica], (death.key, death.model, death.verdict)
+        if kind in self._reported_at or (group.reported >= REPORTED_OF_ONE and death.verdict == "suspect"):
             return
         group.reported += 1
         self._reported_at[kind] = death.at

@@ -50,7 +50,7 @@ class Forwarder:
         self._open_calls = open_calls
 
     async def forward(self, exchange: Exchange, meter: CallMeter, lease: Lease) -> Refusal | None:
-        """Send the call to the lease's replica, or to another where it may be, and wait until the client is served.
+        """Send the call to the lease's replica, or to another if a retry is safe, and wait until the client is served.
 
         Return the error that the client was sent in a stream, if no engine has had the call, so that no usage shows
         it. Raises a Refusal if nothing comes and the client has had nothing.
@@ -93,7 +93,7 @@ class Forwarder:
             replica = lease.replica
             meter.replica = replica.id
             outcome = await self._attempt(exchange, meter, replica)
-            if exchange.says_dead or is_lost(exchange.error):
+            if exchange.says_dead or is_connection_lost(exchange.error):
                 await self._inquiry.inquire(exchange, meter, replica)
             if outcome is Outcome.ANSWERED or outcome is Outcome.LEFT:
                 return True
@@ -111,7 +111,7 @@ class Forwarder:
         """Return a replica that may be given the call after this one, if there is one."""
         if not exchange.untouched:
             return None  # the error is about the request, or the engine may have died of it
-        self._balancer.refused(replica, self._clock())
+        self._balancer.penalise(replica, self._clock())
         if meter.context.upload is not None and exchange.reached:
             return None  # some of it has gone there, and is nowhere else
         return self._balancer.choose(meter.context.model.replicas, self._clock(), but=replica.id)
@@ -200,5 +200,5 @@ def is_stale(error: UpstreamError | None) -> bool:
     return isinstance(error, Broken) and error.stale
 
 
-def is_lost(error: UpstreamError | None) -> bool:
+def is_connection_lost(error: UpstreamError | None) -> bool:
     return isinstance(error, Broken) and error.lost

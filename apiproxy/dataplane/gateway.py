@@ -335,7 +335,7 @@ class Gateway:
             spool_accepting=self.services.spool.accepting,
             database_up=database_up,
             catalogue_revision=self.catalogue.revision,
-            catalogue_age=age,
+            catalogue_age_seconds=age,
             limits_alone=counting.alone,
             limits_unsent=counting.unsent,
             limits_admitted_alone=counting.admitted_alone,
@@ -346,18 +346,19 @@ class Gateway:
     def gauges(self) -> list[Gauge]:
         """Return the gauges of the catalogue, the same for all workers, and of replicas as this one sees them."""
         skipped = self._balancer.skipped(self._clock())
-        gauges: list[Gauge] = [("madoguchi_catalogue_keys", "Usable API keys.", (), len(self.catalogue.keys))]
+        ready: list[Gauge] = []
+        unreachable: list[Gauge] = []
+        refusing: list[Gauge] = []
         for model in self.catalogue.models.values():
             labels = (("model", model.name),)
-            ready = len(self._balancer.reachable(model.replicas))
+            count = len(self._balancer.reachable(model.replicas))
+            away = len(model.replicas) - count
             refused = sum(replica.id in skipped for replica in model.replicas)
-            away = len(model.replicas) - ready
-            gauges += [
-                ("madoguchi_replicas_ready", "Replicas that answer.", labels, ready),
-                ("madoguchi_replicas_unreachable", "Replicas that do not answer.", labels, away),
-                ("madoguchi_replicas_skipped", "Of these, refused a call within 2 s.", labels, refused),
-            ]
-        return gauges
+            ready.append(("madoguchi_replicas_ready", "Replicas that answer.", labels, count))
+            unreachable.append(("madoguchi_replicas_unreachable", "Replicas that do not answer.", labels, away))
+            refusing.append(("madoguchi_replicas_skipped", "Replicas that refused a call within 2 s.", labels, refused))
+        keys: Gauge = ("madoguchi_catalogue_keys", "Usable API keys.", (), len(self.catalogue.keys))
+        return [keys, *ready, *unreachable, *refusing]  # those of one name are adjacent
 
     async def close(self) -> None:
         self._parser.shutdown()
@@ -380,7 +381,7 @@ class RequestIds:
 
 
 def find_endpoint(path: str) -> tuple[str, Endpoint | None]:
-    """Return the path, normalise_path if it is not an endpoint's as it came, and its endpoint."""
+    """Return the path, normalised if it is not an endpoint's as it came, and its endpoint."""
     endpoint = ENDPOINTS.get(path)
     if endpoint is None:
         path = normalise_path(path)

@@ -6,8 +6,8 @@ and the memory.
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 
 from apiproxy.dataplane.mmap_counters import CounterFile, Key
@@ -52,7 +52,7 @@ class State:
     spool_accepting: bool
     database_up: bool
     catalogue_revision: int
-    catalogue_age: float  # seconds since the database last confirmed that nothing had changed
+    catalogue_age_seconds: float  # since the database last confirmed that nothing had changed
     limits_alone: bool = False
     limits_unsent: int = 0
     limits_admitted_alone: int = 0
@@ -60,21 +60,21 @@ class State:
     tasks_down: int = 0
 
 
-# In the order of State's fields: name, help, how several workers' values are combined.
-STATES: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
-    ("madoguchi_in_flight", "Calls under way.", sum),
-    ("madoguchi_spool_bytes", "Usage not yet in the database.", sum),
-    ("madoguchi_spool_accepting", "1 while every worker can write usage to disk.", min),
-    ("madoguchi_database_up", "1 if the database answered every worker when it was last asked.", min),
-    ("madoguchi_catalogue_revision", "Revision of the oldest catalogue in force.", min),
-    ("madoguchi_catalogue_age_seconds", "Since a worker last knew that its catalogue was up to date.", max),
-    ("madoguchi_limits_alone", "Workers that count limits for themselves, because Redis is away.", sum),
-    ("madoguchi_limits_unsent", "Settlements of limits that Redis has not confirmed.", sum),
-    ("madoguchi_limits_admitted_alone", "Calls that workers have let through while Redis was away.", sum),
-    ("madoguchi_batch_waiting", "Calls of batch keys that wait for their turn.", sum),
-    ("madoguchi_tasks_down", "Background tasks that fail or hang; /readyz says which.", sum),
-)
-LAYOUT = repr((COUNTERS, HISTOGRAMS, len(STATES)))
+# By the fields of State, which are the metrics' names: help, how several workers' values are combined.
+STATES: Mapping[str, tuple[str, Callable[[Iterable[float]], float]]] = {
+    "in_flight": ("Calls under way.", sum),
+    "spool_bytes": ("Usage not yet in the database.", sum),
+    "spool_accepting": ("1 while every worker can write usage to disk.", min),
+    "database_up": ("1 if the database answered every worker when it was last asked.", min),
+    "catalogue_revision": ("Revision of the oldest catalogue in force.", min),
+    "catalogue_age_seconds": ("Since a worker last knew that its catalogue was up to date.", max),
+    "limits_alone": ("Workers that count limits for themselves, because Redis is away.", sum),
+    "limits_unsent": ("Settlements of limits that Redis has not confirmed.", sum),
+    "limits_admitted_alone": ("Calls that workers have let through while Redis was away.", sum),
+    "batch_waiting": ("Calls of batch keys that wait for their turn.", sum),
+    "tasks_down": ("Background tasks that fail or hang; /readyz says which.", sum),
+}
+LAYOUT = repr((COUNTERS, HISTOGRAMS, list(STATES)))
 
 
 class Metrics:
@@ -146,7 +146,7 @@ class Metrics:
 
     def set_state(self, state: State) -> None:
         """Publish this worker's state. Call it about once a second, and before `render`."""
-        self._counters.put(STATE, [self._clock(), *map(float, astuple(state))])
+        self._counters.put(STATE, [self._clock(), *(float(getattr(state, field)) for field in STATES)])
 
     def forget_others(self, models: Container[str]) -> None:
         """Drop the numbers of models that are not among these."""
@@ -213,8 +213,8 @@ def histogram_lines(total: dict[Key, list[float]]) -> Iterator[str]:
 def state_gauges(states: list[list[float]]) -> Iterator[Gauge]:
     yield "madoguchi_workers", "Gateways of this host.", (), len(states)
     if states:
-        for (name, help_text, together), values in zip(STATES, zip(*states, strict=True), strict=True):
-            yield name, help_text, (), together(values)
+        for (field, (help_text, combine)), values in zip(STATES.items(), zip(*states, strict=True), strict=True):
+            yield f"madoguchi_{field}", help_text, (), combine(values)
 
 
 def gauge_lines(gauges: Iterable[Gauge]) -> Iterator[str]:

@@ -1,6 +1,11 @@
 """Which replicas can be reached now, by what hosts, engines and supervisors answer.
 
-`host_watch` asks; here its answers become replicas that get no calls, and calls that are given up.
+`host_watch` asks; here its answers become replicas that get no calls, and calls that are given up. In all of these:
+
+- a host or an engine is *silent*: it did not answer when it was asked;
+- a supervisor is *quiet*: it has given no sign of life for a while;
+- a replica is *unreachable*: its host or its engine is silent, so it gets no calls;
+- a replica is *skipped*: it refused a call a moment ago, so others are preferred.
 """
 
 import logging
@@ -98,7 +103,7 @@ class Reachability:
             return
         for exchange, meter in list(self._open_calls.items()):
             silence = silent.get(meter.replica or 0)
-            if silence is None or not is_lost(exchange, silence):
+            if silence is None or not is_hopeless(exchange, silence):
                 continue
             model = meter.context.model.name
             refusal = ModelUnavailable("model_unavailable", headers={"retry-after": "5"}, model=model)
@@ -129,8 +134,8 @@ class Reachability:
         }
 
 
-def is_lost(exchange: Exchange, silence: Silence) -> bool:
-    """Return whether nothing can be hoped for of this call at a silent replica."""
+def is_hopeless(exchange: Exchange, silence: Silence) -> bool:
+    """Return whether this call at a silent replica is given up."""
     has_begun = exchange.first_byte_at is not None
     if has_begun and exchange.heard_at >= silence.since:
         return False

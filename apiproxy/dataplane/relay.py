@@ -234,7 +234,7 @@ class Exchange:
         self._drop_engine()
         self._refusal = refusal
         sent = self._stage in (Stage.STREAMING, Stage.COMPLETE)
-        worked_on = self.reached and not self.awaited and self._status in (0, 200)  # all the time
+        worked_on = self.reached and not self.awaited and self._status in (0, 200)  # since the request was sent
         try:
             if worked_on and not lost and self._stage is Stage.NOT_STARTED:
                 self._close("failed")
@@ -353,7 +353,7 @@ class Exchange:
             self._drop_engine()
             self._broke_off()
             return
-        except ODD as error:
+        except MALFORMED as error:
             raise invalid_answer(error) from error
         if through and self._observer is not None and self._is_stopped(through, self._observer):
             return
@@ -547,6 +547,7 @@ class Exchange:
     def _begin(self, stage: Stage) -> None:
         if self._stage is Stage.NOT_STARTED:
             self._client.begin([*STREAM_HEADERS, *self._headers])
+            self._context.head_sent = True
         self._stage = stage
 
     def _answer(self, body: bytes, content_type: bytes) -> None:
@@ -578,8 +579,8 @@ class Exchange:
                 self._waiter.set_result(None)
 
 
-# What comes of an event with a text where a list should be, say.
-ODD = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+# Raised by parsing a malformed event, such as one with a text where a list should be.
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 @contextmanager
@@ -587,7 +588,7 @@ def parse_errors_as_broken() -> Iterator[None]:
     """Raise Broken for what an engine sends that is not JSON, or has a text where a list should be."""
     try:
         yield
-    except ODD as error:
+    except MALFORMED as error:
         raise invalid_answer(error) from error
 
 

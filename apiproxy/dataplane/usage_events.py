@@ -69,7 +69,7 @@ TEXTS = (("request_id", 40), ("model", 100), ("endpoint", 40), ("end_user", 64),
 def encode_line(kind: str, usage: Usage) -> bytes:
     """Return the line, with its end.
 
-    Never raises and is never longer than LINE: a usage that cannot be encoded whole is encoded as far as possible.
+    Never raises and is never longer than MAX_LINE: a usage that cannot be encoded whole is encoded as far as possible.
     """
     event = {kind: vars(usage)}
     try:

@@ -59,7 +59,7 @@ class Spec:
         return self.arguments(launcher).number("--tensor-parallel-size") or self.tensor_parallel
 
     def fingerprint(self) -> str:
-        """Change exactly when a running engine no longer is what is wanted."""
+        """Return a hash that changes only when a running engine is no longer what is wanted."""
         values = asdict(self)
         if not self.version:
             del values["version"]  # came later: what runs since before is still what is wanted
@@ -259,11 +259,11 @@ class Engine:
         """Return whether it takes waiting requests by the `priority` that they come with."""
         return False
 
-    def command(self, spec: Spec, place: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
         """Return how it is started, whatever memory it gets."""
         raise NotImplementedError
 
-    def isolation_options(self, spec: Spec, walls: CallerIsolation) -> list[str]:
+    def isolation_options(self, spec: Spec, isolation: CallerIsolation) -> list[str]:
         """Return the options that keep its callers apart."""
         return []
 
@@ -279,10 +279,10 @@ class Engine:
         self,
         spec: Spec,
         program: tuple[str, ...],
-        place: Endpoint,
+        endpoint: Endpoint,
         environment: Mapping[str, str],
         grant: MemoryGrant | None = None,
-        walls: CallerIsolation = CallerIsolation(),
+        isolation: CallerIsolation = CallerIsolation(),
     ) -> Command:
         """Build the whole command, from our own `environment`.
 
@@ -290,8 +290,8 @@ class Engine:
 
         `grant` None: what it will take could not be predicted, so the engine takes what it takes by itself.
         """
-        parts = self.command(spec, place)
-        options = parts.options + self.isolation_options(spec, walls)
+        parts = self.command(spec, endpoint)
+        options = parts.options + self.isolation_options(spec, isolation)
         if grant:
             planned = self.memory_options(spec, grant)
             options = arguments.without(self.launcher, options, arguments.read_arguments(self.launcher, planned))
@@ -343,7 +343,7 @@ class Engine:
         yield from ()
 
     def check_arguments(self, parsed: Arguments, slots: int | None) -> Iterator[Problem]:
-        """Yield what its options, each right by itself, are together not."""
+        """Yield the options that conflict with each other."""
         yield from ()
 
     def context_of(self, parsed: Arguments, slots: int | None) -> int:

@@ -73,9 +73,9 @@ class LlamaCpp(Engine):
         said = spec.arguments(self.launcher).number("--parallel")
         return max(said or 0, 0) or spec.slots or DEFAULT_SLOTS  # -1: it chooses, four
 
-    def command(self, spec: Spec, place: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
         parallel = self.slots(spec) or DEFAULT_SLOTS
-        argv = ["--model", spec.path, "--alias", spec.name, "--host", place.address, "--port", str(place.port)]
+        argv = ["--model", spec.path, "--alias", spec.name, "--host", endpoint.address, "--port", str(endpoint.port)]
         argv += ["--metrics", "--parallel", str(parallel)]
         if spec.context:
             # -c is the sum over the slots.
@@ -89,10 +89,10 @@ class LlamaCpp(Engine):
             batch = str(max(spec.context or 8192, 512))
             argv += ["--batch-size", batch, "--ubatch-size", batch]
             argv += ["--embeddings" if spec.task == "embedding" else "--reranking"]
-        return CommandParts(options=argv, env={"LLAMA_API_KEY": place.api_key})
+        return CommandParts(options=argv, env={"LLAMA_API_KEY": endpoint.api_key})
 
-    def isolation_options(self, spec: Spec, walls: CallerIsolation) -> list[str]:
-        if spec.task == "chat" and not walls.shared_cache:
+    def isolation_options(self, spec: Spec, isolation: CallerIsolation) -> list[str]:
+        if spec.task == "chat" and not isolation.shared_cache:
             return ["--no-cache-prompt"]  # but for requests that ask for it: the gateway's, for a model of one tenant
         return []
 
@@ -180,8 +180,8 @@ class LlamaServer(LlamaCpp):
     def read_options(self, output: str) -> list[dict[str, Any]]:
         return help_options(output)
 
-    def command(self, spec: Spec, place: Endpoint) -> CommandParts:
-        parts = super().command(spec, place)
+    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+        parts = super().command(spec, endpoint)
         # Neither pages of its own nor a look at the internet. (The wheel's server has neither.)
         return replace(parts, options=[*parts.options, "--no-webui", "--offline"])
 
@@ -211,10 +211,10 @@ class Xllamacpp(LlamaCpp):
     def shipped_options(self) -> Options:
         return Options.of(xllamacpp_launcher.described(), exact=True)
 
-    def command(self, spec: Spec, place: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
         # One second less than it is given, so that it ends by itself.
-        head = [str(XLLAMACPP_LAUNCHER), "--grace", f"{max(place.grace - 1, 0):g}"]
-        return replace(super().command(spec, place), head=head)
+        head = [str(XLLAMACPP_LAUNCHER), "--grace", f"{max(endpoint.grace - 1, 0):g}"]
+        return replace(super().command(spec, endpoint), head=head)
 
     def memory_options(self, spec: Spec, grant: MemoryGrant) -> list[str]:
         if grant.visible:
@@ -247,9 +247,9 @@ class LlamaCppPython(LlamaCpp):
     def slots(self, spec: Spec) -> int | None:
         return 1
 
-    def command(self, spec: Spec, place: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
         argv = ["--model", spec.path, "--model_alias", spec.name]
-        argv += ["--host", place.address, "--port", str(place.port), "--n_ctx", str(spec.context or 0)]
+        argv += ["--host", endpoint.address, "--port", str(endpoint.port), "--n_ctx", str(spec.context or 0)]
         # Else any other request ends a running stream early, as if it had finished.
         argv += ["--interrupt_requests", "false", "--n_gpu_layers", "-1"]
         # Else it keeps a number for each word of the vocabulary and each token of the context: 4 GB at 8,192 × 128,000.
@@ -258,9 +258,9 @@ class LlamaCppPython(LlamaCpp):
             batch = str(max(spec.context or 8192, 512))
             argv += ["--embedding", "true", "--n_batch", batch, "--n_ubatch", batch]
         # Its settings read their own names from the environment.
-        return CommandParts(head=["-m", "llama_cpp.server"], options=argv, env={"API_KEY": place.api_key})
+        return CommandParts(head=["-m", "llama_cpp.server"], options=argv, env={"API_KEY": endpoint.api_key})
 
-    def isolation_options(self, spec: Spec, walls: CallerIsolation) -> list[str]:
+    def isolation_options(self, spec: Spec, isolation: CallerIsolation) -> list[str]:
         return []
 
     def serves(self, task: str) -> bool:

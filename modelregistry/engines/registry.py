@@ -1,4 +1,4 @@
-"""The engines that Madoguchi knows, one row each. Nothing else in the product asks which engine it has before it.
+"""The engines that Madoguchi knows, one row each. No other code branches on the engine.
 
 A class is imported when it is first needed: an engine plans its memory with `modelregistry.memory` and reads its files
 with `modelregistry.files`, which themselves look engines up here.

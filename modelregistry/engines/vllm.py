@@ -25,7 +25,7 @@ from modelregistry.memory.estimate import Demand, Prediction
 if TYPE_CHECKING:
     from modelregistry.install.engine_environments import EngineEnvironment
 
-LEAST_CACHE = 2**20  # bytes; not 0, which could be taken for nothing said
+LEAST_CACHE = 2**20  # bytes; not 0, which could be taken as unset
 # An environment's own scripts hold the path of their Python, so vLLM's command is started by its module.
 VLLM_MODULE = ("-m", "vllm.entrypoints.cli.main")
 VLLM_GUARD = Path(__file__).with_name("vllm_guard")  # on the PYTHONPATH of a vLLM that we installed
@@ -98,8 +98,8 @@ class Vllm(Engine):
         policy = read_arguments(self.launcher, args).text("--scheduling-policy")
         return task == "chat" and policy in (None, "priority")
 
-    def command(self, spec: Spec, place: Endpoint) -> CommandParts:
-        argv = ["--served-model-name", spec.name, "--host", place.address, "--port", str(place.port)]
+    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+        argv = ["--served-model-name", spec.name, "--host", endpoint.address, "--port", str(endpoint.port)]
         # Each health check would be a line in the log. Its description of itself is open to everybody.
         argv += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
         if spec.context:
@@ -116,7 +116,7 @@ class Vllm(Engine):
         if "pickle" not in spec.allowed_risks:
             argv += ["--load-format", _load_format(Path(spec.path))]
         env = {
-            "VLLM_API_KEY": place.api_key,
+            "VLLM_API_KEY": endpoint.api_key,
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
@@ -125,9 +125,9 @@ class Vllm(Engine):
         }
         return CommandParts(head=["serve", spec.path], options=argv, env=env)
 
-    def isolation_options(self, spec: Spec, walls: CallerIsolation) -> list[str]:
-        # None would mean all of them; this one does not exist (RFC 2606). vLLM 0.11.1 and later.
-        return ["--allowed-media-domains", *(walls.media_domains or ("none.invalid",))]
+    def isolation_options(self, spec: Spec, isolation: CallerIsolation) -> list[str]:
+        # Without a domain all would be allowed; this one cannot exist (RFC 2606). vLLM 0.11.1 and later.
+        return ["--allowed-media-domains", *(isolation.media_domains or ("none.invalid",))]
 
     def memory_options(self, spec: Spec, grant: MemoryGrant) -> list[str]:
         argv = []

@@ -106,7 +106,8 @@ def membership_ended_text(facts: Facts) -> str:
 
 def format_quota(facts: Facts) -> str:
     """Return the amount of a quota, and the model if it is for one alone."""
-    text = UNITS[facts["unit"]].format_amount(facts["amount"], facts["window"])
+    unit = UNITS.get(facts["unit"])  # None: of a newer version that was put back
+    text = unit.format_amount(facts["amount"], facts["window"]) if unit else str(facts["amount"])
     return _("%(amount)s of %(model)s") % {"amount": text, "model": facts["model"]} if facts["model"] else text
 
 

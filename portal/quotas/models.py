@@ -1,6 +1,6 @@
 """How much may be used (Quota, policy) and what was used (UsageRecord and sums of it, written by the ledger)."""
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from django.conf import settings
 from django.db import models
@@ -12,7 +12,16 @@ from django.utils.translation import gettext_lazy as _
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey
-from portal.quotas.units import unit_choices
+from portal.quotas.units import UNITS, unit_choices
+
+Row = TypeVar("Row", bound=models.Model)
+
+
+class KnownUnits(models.Manager[Row]):
+    """Rows whose unit this version has. A newer one that was put back may have left others: they wait for it."""
+
+    def get_queryset(self) -> models.QuerySet[Row]:
+        return super().get_queryset().filter(unit__in=list(UNITS))
 
 
 class Quota(models.Model):
@@ -63,6 +72,8 @@ class Quota(models.Model):
         _("per"), max_length=10, choices=Window, blank=True, help_text=_("Empty for requests at the same time.")
     )
     amount = models.PositiveBigIntegerField(_("at most"), help_text=_("0 blocks."))
+
+    objects = KnownUnits()
 
     class Meta:
         verbose_name = _("quota")
@@ -140,6 +151,8 @@ class QuotaRequest(models.Model):
     )
     decided_at = models.DateTimeField(_("decided"), null=True, blank=True)
     note = models.CharField(_("note"), max_length=500, blank=True)
+
+    objects = KnownUnits()
 
     class Meta:
         verbose_name = _("request for more")

@@ -32,7 +32,7 @@ class QuotaUnit:
 
     name: str  # in the database: 10 characters at most
     label: Text
-    windows: Mapping[str, Words]  # those it can be limited in, by Quota.Window; "": as many at a time
+    windows: Mapping[str, Words]  # those it can be limited in, by Quota.Window; "": no window, for concurrent calls
     recorded: Combinable | None = None  # None: nothing adds up
     summed: Combinable | None = None
 

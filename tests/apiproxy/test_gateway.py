@@ -1,5 +1,6 @@
 """The gateway over a real socket, in front of a fake engine that can misbehave."""
 
+import asyncio
 import concurrent.futures
 import json
 import socket
@@ -10,12 +11,18 @@ import httpx2
 import pytest
 from django.utils import timezone
 
+from apiproxy.dataplane.call_meter import CallMeter
+from apiproxy.dataplane.errors import ModelUnavailable
+from apiproxy.dataplane.forwarding import Forwarder
+from apiproxy.dataplane.relay import Exchange
+from apiproxy.dataplane.scheduler import Lease
 from apiproxy.server.asgi import Application, SecondGateway
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.keys.lifecycle import issue_key, revoke_key
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
 from tests.apiproxy.errors import ERROR_KEYS, error
+from tests.apiproxy.exposition import samples
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
 from tests.waiting import until
 
@@ -528,6 +535,32 @@ def test_probes_answer_without_a_key(counter):
     text = httpx2.get(f"{counter.url}/metrics").text
     assert 'madoguchi_tokens_total{model="fake",kind="completion"} 5' in text
     assert counter.key not in text
+
+
+def test_a_refusal_after_heartbeats_is_an_event_of_the_stream(counter, monkeypatch):
+    monkeypatch.setattr("apiproxy.dataplane.forwarding.HEARTBEAT", 0.1)
+
+    async def wait_in_vain(self: Forwarder, exchange: Exchange, meter: CallMeter, lease: Lease) -> bool:
+        async with asyncio.timeout(30):
+            while not meter.context.head_sent:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.05)
+        raise ModelUnavailable("model_unavailable", model="fake")
+
+    monkeypatch.setattr(Forwarder, "_try", wait_in_vain)
+    with counter.stream() as response:
+        text = response.read().decode()
+    assert response.status_code == 200
+    assert text.startswith(":")
+    got = events(text)
+    assert (json.loads(got[-2])["error"]["code"], got[-1]) == ("model_unavailable", "[DONE]")
+
+
+def test_metrics_of_several_models_are_of_the_exposition_format(counter):
+    ServedModel.objects.create(name="second", engine="vllm", task="embedding", path="/m")
+    counter.wait_for_catalogue()
+    found = samples(httpx2.get(f"{counter.url}/metrics").text)
+    assert found["madoguchi_replicas_ready[model=fake]"] == 1
+    assert found["madoguchi_replicas_ready[model=second]"] == 0
 
 
 # --- the end of the server

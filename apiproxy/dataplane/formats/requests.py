@@ -113,7 +113,8 @@ class Call:
     prompts: int = 1
     # Members that engines would read otherwise than we do, as we read them; None: not sent.
     coerced: Mapping[str, Any] = field(default_factory=dict)
-    max_tokens: Mapping[str, int] = field(default_factory=dict)  # tokens of an answer (-1: any), by which of MAX_TOKENS
+    # Tokens of an answer (-1: any), by which of MAX_TOKENS_MEMBERS.
+    max_tokens: Mapping[str, int] = field(default_factory=dict)
     media: Sequence[tuple[str, str]] = ()  # where its pictures and recordings are, with the member that says so
     share: BudgetShare | None = None  # its part of the memory budget, mostly for its body
     size: int = field(init=False)  # bytes of the body

@@ -114,7 +114,7 @@ local function admit()
   for i, c in ipairs(counters) do
     local at = 4 * i - 1
     local wanted, amount, spent = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), (c.u or 0) + c.reserved
-    local fits = spent + wanted <= amount or (c.reserved == 0 and spent < amount)
+    local fits = wanted == 0 or spent + wanted <= amount or (c.reserved == 0 and spent < amount)
     local seconds = ARGV[at + 2] == '' and math.huge or tonumber(ARGV[at + 3])
     if not fits and seconds > last then longest, last = i - 1, seconds end
   end

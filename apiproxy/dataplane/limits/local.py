@@ -107,10 +107,10 @@ class ApplicableLimits:
         by_unit: dict[Unit, list[tuple[int, CounterState]]] = {}
         for limit, state in zip(limits, states, strict=True):
             by_unit.setdefault(limit.counter.unit, []).append((limit.amount, state))
-        # With a unit's place and not its methods: calling them takes a tenth of the time of an admission.
-        self.to_reserve = [(unit.place, counters) for unit, counters in by_unit.items()]
+        # With a unit's index and not its methods: calling them takes a tenth of the time of an admission.
+        self.to_reserve = [(unit.index, counters) for unit, counters in by_unit.items()]
         self.to_settle = [
-            (unit.place, unit.while_running, [state for _, state in counters]) for unit, counters in by_unit.items()
+            (unit.index, unit.while_running, [state for _, state in counters]) for unit, counters in by_unit.items()
         ]
         self.to_show = [(unit.headers, counters) for unit, counters in by_unit.items() if unit.headers is not None]
 
@@ -129,8 +129,8 @@ class HeldReservation:
         most, self._most = self._most, None
         if most is None:
             return
-        for place, while_running, states in self._plan.to_settle:
-            reserved, amount = most[place], 0 if while_running else used[place]
+        for index, while_running, states in self._plan.to_settle:
+            reserved, amount = most[index], 0 if while_running else used[index]
             for state in states:
                 state.reserved -= reserved
                 state.used += amount
@@ -139,9 +139,9 @@ class HeldReservation:
         most, self._most = self._most, None
         if most is None:
             return
-        for place, _, states in self._plan.to_settle:
+        for index, _, states in self._plan.to_settle:
             for state in states:
-                state.reserved -= most[place]
+                state.reserved -= most[index]
 
     def headers(self, now: float) -> Headers:
         plan = self._plan
@@ -178,11 +178,11 @@ class Limits:
         self._latest = now
         # Each limit is checked and reserved in one go, as `fits` says but without its calls: a key may have a dozen.
         reached = self._share != 1 and bool(self._reached(plan, most))
-        for place, counters in plan.to_reserve:
-            wanted = most[place]
+        for index, counters in plan.to_reserve:
+            wanted = most[index]
             for amount, state in counters:
                 used, reserved = state.used, state.reserved
-                if used + reserved + wanted > amount and (reserved or used >= amount):
+                if wanted and used + reserved + wanted > amount and (reserved or used >= amount):
                     reached = True
                 state.reserved = reserved + wanted
         reservation = HeldReservation(plan, most)
@@ -269,7 +269,8 @@ def fits(wanted: int, amount: int, state: CounterState) -> bool:
     left = amount - state.used - state.reserved
     # What is wanted is the most that a call could use. A caller with something left may make a call that is larger
     # than it while no other is under way; otherwise the last part of every quota could never be used.
-    return wanted <= left or (state.reserved == 0 and left > 0)
+    # A call that uses nothing of the unit is not refused for those that used it up.
+    return not wanted or wanted <= left or (state.reserved == 0 and left > 0)
 
 
 def allowance(amount: int, state: CounterState, share: int) -> int:

@@ -34,14 +34,14 @@ class Unit:
 
     def reserve(self, most: Consumption) -> int:
         """Return how much of the unit a call may use."""
-        return most[self.place]
+        return most[self.index]
 
     def settle(self, used: Consumption) -> int:
         """Return how much of the unit a call used that has reached an engine."""
-        return 0 if self.while_running else used[self.place]
+        return 0 if self.while_running else used[self.index]
 
     @cached_property
-    def place(self) -> int:
+    def index(self) -> int:
         return Consumption._fields.index(self.counts)
 
     @cached_property

@@ -8,10 +8,11 @@ from typing import Protocol
 
 from apiproxy.dataplane.errors import Refusal
 
-# None: go on. A refusal: stop the engine and send the client this in place of the events and of all that follow.
-Verdict = Refusal | None
-
 
 class StreamObserver(Protocol):
-    def feed(self, events: bytes) -> Verdict:
-        """Look at whole events in the engine's format; those of an answer that is assembled for the client too."""
+    def feed(self, events: bytes) -> Refusal | None:
+        """Look at whole events in the engine's format, also at those of an answer that is assembled for the client.
+
+        Return None to go on, or a refusal to stop the engine: the client is sent it in place of these events and of all
+        that follow.
+        """

@@ -47,6 +47,13 @@ def number() -> int:
     return catalogue_loader.revision()
 
 
+def test_a_quota_of_a_unit_that_only_a_newer_version_has_is_left_out(key, research):
+    Quota.objects.create(tenant=research, unit="frames", window="day", amount=1)
+    Quota.objects.create(tenant=research, unit="tokens", window="day", amount=2)
+    (found,) = catalogue_loader.load().keys.values()
+    assert [limit.amount for limit in found.limits] == [2]
+
+
 def test_each_change_is_applied_as_if_everything_were_loaded_again(key, alice, bob, research, model, sales):
     host = Host.objects.create(name="h")
     issue_key(tenant=research, user=bob, name="bystander", allowed_models=[model])

@@ -25,7 +25,7 @@ def test_t7_the_one_with_the_fewest_calls_is_chosen_at_any_place():
 def test_t7_one_that_refused_comes_last_for_a_while_and_is_better_than_none():
     balancer = Balancer()
     balancer.began(B)
-    balancer.refused(A, 10.0)
+    balancer.penalise(A, 10.0)
     assert balancer.choose((A, B), 10.0) is B
     assert balancer.choose((A,), 10.0) is A
     assert balancer.choose((A, B), 10.0 + PENALTY) is A

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import httpx2
 import pytest
@@ -11,7 +11,7 @@ from tests.engine import DONE, FINISH, SSE, chunk
 from tests.waiting import until
 
 STATE = State(
-    in_flight=2, spool_bytes=10, spool_accepting=True, database_up=True, catalogue_revision=7, catalogue_age=0.5
+    in_flight=2, spool_bytes=10, spool_accepting=True, database_up=True, catalogue_revision=7, catalogue_age_seconds=0.5
 )
 
 
@@ -51,6 +51,14 @@ def test_every_line_is_of_the_exposition_format(workers):
     assert found["madoguchi_in_flight[]"] == 2
     assert found["madoguchi_inter_token_seconds_bucket[le=0.02, model=m]"] == 1
     assert found["madoguchi_inter_token_seconds_bucket[le=0.015, model=m]"] == 0
+
+
+def test_each_field_of_a_workers_state_is_shown_under_its_name(workers):
+    metrics, _, _ = workers
+    values = {field.name: float(number) for number, field in enumerate(fields(State))}
+    metrics.set_state(State(**values))
+    found = read_samples(metrics)
+    assert {name: found[f"madoguchi_{name}[]"] for name in values} == values
 
 
 def test_buckets_count_everything_below_them(workers):

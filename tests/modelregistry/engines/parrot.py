@@ -50,9 +50,9 @@ class Parrot(Engine):
     def supports_priority(self, task: str, args: Sequence[str]) -> bool:
         return True
 
-    def command(self, spec: Spec, place: Endpoint) -> CommandParts:
-        options = ["--model", spec.path, "--alias", spec.name, "--host", place.address, "--port", str(place.port)]
-        return CommandParts(options=options, env={"LLAMA_API_KEY": place.api_key})
+    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+        options = ["--model", spec.path, "--alias", spec.name, "--host", endpoint.address, "--port", str(endpoint.port)]
+        return CommandParts(options=options, env={"LLAMA_API_KEY": endpoint.api_key})
 
     def memory_options(self, spec: Spec, grant: MemoryGrant) -> list[str]:
         return ["--memory", str(grant.cache)]

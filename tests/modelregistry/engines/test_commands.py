@@ -114,10 +114,10 @@ def test_g16_vllm_fetches_from_nowhere_but_where_the_operator_says():
         # An empty list would mean everywhere.
         assert pairs(careful.argv)["--allowed-media-domains"].endswith(".invalid")
         assert careful.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
-    walls = base.CallerIsolation(media_domains=("files.example.com", "cdn.example.com"))
+    isolation = base.CallerIsolation(media_domains=("files.example.com", "cdn.example.com"))
     argv = (
         launched_by("vllm")
-        .build_command(replace(CHAT, engine="vllm"), ("/opt/engine",), PLACE, ENVIRONMENT, None, walls)
+        .build_command(replace(CHAT, engine="vllm"), ("/opt/engine",), PLACE, ENVIRONMENT, None, isolation)
         .argv
     )
     place = argv.index("--allowed-media-domains")

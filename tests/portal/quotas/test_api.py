@@ -42,6 +42,14 @@ def test_operators_give_change_and_take_away(call, olivia, research):
     assert not Quota.objects.exists()
 
 
+def test_a_quota_of_a_unit_that_only_a_newer_version_has_is_left_out(call, client, bob, research):
+    Quota.objects.create(tenant=research, unit="frames", window="day", amount=1)
+    Quota.objects.create(tenant=research, unit="tokens", window="day", amount=2)
+    assert amounts(call(bob)) == [2]
+    client.force_login(bob)
+    assert client.get("/").status_code == client.get("/tenant/research/quotas/").status_code == 200
+
+
 def test_an_admin_gives_members_keys_and_defaults_up_to_what_the_tenant_has(call, bob, alice, olivia, research):
     call(olivia)("POST", "quotas/", {"tenant": "research", **DAILY, "amount": 100})
     serve("qwen")

@@ -211,6 +211,14 @@ async def test_the_last_part_of_a_quota_can_be_used(limits):
         await limits.admit(budget, MODEL, Consumption(5000), NOON)
 
 
+async def test_a_call_that_uses_none_of_a_unit_is_not_refused_for_those_that_used_it_up(limits):
+    budget = (limit("tokens", 10),)
+    (await limits.admit(budget, MODEL, Consumption(10), NOON)).settle(Consumption(10))
+    (await limits.admit(budget, MODEL, Consumption(0), NOON)).settle(Consumption(0))
+    with pytest.raises(OverQuota):
+        await limits.admit(budget, MODEL, Consumption(1), NOON)
+
+
 async def test_a_new_limit_knows_what_was_used_before(limits, recorded):
     recorded.add(NOON - 60, requests=5)
     with pytest.raises(OverQuota):

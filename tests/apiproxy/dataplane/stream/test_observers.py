@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from apiproxy.dataplane.context import RequestContext
-from apiproxy.dataplane.errors import EngineFailed
-from apiproxy.dataplane.stream.observers import StreamObserver, Verdict
+from apiproxy.dataplane.errors import EngineFailed, Refusal
+from apiproxy.dataplane.stream.observers import StreamObserver
 from tests.engine import DONE, FINISH, SSE, chunk, token
 from tests.waiting import until
 
@@ -22,7 +22,7 @@ class Count:
         self.last = last
         self.seen = b""
 
-    def feed(self, events: bytes) -> Verdict:
+    def feed(self, events: bytes) -> Refusal | None:
         assert events.endswith(b"\n\n")  # whole ones
         self.seen += events
         return EngineFailed("engine_error") if self.last is not None and self.events > self.last else None
@@ -33,7 +33,7 @@ class Count:
 
 
 class Fails:
-    def feed(self, events: bytes) -> Verdict:
+    def feed(self, events: bytes) -> Refusal | None:
         raise KeyError("choices")
 
 
