@@ -96,24 +96,24 @@ def test_g1_a_chunked_body_behind_an_upgrade_is_read(counter):
 
 
 def test_g1_a_websocket_on_v1_is_a_request_like_any_other(counter):
-    wish = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
+    upgrade = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
     with connect(counter) as connection:
-        connection.sendall(head("GET", "/v1/realtime", *wish, key=counter.key) + LAST)
+        connection.sendall(head("GET", "/v1/realtime", *upgrade, key=counter.key) + LAST)
         assert statuses(connection) == [404, 401]
 
 
 def test_g1_a_request_for_a_websocket_with_a_body_gets_an_answer(counter):
-    wish = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
+    upgrade = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
     for method in ("POST", "GET"):
         with connect(counter) as connection:
-            connection.sendall(head(method, "/ws/operations/", *wish, "content-length: 4") + b"abcd" + LAST)
+            connection.sendall(head(method, "/ws/operations/", *upgrade, "content-length: 4") + b"abcd" + LAST)
             assert len(statuses(connection)) == 2  # the gateway alone knows no such path, but it is one request
 
 
 def test_g1_frames_before_the_handshake_are_refused(counter):
-    wish = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
+    upgrade = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
     with connect(counter) as connection:
-        connection.sendall(head("GET", "/ws/", *wish) + b"\x81\x00")
+        connection.sendall(head("GET", "/ws/", *upgrade) + b"\x81\x00")
         assert 101 not in statuses(connection)
 
 

@@ -128,6 +128,14 @@ def open_page(browser, site, provoked) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture
-def open_request(research, alice) -> QuotaRequest:
-    wish = {"tenant": research, "user": alice, "unit": "tokens", "window": "day", "amount": 200, "previous_amount": 100}
-    return QuotaRequest.objects.create(**wish, asked_by=alice)
+def open_request(research, alice, bob) -> QuotaRequest:
+    """Return a request that waits for Bob, who administers the tenant."""
+    request = {
+        "tenant": research,
+        "user": alice,
+        "unit": "tokens",
+        "window": "day",
+        "amount": 200,
+        "previous_amount": 100,
+    }
+    return QuotaRequest.objects.create(**request, asked_by=alice)

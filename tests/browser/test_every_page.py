@@ -60,8 +60,14 @@ def furnished(filled, alice, bob, olivia, research) -> None:
     Quota.objects.create(tenant=research, unit="tokens", window="month", amount=5_000_000_000)
     Quota.objects.create(tenant=research, default_for="member", unit="requests", window="minute", amount=60)
     Quota.objects.create(key=long, unit="concurrent", window="", amount=4)
-    wish = {"tenant": research, "user": alice, "unit": "tokens", "amount": 200_000_000, "previous_amount": 130_000_000}
-    QuotaRequest.objects.create(**wish, window="month", asked_by=alice, reason="決算期のため " * 10)
+    quota_request = {
+        "tenant": research,
+        "user": alice,
+        "unit": "tokens",
+        "amount": 200_000_000,
+        "previous_amount": 130_000_000,
+    }
+    QuotaRequest.objects.create(**quota_request, window="month", asked_by=alice, reason="決算期のため " * 10)
     told = {"key": LONG, "prefix": long.prefix, "tenant": research.name, "days": 3, "at": now.isoformat()}
     notify([alice, bob, olivia], "key-expires", f"{long.prefix} 7", path=f"/keys/{long.prefix}/", **told)
 

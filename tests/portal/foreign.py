@@ -63,11 +63,11 @@ def fill(home: Tenant) -> Foreign:
     ]
     for owner in owners:
         Quota.objects.create(**owner, **limit)
-    wish = {**limit, "tenant": tenant, "previous_amount": 1, "reason": MARK}
+    quota_request = {**limit, "tenant": tenant, "previous_amount": 1, "reason": MARK}
     for asked_by, owner in ((both, {"user": both}), (stranger, {}), (stranger, {"key": keys[2]})):
-        QuotaRequest.objects.create(**wish, asked_by=asked_by, **owner)
+        QuotaRequest.objects.create(**quota_request, asked_by=asked_by, **owner)
         QuotaRequest.objects.create(
-            **{**wish, "window": "month"}, asked_by=asked_by, **owner, state="refused", note=MARK,
+            **{**quota_request, "window": "month"}, asked_by=asked_by, **owner, state="refused", note=MARK,
             decided_by=stranger, decided_at=timezone.now(),
         )  # fmt: skip
     for key in keys:

@@ -84,4 +84,4 @@ def test_p3_nobodys_name_is_locked_as_anybodys(door, settings):
     for _ in range(settings.AXES_FAILURE_LIMIT):
         assert door.enter("nobody-of-ours", "wrong") is None
     assert door.response.status_code == 429
-    assert door.response.context["form"].wait > 0
+    assert door.response.context["form"].retry_after > 0

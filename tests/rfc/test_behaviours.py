@@ -179,14 +179,14 @@ def test_g2_refusals_of_size_are_errors_that_clients_read(site, way, sent, statu
 @pytest.mark.parametrize("field", ["x: " + "y" * 14_000, "cookie: sessionid=" + "y" * 14_000])
 @pytest.mark.parametrize("path", ["/sign-in/", "/ws/usage/"])
 def test_g2_a_large_field_is_taken_or_refused_on_pages_and_sockets(site, way, path, field):
-    wish = [
+    quota_request = [
         "connection: upgrade",
         "upgrade: websocket",
         "sec-websocket-version: 13",
         "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
     ]
     with site.connect(way) as connection:
-        connection.sendall(request("GET", path, field, *(wish if path.startswith("/ws/") else [])))
+        connection.sendall(request("GET", path, field, *(quota_request if path.startswith("/ws/") else [])))
         assert Reader(connection).one().status < 500
 
 
@@ -198,14 +198,14 @@ def test_g3_a_stranger_cannot_fill_the_disk_by_a_page(site, way):
 
 
 def test_a_websocket_elsewhere_than_below_ws_is_a_plain_request(site, way):
-    wish = [
+    quota_request = [
         "connection: upgrade",
         "upgrade: websocket",
         "sec-websocket-version: 13",
         "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
     ]
     known = f"authorization: Bearer {site.key}"
-    answer, after = ask(site, way, request("GET", "/v1/realtime", known, *wish) + last(site))
+    answer, after = ask(site, way, request("GET", "/v1/realtime", known, *quota_request) + last(site))
     assert (answer.status, answer.code, after.code) == (404, "unknown_url", "model_not_found")
 
 

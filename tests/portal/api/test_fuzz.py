@@ -67,7 +67,7 @@ def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
     use(own)
     daily = {"tenant": research, "unit": "tokens", "window": "day"}
     quota = Quota.objects.create(**daily, user=alice, amount=100)
-    wish = QuotaRequest.objects.create(**daily, user=alice, asked_by=alice, amount=200, previous_amount=100)
+    quota_request = QuotaRequest.objects.create(**daily, user=alice, asked_by=alice, amount=200, previous_amount=100)
     notify([alice, bob], "membership-ended", "x", tenant="X", keys=1)
     return {
         "hosts": {"id": model.replica_set.get().host_id},
@@ -77,7 +77,7 @@ def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
         "services": {"prefix": service.prefix},
         "tenants": {"slug": "research", "username": "alice"},
         "quotas": {"id": quota.pk},
-        "quota-requests": {"id": wish.pk},
+        "quota-requests": {"id": quota_request.pk},
         "notices": {"id": Notice.objects.filter(user=alice).get().pk},
     }
 

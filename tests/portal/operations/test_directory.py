@@ -218,7 +218,7 @@ def test_the_page_says_when_nobody_follows_any_more(everybody, desk):
 
 def test_without_a_directory_the_page_says_how_to_connect_one(desk):
     assert has(page(desk), ".empty")
-    assert has(desk.post(f"{PAGE}follow/", follow=True), ".empty")
+    assert has(desk.post(f"{PAGE}sync/", follow=True), ".empty")
     assert not DirectoryState.objects.exists()
 
 
@@ -235,7 +235,7 @@ def test_the_page_asks_the_database_for_little(everybody, desk, django_assert_ma
 def test_an_operator_has_it_followed_at_once(everybody, desk, directory, door, newcomer):
     leaver = door.enter(newcomer("goto", "sales"), "password of goto")
     directory.dismiss("goto")
-    answer = desk.post(f"{PAGE}follow/", follow=True)
+    answer = desk.post(f"{PAGE}sync/", follow=True)
     assert has(answer, ".notice.success")
     leaver.refresh_from_db()
     assert not leaver.is_active
@@ -245,10 +245,10 @@ def test_an_operator_has_it_followed_at_once(everybody, desk, directory, door, n
 
 def test_what_is_implausible_takes_a_second_decision(everybody, desk, connect):
     connect(**NOWHERE)
-    answer = desk.post(f"{PAGE}follow/", follow=True)
+    answer = desk.post(f"{PAGE}sync/", follow=True)
     assert "4" in one_of(answer, ".attention .log").text
     assert User.objects.filter(is_active=True).exclude(directory_id=None).count() == 4
-    desk.post(f"{PAGE}follow/", {"force": "yes"})
+    desk.post(f"{PAGE}sync/", {"force": "yes"})
     assert not User.objects.filter(is_active=True).exclude(directory_id=None).exists()
     [event] = events("directory.force")
     assert event.after["left"] == 4

@@ -133,7 +133,7 @@ def limited(olivia, bob, research):
 
 
 @pytest.fixture
-def wish(limited, alice, research) -> QuotaRequest:
+def quota_request(limited, alice, research) -> QuotaRequest:
     return administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200, "a deadline")
 
 
@@ -142,14 +142,19 @@ def told(kind: str) -> set[str]:
 
 
 class TestAsking:
-    def test_a_member_asks_and_the_admins_are_told(self, wish, bob, olivia):
-        assert (wish.previous_amount, wish.amount, wish.state, wish.reason) == (100, 200, "open", "a deadline")
+    def test_a_member_asks_and_the_admins_are_told(self, quota_request, bob, olivia):
+        assert (quota_request.previous_amount, quota_request.amount, quota_request.state, quota_request.reason) == (
+            100,
+            200,
+            "open",
+            "a deadline",
+        )
         assert told("request-asked") == {"bob"}
         assert Notice.objects.get().path == "/tenant/research/requests/"
 
     def test_an_admin_asks_for_the_tenant_and_operators_are_told(self, limited, bob, olivia, research):
-        wish = administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
-        assert (wish.previous_amount, wish.user, wish.key) == (1000, None, None)
+        quota_request = administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
+        assert (quota_request.previous_amount, quota_request.user, quota_request.key) == (1000, None, None)
         assert told("request-asked") == {"olivia"}
 
     def test_the_only_admin_asks_operators(self, limited, bob, olivia, research):
@@ -183,38 +188,38 @@ class TestAsking:
         with pytest.raises(QuotaRefused, match="more than you have now: 100"):
             administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 100)
 
-    def test_the_same_is_asked_for_once(self, wish, alice, research):
+    def test_the_same_is_asked_for_once(self, quota_request, alice, research):
         with pytest.raises(QuotaRefused, match="asked for already"):
             administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 300)
         assert QuotaRequest.objects.count() == 1
 
-    def test_who_asked_can_take_it_back_and_nobody_else(self, wish, alice, bob):
+    def test_who_asked_can_take_it_back_and_nobody_else(self, quota_request, alice, bob):
         with pytest.raises(NotAllowed):
-            administration.withdraw_request(bob, wish)
-        assert administration.withdraw_request(alice, wish).state == "withdrawn"
+            administration.withdraw_request(bob, quota_request)
+        assert administration.withdraw_request(alice, quota_request).state == "withdrawn"
         with pytest.raises(QuotaRefused, match="has been withdrawn"):
-            administration.grant_request(bob, wish)
+            administration.grant_request(bob, quota_request)
 
 
 class TestDeciding:
-    def test_granting_gives_a_quota_of_one_s_own(self, wish, alice, bob, research):
-        row = administration.grant_request(bob, wish, note="until Friday")
+    def test_granting_gives_a_quota_of_one_s_own(self, quota_request, alice, bob, research):
+        row = administration.grant_request(bob, quota_request, note="until Friday")
         assert (row.state, row.granted, row.decided_by, row.note) == ("granted", 200, bob, "until Friday")
         own = Quota.objects.get(user=alice)
         assert (own.tenant, own.default_for, own.amount) == (research, "", 200)
         assert told("request-decided") == {"alice"}
 
-    def test_t1_nobody_decides_what_is_theirs_whoever_asked(self, wish, bob):
+    def test_t1_nobody_decides_what_is_theirs_whoever_asked(self, quota_request, bob):
         QuotaRequest.objects.update(user=bob)
-        wish.refresh_from_db()
-        assert administration.requests_to_decide(bob, [wish]) == set()
+        quota_request.refresh_from_db()
+        assert administration.requests_to_decide(bob, [quota_request]) == set()
         with pytest.raises(NotAllowed):
-            administration.grant_request(bob, wish)
+            administration.grant_request(bob, quota_request)
 
-    def test_less_than_wished_may_be_given_but_more_than_there_is(self, wish, alice, bob):
+    def test_less_than_wished_may_be_given_but_more_than_there_is(self, quota_request, alice, bob):
         with pytest.raises(QuotaRefused, match="no more than there is now: 100"):
-            administration.grant_request(bob, wish, 100)
-        assert administration.grant_request(bob, wish, 150).granted == 150
+            administration.grant_request(bob, quota_request, 100)
+        assert administration.grant_request(bob, quota_request, 150).granted == 150
         assert Quota.objects.get(user=alice).amount == 150
 
     def test_a_key_s_wish_raises_the_quota_of_the_key(self, limited, alice, bob, research):
@@ -225,58 +230,64 @@ class TestDeciding:
         assert not Quota.objects.filter(user=alice).exists()
 
     def test_a_tenant_s_wish_is_granted_by_an_operator_alone(self, limited, bob, carol, olivia, research):
-        wish = administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
+        quota_request = administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
         with pytest.raises(NotAllowed):
-            administration.grant_request(carol, wish)
-        administration.grant_request(olivia, wish)
+            administration.grant_request(carol, quota_request)
+        administration.grant_request(olivia, quota_request)
         assert Quota.objects.get(tenant=research, default_for="", user=None).amount == 2000
 
     def test_nobody_decides_what_they_asked_for(self, limited, bob, olivia, research):
         Membership.objects.create(user=olivia, tenant=research, role="admin")
         for asker, to in ((bob, QuotaTarget(tenant=research, user=bob)), (olivia, QuotaTarget(tenant=research))):
-            wish = administration.create_request(asker, to, DAILY, 2000)
+            quota_request = administration.create_request(asker, to, DAILY, 2000)
             for verb in (administration.grant_request, lambda by, row: administration.refuse_request(by, row, "no")):
                 with pytest.raises(NotAllowed, match="Another has to decide"):
-                    verb(asker, wish)
+                    verb(asker, quota_request)
 
-    def test_members_and_strangers_decide_nothing(self, wish, charlie, research):
+    def test_members_and_strangers_decide_nothing(self, quota_request, charlie, research):
         for who in (charlie, person("dave", research)):
             with pytest.raises(NotAllowed):
-                administration.grant_request(who, wish)
+                administration.grant_request(who, quota_request)
 
     def test_an_admin_cannot_grant_more_than_the_tenant_has(self, limited, alice, bob, olivia, research):
-        wish = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 5000)
+        quota_request = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 5000)
         with pytest.raises(QuotaRefused, match="研究部 itself has 1,000"):
-            administration.grant_request(bob, wish)
+            administration.grant_request(bob, quota_request)
         assert QuotaRequest.objects.get().state == "open"
-        assert administration.grant_request(olivia, wish).granted == 5000
+        assert administration.grant_request(olivia, quota_request).granted == 5000
 
-    def test_refusing_needs_a_reason_and_changes_no_quota(self, wish, alice, bob):
+    def test_refusing_needs_a_reason_and_changes_no_quota(self, quota_request, alice, bob):
         with pytest.raises(QuotaRefused):
-            administration.refuse_request(bob, wish, " ")
-        assert administration.refuse_request(bob, wish, "not this month").note == "not this month"
+            administration.refuse_request(bob, quota_request, " ")
+        assert administration.refuse_request(bob, quota_request, "not this month").note == "not this month"
         assert not Quota.objects.filter(user=alice).exists()
         assert told("request-decided") == {"alice"}
 
-    def test_after_an_answer_the_same_may_be_asked_again(self, wish, alice, bob, research):
-        administration.refuse_request(bob, wish, "not now")
+    def test_after_an_answer_the_same_may_be_asked_again(self, quota_request, alice, bob, research):
+        administration.refuse_request(bob, quota_request, "not now")
         assert (
             administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 300).state == "open"
         )
 
-    def test_it_waits_for_those_who_may_answer(self, wish, alice, bob, charlie, carol, olivia, research):
+    def test_it_waits_for_those_who_may_answer(self, quota_request, alice, bob, charlie, carol, olivia, research):
         of_tenant = administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
         waits = {who.username: [*administration.waiting_for(who)] for who in (alice, bob, carol, charlie, olivia)}
-        assert waits == {"alice": [], "bob": [wish], "carol": [wish], "charlie": [], "olivia": [of_tenant]}
+        assert waits == {
+            "alice": [],
+            "bob": [quota_request],
+            "carol": [quota_request],
+            "charlie": [],
+            "olivia": [of_tenant],
+        }
 
     def test_what_no_admin_could_answer_waits_for_operators(self, limited, bob, olivia, research):
-        wish = administration.create_request(bob, QuotaTarget(tenant=research, user=bob), DAILY, 200)
-        assert [*administration.waiting_for(olivia)] == [wish]
+        quota_request = administration.create_request(bob, QuotaTarget(tenant=research, user=bob), DAILY, 200)
+        assert [*administration.waiting_for(olivia)] == [quota_request]
         assert [*administration.waiting_for(bob)] == []
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_two_who_decide_at_once_one_wins(wish, alice, bob, carol):
+def test_of_two_who_decide_at_once_one_wins(quota_request, alice, bob, carol):
     together = threading.Barrier(2, timeout=30)
     said: list[str] = []
 
@@ -289,7 +300,10 @@ def test_of_two_who_decide_at_once_one_wins(wish, alice, bob, carol):
         finally:
             connection.close()
 
-    verbs = (lambda: administration.grant_request(bob, wish), lambda: administration.refuse_request(carol, wish, "no"))
+    verbs = (
+        lambda: administration.grant_request(bob, quota_request),
+        lambda: administration.refuse_request(carol, quota_request, "no"),
+    )
     threads = [threading.Thread(target=decide, args=[verb]) for verb in verbs]
     for thread in threads:
         thread.start()
@@ -304,6 +318,9 @@ def test_of_two_who_decide_at_once_one_wins(wish, alice, bob, carol):
 def test_t6_a_wish_whose_only_admin_is_switched_off_reaches_operators(limited, alice, bob, olivia, research):
     bob.is_active = False
     bob.save()
-    wish = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
+    quota_request = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
     assert set(Notice.objects.filter(kind="request-asked").values_list("user", flat=True)) == {olivia.pk}
-    assert (list(administration.waiting_for(olivia)), list(administration.deciders(wish))) == ([wish], [olivia])
+    assert (list(administration.waiting_for(olivia)), list(administration.deciders(quota_request))) == (
+        [quota_request],
+        [olivia],
+    )

@@ -131,8 +131,15 @@ def test_lists_come_at_a_constant_number_of_queries(call, bob, research, django_
     for number in range(40):
         member = person(f"member-{number}", research)
         Quota.objects.create(tenant=research, user=member, **DAILY, amount=number)
-        wish = {"tenant": research, "user": member, **DAILY, "amount": 1, "previous_amount": 0, "asked_by": member}
-        QuotaRequest.objects.create(**wish)
+        quota_request = {
+            "tenant": research,
+            "user": member,
+            **DAILY,
+            "amount": 1,
+            "previous_amount": 0,
+            "asked_by": member,
+        }
+        QuotaRequest.objects.create(**quota_request)
     for path in ("quotas/", "quota-requests/?waiting=true"):
         caller = call(bob)
         with django_assert_max_num_queries(8):
@@ -143,7 +150,7 @@ def test_lists_come_at_a_constant_number_of_queries(call, bob, research, django_
 
 
 @pytest.fixture
-def wish(call, alice, bob, carol, research):
+def quota_request(call, alice, bob, carol, research):
     """Alice wants 200 instead of 100 of her tenant's tokens a day."""
     Quota.objects.create(tenant=research, **DAILY, amount=1000)
     Quota.objects.create(tenant=research, user=alice, **DAILY, amount=100)
@@ -153,9 +160,13 @@ def wish(call, alice, bob, carol, research):
     return made.json()
 
 
-def test_a_wish_is_granted_by_an_admin(call, alice, bob, wish):
-    assert (wish["state"], wish["previous_amount"], wish["asked_by"]) == ("open", 100, "alice")
-    path = f"quota-requests/{wish['id']}/"
+def test_a_wish_is_granted_by_an_admin(call, alice, bob, quota_request):
+    assert (quota_request["state"], quota_request["previous_amount"], quota_request["asked_by"]) == (
+        "open",
+        100,
+        "alice",
+    )
+    path = f"quota-requests/{quota_request['id']}/"
     assert call(alice)("POST", path + "grant/").status_code == 403
     granted = call(bob)("POST", path + "grant/", {"amount": 150, "note": "for now"}).json()
     assert (granted["state"], granted["granted"], granted["decided_by"], granted["note"]) == (
@@ -166,26 +177,26 @@ def test_a_wish_is_granted_by_an_admin(call, alice, bob, wish):
     assert call(bob)("POST", path + "refuse/", {"note": "no"}).status_code == 409
 
 
-def test_a_wish_is_refused_with_a_note(call, bob, wish):
-    path = f"quota-requests/{wish['id']}/refuse/"
+def test_a_wish_is_refused_with_a_note(call, bob, quota_request):
+    path = f"quota-requests/{quota_request['id']}/refuse/"
     assert call(bob)("POST", path, {}).status_code == 400
     assert call(bob)("POST", path, {"note": "budget"}).json()["state"] == "refused"
 
 
-def test_a_wish_is_withdrawn_by_who_asked(call, alice, bob, wish):
-    path = f"quota-requests/{wish['id']}/withdraw/"
+def test_a_wish_is_withdrawn_by_who_asked(call, alice, bob, quota_request):
+    path = f"quota-requests/{quota_request['id']}/withdraw/"
     assert call(bob)("POST", path).status_code == 403
     assert call(alice)("POST", path).json()["state"] == "withdrawn"
 
 
-def test_who_sees_a_wish(call, alice, bob, carol, charlie, olivia, wish, research):
+def test_who_sees_a_wish(call, alice, bob, carol, charlie, olivia, quota_request, research):
     def seen(user, query=""):
         return [one["id"] for one in call(user).get(f"quota-requests/?{query}")["results"]]
 
-    assert seen(alice) == seen(bob) == seen(olivia) == [wish["id"]]
+    assert seen(alice) == seen(bob) == seen(olivia) == [quota_request["id"]]
     assert seen(charlie) == []
-    assert call(charlie)("POST", f"quota-requests/{wish['id']}/grant/").status_code == 404
-    assert seen(bob, "waiting=true") == [wish["id"]] == seen(bob, "state=open&tenant=research")
+    assert call(charlie)("POST", f"quota-requests/{quota_request['id']}/grant/").status_code == 404
+    assert seen(bob, "waiting=true") == [quota_request["id"]] == seen(bob, "state=open&tenant=research")
     assert seen(alice, "waiting=true") == [] == seen(bob, "waiting=false") == seen(bob, "state=granted")
     other = person("dave", research)
     assert seen(other) == []

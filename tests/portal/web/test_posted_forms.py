@@ -16,8 +16,15 @@ UNKNOWN = [{}, {"": "x"}, "", "Refuse", "REFUSE", "refuse ", "on,off", "ja\0", "
 @pytest.fixture
 def places(research, alice, bob, olivia) -> dict[str, tuple[User, str]]:
     """Return who posts to which address, by the name of the value."""
-    wish = {"tenant": research, "user": alice, "unit": "tokens", "window": "day", "amount": 2, "previous_amount": 1}
-    asked = QuotaRequest.objects.create(**wish, asked_by=alice)
+    quota_request = {
+        "tenant": research,
+        "user": alice,
+        "unit": "tokens",
+        "window": "day",
+        "amount": 2,
+        "previous_amount": 1,
+    }
+    asked = QuotaRequest.objects.create(**quota_request, asked_by=alice)
     return {
         "verdict": (bob, f"/tenant/research/requests/{asked.pk}/"),
         "to": (olivia, "/tenant/research/switch/"),
