@@ -77,6 +77,6 @@ def find_fault(address: str) -> AddressFault | None:
 
 
 def _unreachable(address: str) -> str:
-    return _("%(address)s is no address at which gateways can reach a host: give one of its own.") % {
+    return _("%(address)s is not an address at which gateways can reach a host: enter one of the host’s own.") % {
         "address": address
     }

@@ -54,7 +54,8 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
         "The model brings program code of its own: allow “remote-code” for it if you trust where it came from."
     ),
     "not-local": _(
-        "It wanted something from the internet, where engines may not go: put all files into the model’s directory."
+        "It tried to load something from the internet, which engines may not reach: put all files into the model’s"
+        " directory."
     ),
     "no-gpu": _(
         "The engine found no GPU: check with nvidia-smi that the driver works, or install the engine’s build for CPUs."
@@ -130,24 +131,25 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
         " 8.0 or newer."
     ),
     "old-gpu-fp8": _(
-        "This GPU cannot calculate in FP8: take another quantisation (AWQ, GPTQ, INT8), leave --kv-cache-dtype=fp8"
-        " away, or take a newer card."
+        "This GPU cannot calculate in FP8: use another quantisation (AWQ, GPTQ, INT8), remove "
+        "--kv-cache-dtype=fp8, or use a newer card."
     ),
     "gpu-lost": _(
-        "The GPU is lost to the system (Xid 79 or the like): look at the kernel’s messages (dmesg), restart the"
-        " host, and check power, temperature and seat of the card."
+        "The system has lost the GPU (Xid 79 or the like): look at the kernel’s messages (dmesg), "
+        "restart the host, and check the card’s power, temperature and seating."
     ),
     "gpu-memory-fault": _(
         "The GPU’s memory reports errors that cannot be corrected (ECC): reset the card or restart the host; if it"
         " happens again, have the card replaced."
     ),
     "gpu-busy": _(
-        "Another process has the GPU for itself: end it, or set the card’s compute mode back to default (nvidia-smi"
-        " -c 0)."
+        "Another process has exclusive use of the GPU: stop it, or set the card’s compute mode back to "
+        "default (nvidia-smi -c 0)."
     ),
     "gpu-crash": _(
-        "A program on the GPU crashed: restart the model; if it happens again, look at the kernel’s messages for"
-        " “Xid”, try --enforce-eager, another quantisation or another version of the engine."
+        "A program on the GPU crashed: restart the model; if it happens again, look for “Xid” in the "
+        "kernel’s messages, and try --enforce-eager, another quantisation or another version of the "
+        "engine."
     ),
     "gpu-kernel": _(
         "One of the engine’s programs needs more than this GPU has (shared memory, registers): try another"
@@ -165,8 +167,8 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
         " nvidia-smi that all cards are there."
     ),
     "attention-backend": _(
-        "No way of attention of this engine fits the model on this GPU: leave --attention-backend away, try another"
-        " --kv-cache-dtype, or a newer engine."
+        "No attention backend of this engine supports the model on this GPU: remove --attention-backend,"
+        " or try another --kv-cache-dtype or a newer engine."
     ),
     # Several GPUs
     "nccl": _(
@@ -186,16 +188,17 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
     ),
     # What was asked for
     "batch-too-small": _(
-        "It is to read a longer input at a time than it may: raise --max-num-batched-tokens to the context, or"
-        " leave --no-enable-chunked-prefill away."
+        "An input may be longer than what the engine computes at a time: raise --max-num-batched-tokens "
+        "to the context, or remove --no-enable-chunked-prefill."
     ),
     "quantisation-mismatch": _(
-        "The quantisation in the arguments is not that of the files: leave --quantization away, it is found by itself."
+        "The quantisation in the arguments is not that of the files: remove --quantization, it is detected"
+        " automatically."
     ),
-    "dtype": _("This quantisation does not work with the data type: say another one, usually with --dtype=half."),
+    "dtype": _("This quantisation does not work with the data type: set another one, usually --dtype=half."),
     "kv-cache-type": _(
-        "The cache cannot be of this type with this model or engine: leave --kv-cache-dtype (or --cache-type-v)"
-        " away, or turn flash attention on (llama.cpp: --flash-attn on)."
+        "The cache cannot have this type with this model or engine: remove --kv-cache-dtype (or "
+        "--cache-type-v), or turn flash attention on (llama.cpp: --flash-attn on)."
     ),
     "parser": _("The engine has no such parser for tool calls or reasoning: the line says which ones it has."),
     "chat-template": _(
@@ -229,16 +232,16 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
     ),
     # The engine itself
     "engine-crash": _(
-        "The engine itself crashed, which is a fault of it: try another version, and without the additional"
-        " arguments; its makers want to see the last lines."
+        "The engine itself crashed, which is a fault of the engine: try another version, and try it "
+        "without the additional arguments. Report the last lines to its developers."
     ),
     "killed": _(
-        "It was killed from outside (SIGKILL): look at the kernel’s messages for the memory, and"
-        " at who may do so on this host."
+        "It was killed from outside (SIGKILL): look for memory shortage in the kernel’s messages, and "
+        "check who may kill processes on this host."
     ),
 }
 
-UNKNOWN = _("The cause is not one that is known. The last lines of its log:")
+UNKNOWN = _("The cause is not known. The last lines of its log:")
 
 # The first that a log has wins: the particular before the general, what comes first in a failure before what follows.
 PATTERNS: tuple[tuple[str, str], ...] = (

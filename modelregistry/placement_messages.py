@@ -104,11 +104,11 @@ def explain_missing_device(refusal: NoSuchDevice) -> str:
             "missing": ", ".join(map(str, refusal.missing))
         }
     if not refusal.usable:
-        return _("The model is to be split over %(wanted)d GPUs, and its engine has none on this host.") % {
+        return _("The model is split over %(wanted)d GPUs, but its engine has none on this host.") % {
             "wanted": refusal.wanted
         }
     return ngettext(
-        "The model is to be split over %(wanted)d GPU, and there are fewer.",
+        "The model is split over %(wanted)d GPU, but there are fewer.",
         "The model is to be split over %(wanted)d GPUs, and there are fewer.",
         refusal.wanted,
     ) % {"wanted": refusal.wanted}

@@ -201,7 +201,7 @@ def find_unsuitable_settings(
     found = _sentences(runner.check_model(spec, facts, parsed))
     # The other way round is fine: a model that chats can embed and rank, too.
     if task == "chat" and facts.task in ("embedding", "rerank", "transcription"):
-        found["task"] = _("%(architecture)s is not made for chat but for another task: %(task)s.") % {
+        found["task"] = _("%(architecture)s is made for another task than chat: %(task)s.") % {
             "architecture": facts.architecture,
             "task": facts.task,
         }
@@ -219,8 +219,8 @@ def _length_fault(facts: ModelMetadata, tokens: int, *, stretched: bool) -> str:
     # Engines refuse it or, worse, answer nonsense beyond that length. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is for the
     # whole host and not visible here; an operator who really wants it says so by an argument.
     return _(
-        "This model reads at most %(most)d tokens. If it is to be stretched, say how, for example "
-        "with --rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
+        "This model reads at most %(most)d tokens. To extend it, say how, for example with "
+        "--rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
     ) % {"most": facts.context}
 
 
@@ -283,7 +283,7 @@ def find_argument_fault(
         if not RESERVED.isdisjoint(one.names) or (one.option is None and _may_be_reserved(one.name)):
             return _("%(arg)s is set for each replica and cannot be given here.") % {"arg": one.written}
         if not ENDING.isdisjoint(one.names):
-            return _("With %(arg)s the engine prints something and ends, instead of serving.") % {"arg": one.written}
+            return _("With %(arg)s the engine prints something and exits instead of serving.") % {"arg": one.written}
         if not MOVING.isdisjoint(one.names):
             return _("%(arg)s cannot be given: the gateway speaks to engines in plain HTTP, and at /v1.") % {
                 "arg": one.written
@@ -320,12 +320,12 @@ def _spread_fault(parsed: Arguments, tensor_parallel: int) -> str:
     for name in SPREADING:
         if (parsed.number(name) or 1) > 1:
             return _(
-                "%(arg)s spreads one replica in a way that no plan counts: say how many GPUs it is split over "
-                "(tensor parallel), or have more replicas."
+                "%(arg)s spreads one replica in a way that the plan cannot count: set how many GPUs it is split "
+                "over (tensor parallel), or use more replicas."
             ) % {"arg": name}
     cards = parsed.number("--tensor-parallel-size")
     if cards and tensor_parallel > 1 and cards != tensor_parallel:
-        return _("%(arg)s says another number of GPUs than “split over GPUs” (%(count)d): say it there alone.") % {
+        return _("%(arg)s gives another number of GPUs than “split over GPUs” (%(count)d): set it only there.") % {
             "arg": f"--tensor-parallel-size {cards}",
             "count": tensor_parallel,
         }
@@ -359,7 +359,7 @@ def _file_fault(named: NamedFile) -> str:
     except OSError as error:
         return _("%(path)s cannot be read: %(reason)s.") % {"path": path, "reason": error.strerror}
     if named.kind == "template" and b"{{" not in head and b"{%" not in head:
-        return _("%(path)s is no chat template: nothing in it would be filled in ({{ … }}).") % {"path": path}
+        return _("%(path)s is not a chat template: it has no place to fill in ({{ … }}).") % {"path": path}
     return ""
 
 
@@ -369,18 +369,18 @@ def explain_fault(fault: Fault) -> str:
 
 
 _FAULTS: Mapping[str, Callable[[], str]] = {
-    "unknown": lambda: _("%(arg)s is nothing that this engine knows: check the spelling, and the engine’s version."),
-    "elsewhere": lambda: _("%(arg)s is nothing that xllamacpp takes; llama-server does: choose that launcher."),
-    "ambiguous": lambda: _("%(arg)s may mean several options (%(more)s): write it out."),
+    "unknown": lambda: _("This engine does not know %(arg)s: check the spelling, and the engine’s version."),
+    "elsewhere": lambda: _("xllamacpp does not accept %(arg)s; llama-server does: choose that launcher."),
+    "ambiguous": lambda: _("%(arg)s could be one of several options (%(more)s): write it out."),
     "joined": lambda: _(
         "%(arg)s is one argument, and should be two: %(more)s and its value, each in a line of its own."
     ),
     "no-value": lambda: _("%(arg)s needs a value."),
     "needless-value": lambda: _("%(arg)s takes no value."),
     "stray": lambda: _("%(arg)s belongs to no option; an option begins with a dash."),
-    "not-a-number": lambda: _("%(arg)s: the value is no number that the engine reads."),
-    "out-of-range": lambda: _("%(arg)s: the engine works with these values: %(more)s."),
-    "half-read": lambda: _("%(arg)s: llama.cpp would take this for %(more)s; write the number out."),
+    "not-a-number": lambda: _("%(arg)s: the engine cannot read this value as a number."),
+    "out-of-range": lambda: _("%(arg)s: the engine accepts these values: %(more)s."),
+    "half-read": lambda: _("%(arg)s: llama.cpp would read this as %(more)s; write the number out."),
     "not-json": lambda: _("%(arg)s: the value is not valid JSON."),
     "not-one-of": lambda: _("%(arg)s: the engine knows these values: %(more)s."),
 }

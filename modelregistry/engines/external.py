@@ -21,7 +21,8 @@ class External(Engine):
             yield Problem(field="url", sentence=sentence, values={"url": url})
         if spec.version:
             yield Problem(
-                field="engine_version", sentence=gettext_noop("An external engine has whatever version it has.")
+                field="engine_version",
+                sentence=gettext_noop("The version of an external engine cannot be chosen here."),
             )
 
 

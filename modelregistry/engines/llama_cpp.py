@@ -121,8 +121,8 @@ class LlamaCpp(Engine):
             yield Problem(
                 field="task",
                 sentence=gettext_noop(
-                    "The file does not say how a text becomes one vector. Say it in the arguments, for example "
-                    "--pooling mean; the model’s description says which."
+                    "The file does not say how a text becomes one vector. Set it in the arguments, for example "
+                    "--pooling mean; see the model’s description."
                 ),
             )
 

@@ -186,7 +186,7 @@ class Vllm(Engine):
             yield Problem(
                 field="tensor_parallel",
                 sentence=gettext_noop(
-                    "vLLM splits by attention heads: %(heads)d heads cannot be dealt out evenly to %(gpus)d GPUs."
+                    "vLLM splits by attention heads: %(heads)d heads cannot be divided evenly among %(gpus)d GPUs."
                 ),
                 values={"heads": facts.heads, "gpus": cards},
             )

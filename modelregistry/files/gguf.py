@@ -316,7 +316,7 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
     kind = clean_text(values.get(Keys.General.TYPE, "model"))
     if kind != "model" or architecture == "clip":
         raise UnreadableModel(
-            gettext_noop("%(path)s is no model of its own but a part for one (%(kind)s)."), path=path, kind=kind
+            gettext_noop("%(path)s is not a model but a part of one (%(kind)s)."), path=path, kind=kind
         )
     if not tensors:
         raise UnreadableModel(gettext_noop("%(path)s holds no weights."), path=path)

@@ -70,8 +70,8 @@ def _no_weights(path: Path, head: bytes) -> UnreadableModel | None:
     if start.startswith(PAGES):
         return UnreadableModel(
             gettext_noop(
-                "%(path)s is a web page that was saved under this name: fetch the file itself (on Hugging Face by its"
-                " download link or “hf download”; gated models want a token)."
+                "%(path)s is a web page that was saved under this name: download the file itself (on Hugging "
+                "Face by its download link or “hf download”; gated models require a token)."
             ),
             path=path,
         )

@@ -51,7 +51,7 @@ def _within_bounds(form: str, path: Path, allowed: Collection[str]) -> ModelMeta
         return bounds.check_metadata(_gguf(path) if form == GGUF else _directory(path, allowed))
     except bounds.OutOfBounds as error:
         sentence = (
-            gettext_noop("%(path)s is damaged: it says %(value)s for “%(name)s”, which cannot be.")
+            gettext_noop("%(path)s is damaged: %(value)s is not a possible value of “%(name)s”.")
             if error.value
             else gettext_noop("%(path)s is damaged: it does not say “%(name)s”.")
         )

@@ -58,9 +58,7 @@ SIGN_IN_ERRORS = {
 
 class SignInForm(AuthenticationForm):
     error_messages = {
-        "invalid_login": _(
-            "The name and the password do not belong together. Mind upper and lower case in the password."
-        ),
+        "invalid_login": _("The name or the password is wrong. Passwords distinguish upper and lower case."),
         "inactive": _("This account is switched off. Ask the people who run this server."),
     }
 

@@ -95,7 +95,7 @@ class Keys(GenericViewSet[ApiKey]):
     @action(detail=True, methods=["post"])
     @sensitive_variables("text")
     def rotate(self, request: Request, prefix: str) -> Response:
-        """Return the new key with its text, this once. The old one goes on working for the overlap."""
+        """Return the new key with its text, this once. The old one keeps working for the overlap."""
         overlap = timedelta(hours=validated(shapes.Rotation, request.data)["overlap_hours"])
         new, text = lifecycle.rotate_key(self._manageable_key(), overlap, by=current_user(request))
         return key_response(new, status.HTTP_201_CREATED, text)

@@ -62,7 +62,7 @@ class KeyForm(forms.Form):
     name = forms.CharField(
         label=_("Name"),
         max_length=60,
-        help_text=_("To recognize the key later: what it is for, or where it is stored."),
+        help_text=_("To recognise the key later: what it is for, or where it is stored."),
     )
     purpose = forms.CharField(
         label=_("Purpose"), max_length=200, required=False, help_text=_("For other people who come across the key.")
@@ -311,7 +311,7 @@ class ChangeKeyForm(KeyForm):
 
 
 class RotateForm(forms.Form):
-    """The form to replace a key: how long the old one goes on working beside its successor."""
+    """The form to replace a key: how long the old one keeps working beside its successor."""
 
     overlap = forms.ChoiceField(
         label=_("The old key still works for"), choices=OVERLAPS, initial="7", widget=forms.RadioSelect

@@ -114,7 +114,7 @@ def issue_key(
 def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[ApiKey, str]:
     """Return a successor of the key, and its text: same holder, settings and quotas, and as long a life.
 
-    The old key goes on working for `overlap`, or less if it expires before; without overlap it expires now. A revoked
+    The old key keeps working for `overlap`, or less if it expires before; without overlap it expires now. A revoked
     or expired key can have a successor too, and stays revoked or expired. Raises AlreadyReplaced, NotAMember when its
     person has left, and TooManyKeys when as many keys as allowed were made within a day.
     """

@@ -169,7 +169,7 @@ class Rotation(serializers.Serializer[Any]):
         default=24,
         min_value=0,
         max_value=LONGEST_OVERLAP,
-        help_text="How long the old key goes on working. 0: it stops now.",
+        help_text="How long the old key keeps working. 0: it stops now.",
     )
 
 

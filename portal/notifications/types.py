@@ -83,8 +83,8 @@ def key_revoked_text(facts: Facts) -> str:
 def responsible_left_text(facts: Facts) -> str:
     return (
         _(
-            "%(person)s no longer belongs to %(tenant)s. The service key %(key)s (%(prefix)s…) goes on working. Name"
-            " another responsible person, or revoke the key."
+            "%(person)s no longer belongs to %(tenant)s. The service key %(key)s (%(prefix)s…) keeps "
+            "working. Name another responsible person, or revoke the key."
         )
         % facts
     )
@@ -183,7 +183,7 @@ def break_glass_text(facts: Facts) -> str:
 
 
 def directory_trouble_text(facts: Facts) -> str:
-    text = _("Synchronizing with the company directory failed at %(time)s: %(problem)s. Nothing was changed here.") % {
+    text = _("Synchronising with the company directory failed at %(time)s: %(problem)s. Nothing was changed here.") % {
         "time": format_minute(facts),
         "problem": DirectoryState.Problem(facts["problem"]).label,
     }

@@ -164,13 +164,15 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
     """Create a request and notify those who may grant it. Raises Refused."""
     home = to.key.tenant if to.key else to.tenant
     if home is None or not may_ask(by, to):
-        raise NotAllowed(_("You cannot ask for this. Only who it is for can, or who answers for it."))
+        raise NotAllowed(
+            _("You cannot request this. Only the person that it is for, or the person responsible for the key, can.")
+        )
     with transaction.atomic():
         previous = effective_amount(to, what)
         if previous is None:
             raise QuotaRefused(_("There is currently no quota here, so there is nothing to request."))
         if not previous < amount <= MOST:
-            raise QuotaRefused(_("Ask for more than you have now: %(amount)s.") % {"amount": figure(previous)})
+            raise QuotaRefused(_("Request more than you have now: %(amount)s.") % {"amount": figure(previous)})
         quota_request = QuotaRequest(
             **{"tenant": home, "user": to.user, "key": to.key, **what.columns},
             **{"amount": amount, "previous_amount": previous, "reason": reason[:500], "asked_by": by},
@@ -179,7 +181,7 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
             with transaction.atomic():  # a savepoint: PostgreSQL would refuse all that follows otherwise
                 quota_request.save()
         except IntegrityError as error:
-            raise QuotaRefused(_("This has been asked for already and waits for an answer.")) from error
+            raise QuotaRefused(_("This has been requested already and waits for a decision.")) from error
         _notify_deciders(quota_request)
     return quota_request
 
@@ -192,7 +194,7 @@ def change_request(by: User, quota_request: QuotaRequest, amount: int, reason: s
             raise NotAllowed(_("Only the person who made this request can change it."))
         if not row.previous_amount < amount <= MOST:
             raise QuotaRefused(
-                _("Ask for more than you have now: %(amount)s.") % {"amount": figure(row.previous_amount)}
+                _("Request more than you have now: %(amount)s.") % {"amount": figure(row.previous_amount)}
             )
         row.amount, row.reason = amount, reason[:500]
         row.save(update_fields=["amount", "reason"])
@@ -238,7 +240,7 @@ def grant_request(by: User, quota_request: QuotaRequest, amount: int | None = No
         to, what = quota_target(row), quota_kind(row)
         now = effective_amount(to, what)
         if now is not None and given <= now:
-            raise QuotaRefused(_("That is no more than there is now: %(amount)s.") % {"amount": figure(now)})
+            raise QuotaRefused(_("That is not more than the current amount: %(amount)s.") % {"amount": figure(now)})
         _check_amount(by, to, what, given)
         _save_quota(to, what, given)
         row.granted = given
@@ -300,7 +302,7 @@ def _check_may_set(by: User, to: QuotaTarget) -> None:
     if may_set(by, to):
         return
     if to.person == by:
-        raise NotAllowed(_("What is yours alone another sets: another admin of the tenant or an operator."))
+        raise NotAllowed(_("You cannot set this for yourself: another admin of the tenant or an operator can."))
     raise NotAllowed(_("This quota is set by the people who run this server."))
 
 
@@ -318,7 +320,7 @@ def _check_amount(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> No
     most = max_grantable(by, to, what)
     if most is not None and amount > most:
         raise QuotaRefused(
-            _("%(tenant)s itself has %(amount)s. Give at most that, or ask for more for the tenant first.")
+            _("%(tenant)s itself has %(amount)s. Give at most that, or request more for the tenant first.")
             % {"tenant": to.home, "amount": figure(most)}
         )
 
@@ -347,8 +349,8 @@ def _describe_answer(row: QuotaRequest) -> str:
     if row.state == QuotaRequest.State.WITHDRAWN:
         return _("This request has been withdrawn.")
     if row.decided_by is None:
-        return _("This request has been answered already.")
-    return _("%(person)s has answered this request already.") % {"person": person(row.decided_by)}
+        return _("This request has been decided already.")
+    return _("%(person)s has decided on this request already.") % {"person": person(row.decided_by)}
 
 
 def _lock_for_decision(by: User, quota_request: QuotaRequest) -> QuotaRequest:
@@ -356,8 +358,8 @@ def _lock_for_decision(by: User, quota_request: QuotaRequest) -> QuotaRequest:
     if may_decide(by, row):
         return row
     if by in (row.asked_by, quota_target(row).person):
-        raise NotAllowed(_("Another has to decide what you asked for or what is yours."))
-    raise NotAllowed(_("This is for others to decide."))
+        raise NotAllowed(_("You cannot decide on your own request: another admin of the tenant or an operator can."))
+    raise NotAllowed(_("You cannot decide on this request."))
 
 
 def _decide(row: QuotaRequest, by: User, state: str, note: str) -> QuotaRequest:

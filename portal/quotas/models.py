@@ -104,7 +104,7 @@ class Quota(models.Model):
                 "unit",
                 "window",
                 name="one_quota_of_a_kind",
-                violation_error_message=_("There is such a quota already: change that one."),
+                violation_error_message=_("There is already such a quota: change that one."),
             ),
         ]
 
@@ -165,7 +165,7 @@ class QuotaRequest(models.Model):
                 "window",
                 condition=Q(state="open"),
                 name="one_open_request_of_a_kind",
-                violation_error_message=_("This has been asked for already and waits for an answer."),
+                violation_error_message=_("This has been requested already and waits for a decision."),
             ),
             models.CheckConstraint(
                 condition=Q(user__isnull=True) | Q(key__isnull=True), name="request_for_a_member_or_a_key"

@@ -78,7 +78,7 @@ REASONS: dict[str, tuple[Promise, Promise]] = {
         _("the address was called with the wrong method"),
         _("The calling program needs to be corrected."),
     ),
-    "invalid_api_key": (_("the key no longer worked"), _("Make a new one under “API keys”.")),
+    "invalid_api_key": (_("the key no longer worked"), _("Create a new one under “API keys”.")),
     "metering_unavailable": (
         _("usage could not be recorded"),
         _("Calls that cannot be recorded are not answered. Contact the operators."),

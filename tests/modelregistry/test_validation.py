@@ -57,7 +57,7 @@ def test_a_context_that_files_do_not_state_is_not_judged():
 @pytest.mark.parametrize("task", ["embedding", "rerank", "transcription"])
 def test_a_model_of_another_task_does_not_chat(task):
     facts = ModelMetadata(architecture="Special", task=task, has_chat_template=True)
-    assert find_unsuitable(facts)["task"] == f"Special is not made for chat but for another task: {task}."
+    assert find_unsuitable(facts)["task"] == f"Special is made for another task than chat: {task}."
 
 
 def test_a_chat_model_may_embed_and_rank():
@@ -82,7 +82,7 @@ def test_llama_cpp_must_know_how_to_pool():
 
 def test_vllm_splits_heads_evenly():
     assert find_unsuitable(tensor_parallel=4) == {}
-    assert "8 heads cannot be dealt out evenly to 3 GPUs" in find_unsuitable(tensor_parallel=3)["tensor_parallel"]
+    assert "8 heads cannot be divided evenly among 3 GPUs" in find_unsuitable(tensor_parallel=3)["tensor_parallel"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_each_of_several_adapters_is_there(tmp_path):
 
 
 def test_a_chat_template_is_one(tmp_path):
-    assert "is no chat template" in of_files(tmp_path, "--chat-template=/etc/passwd", engine="vllm")
+    assert "is not a chat template" in of_files(tmp_path, "--chat-template=/etc/passwd", engine="vllm")
     assert "does not exist" in of_files(tmp_path, "--chat-template=/nowhere.jinja", engine="vllm")
     assert of_files(tmp_path, "--chat-template={{ messages[0] }}", engine="vllm") == ""
 

@@ -847,7 +847,7 @@ def test_a_cut_off_gguf_is_refused_with_both_sizes(tmp_path):
 
 def test_a_part_for_another_model_is_no_model(tmp_path):
     path = gguf(tmp_path / "m.gguf", "clip", {"general.type": "mmproj"})
-    assert "is no model of its own" in str(refusal("llama.cpp", path))
+    assert "is not a model but a part of one" in str(refusal("llama.cpp", path))
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ class TestAsking:
             administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 100)
 
     def test_the_same_is_asked_for_once(self, quota_request, alice, research):
-        with pytest.raises(QuotaRefused, match="asked for already"):
+        with pytest.raises(QuotaRefused, match="requested already"):
             administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 300)
         assert QuotaRequest.objects.count() == 1
 
@@ -217,7 +217,7 @@ class TestDeciding:
             administration.grant_request(bob, quota_request)
 
     def test_less_than_wished_may_be_given_but_more_than_there_is(self, quota_request, alice, bob):
-        with pytest.raises(QuotaRefused, match="no more than there is now: 100"):
+        with pytest.raises(QuotaRefused, match="not more than the current amount: 100"):
             administration.grant_request(bob, quota_request, 100)
         assert administration.grant_request(bob, quota_request, 150).granted == 150
         assert Quota.objects.get(user=alice).amount == 150
@@ -241,7 +241,7 @@ class TestDeciding:
         for asker, to in ((bob, QuotaTarget(tenant=research, user=bob)), (olivia, QuotaTarget(tenant=research))):
             quota_request = administration.create_request(asker, to, DAILY, 2000)
             for verb in (administration.grant_request, lambda by, row: administration.refuse_request(by, row, "no")):
-                with pytest.raises(NotAllowed, match="Another has to decide"):
+                with pytest.raises(NotAllowed, match="cannot decide on your own request"):
                     verb(asker, quota_request)
 
     def test_members_and_strangers_decide_nothing(self, quota_request, charlie, research):
@@ -311,7 +311,7 @@ def test_of_two_who_decide_at_once_one_wins(quota_request, alice, bob, carol):
         thread.join(60)
     row = QuotaRequest.objects.get()
     assert sorted(said, key=len)[0] == row.state
-    assert any(text.endswith("has answered this request already.") for text in said)
+    assert any(text.endswith("has decided on this request already.") for text in said)
     assert Quota.objects.filter(user=alice).exists() == (row.state == "granted")
 
 

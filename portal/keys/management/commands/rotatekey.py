@@ -14,7 +14,7 @@ from portal.keys.secret import PREFIX_LENGTH
 class Command(BaseCommand):
     help = (
         "Prints a new key for the same person or service, with the same models, networks and limits and as long a"
-        " life. The old one goes on working for some days."
+        " life. The old one keeps working for some days."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:

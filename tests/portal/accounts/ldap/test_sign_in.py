@@ -36,7 +36,7 @@ pytestmark = pytest.mark.django_db
 TEMPLATE = f"uid=%(user)s,{USER_BASE}"
 DIRECT = {"LDAP_USER_DN_TEMPLATE": TEMPLATE, "LDAP_USER_BASE": None, "LDAP_BIND_DN": None, "LDAP_BIND_PASSWORD": None}
 SILENT = "The company directory does not answer; try again in a few minutes."
-WRONG = "do not belong together"
+WRONG = "The name or the password is wrong"
 
 
 def password_of(name: str) -> str:
