@@ -1,11 +1,11 @@
-"""Check that every migration is as it was when databases applied it: python -m tests.migration_sums [--add | --renew].
+"""Check that every migration is as it was when databases applied it: python -m tests.migration_sums [--add].
 
 A database remembers the names of its migrations and not their content: a change never reaches databases that have
 applied the file already, and new ones get another schema. So `tests/migrations.sha256` holds the SHA-256 sum of each,
 as `sha256sum` prints it, and `make check` refuses what differs.
+The schema of version 1.0.0 is in the files of the first list.
 
---add    writes down new migrations, and refuses changed ones
---renew  writes the list again, for migrations that no installation has applied: before 1.0.0 only
+--add    adds new migrations to the list, and refuses changed ones
 """
 
 import argparse
@@ -23,13 +23,13 @@ Sums = Mapping[str, str]  # path below the root -> SHA-256 in hex
 
 
 def present(root: Path) -> Sums:
-    """Return the migrations that lie there."""
+    """Return the migrations that are there."""
     paths = [path for name in PACKAGES for path in (root / name).rglob("migrations/*.py") if path.stem != "__init__"]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 
 def read(root: Path) -> Sums:
-    """Return the migrations that are written down."""
+    """Return the migrations of the list."""
     rows = (line.split(maxsplit=1) for line in (root / LIST).read_text().splitlines())
     return {path: total for total, path in rows}
 
@@ -42,28 +42,23 @@ def changed(now: Sums, listed: Sums) -> list[str]:
     """Return a sentence for each migration that is not what it was."""
     return [
         f"{path} {'has changed' if path in now else 'is gone'}: databases that have applied it would not notice. "
-        "Put it back (git checkout), and make a further migration: .venv/bin/python manage.py makemigrations"
+        "Put it back (git checkout), and create a new migration: .venv/bin/python manage.py makemigrations"
         for path in sorted(listed)
         if now.get(path) != listed[path]
     ]
 
 
 def new(now: Sums, listed: Sums) -> list[str]:
-    """Return a sentence for each migration that is not written down."""
-    return [f"{path} is new. Once it is as it shall stay, run: {COMMAND} --add" for path in now if path not in listed]
+    """Return a sentence for each migration that is not in the list."""
+    return [f"{path} is new. When it is final, run: {COMMAND} --add" for path in now if path not in listed]
 
 
 def main(words: list[str], root: Path = ROOT) -> int:
     """Return the exit status; what is wrong goes to stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--add", action="store_true")
-    ways.add_argument("--renew", action="store_true")
+    parser.add_argument("--add", action="store_true")
     options = parser.parse_args(words)
     now = present(root)
-    if options.renew:
-        write(root, now)
-        return 0
     listed = read(root)
     faults = changed(now, listed)
     if options.add and not faults:

@@ -32,7 +32,7 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('name', models.CharField(max_length=100, unique=True, verbose_name='name')),
                 ('address', models.CharField(default='127.0.0.1', help_text="Where engines listen and gateways reach them: loopback, or the host's internal address.", max_length=100, validators=[modelregistry.addresses.validate], verbose_name='address')),
-                ('maintenance', models.BooleanField(default=False, help_text='Its engines finish what they are at and end, and it takes no models. Switched off, they start again.', verbose_name='maintenance')),
+                ('maintenance', models.BooleanField(default=False, help_text='Its engines finish running requests and stop, and it takes no models. They start again when it ends.', verbose_name='maintenance')),
                 ('seen_at', models.DateTimeField(blank=True, editable=False, null=True, verbose_name='supervisor last seen')),
                 ('claim', models.CharField(blank=True, editable=False, max_length=40)),
                 ('holder', models.CharField(blank=True, editable=False, max_length=200, verbose_name='supervisor')),
@@ -125,6 +125,8 @@ class Migration(migrations.Migration):
                 ('installed', models.JSONField(default=dict)),
                 ('problems', models.JSONField(default=list)),
                 ('at', models.DateTimeField(verbose_name='seen')),
+                ('stamps', models.JSONField(default=dict)),
+                ('default_versions', models.JSONField(default=dict)),
             ],
             options={
                 'verbose_name': 'state of a host',
