@@ -55,9 +55,7 @@ def test_a_migration_that_is_gone_is_refused(project, capsys):
 def test_a_new_migration_is_refused_until_it_is_added(project, capsys):
     migration(project, "0002_more").write_text("# more\n")
     assert migration_sums.main([], project) == 1
-    assert capsys.readouterr().err.endswith(
-        "0002_more.py is new. Once it is as it shall stay, run: .venv/bin/python -m tests.migration_sums --add\n"
-    )
+    assert "0002_more.py is new" in capsys.readouterr().err
     assert migration_sums.main(["--add"], project) == 0
     assert migration_sums.main([], project) == 0
 
