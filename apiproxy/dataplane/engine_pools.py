@@ -23,14 +23,14 @@ class EnginePools:
             pool = self._pools[replica.url] = Pool(Address.parse(replica.url), self._clock)
         return pool
 
-    async def connect(self, pool: Pool, model: Model, silent_hosts: Collection[str]) -> Connection:
-        """Return a fresh connection. `silent_hosts` are not asked a second time. Raises Unreachable."""
+    async def connect(self, pool: Pool, model: Model, is_silent: Callable[[str], bool]) -> Connection:
+        """Return a fresh connection. A host that `is_silent` is not asked a second time. Raises Unreachable."""
         if model.external or model.timeouts.connect <= CONNECT_WITHIN:
             return await pool.connect(model.timeouts.connect)
         try:
             return await pool.connect(CONNECT_WITHIN)
         except Unreachable:
-            if pool.address.host in silent_hosts or not is_distant(pool.address.host):
+            if is_silent(pool.address.host) or not is_distant(pool.address.host):
                 raise
             return await pool.connect(RECONNECT_WITHIN)
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 
 from apiproxy.dataplane.balancer import Balancer
 from apiproxy.dataplane.call_meter import CallMeter
 from apiproxy.dataplane.catalogue import Replica
+from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.crash_inquiry import CrashInquiry
 from apiproxy.dataplane.engine_pools import EnginePools
 from apiproxy.dataplane.engine_requests import engine_request
@@ -30,7 +32,10 @@ OpenCalls = dict[Exchange, CallMeter]
 
 
 class Forwarder:
-    """`open_calls`: those that are at engines now, kept here for all who need them."""
+    """`open_calls`: those that are at engines now, kept here for all who need them.
+
+    `record_rejection` is called for a refused call that reached no engine.
+    """
 
     def __init__(
         self,
@@ -40,7 +45,10 @@ class Forwarder:
         reachability: Reachability,
         inquiry: CrashInquiry,
         open_calls: OpenCalls,
+        *,
+        record_rejection: Callable[[RequestContext, Refusal], None],
     ) -> None:
+        self._record_rejection = record_rejection
         self._services = services
         self._clock = services.clock
         self._balancer = balancer
@@ -49,11 +57,10 @@ class Forwarder:
         self._inquiry = inquiry
         self._open_calls = open_calls
 
-    async def forward(self, exchange: Exchange, meter: CallMeter, lease: Lease) -> Refusal | None:
+    async def forward(self, exchange: Exchange, meter: CallMeter, lease: Lease) -> None:
         """Send the call to the lease's replica, or to another if a retry is safe, and wait until the client is served.
 
-        Return the error that the client was sent in a stream, if no engine has had the call, so that no usage shows
-        it. Raises a Refusal if nothing comes and the client has had nothing.
+        Raises a Refusal if nothing comes and the client has had nothing.
         """
         client, upload = meter.context.client, meter.context.upload
         exchange.arriving = upload is not None
@@ -63,12 +70,12 @@ class Forwarder:
         try:
             if meter.suspected:
                 await self._inquiry.start_trial(meter)
-            return None if await self._try(exchange, meter, lease) else await self._fail(exchange)
+            if not await self._try(exchange, meter, lease):
+                await self._fail(exchange, meter)
         except asyncio.CancelledError:  # by the server, which does not wait for open calls any longer
             refusal = ModelUnavailable("shutting_down", headers={"retry-after": "5"})
             if not exchange.cut_off(refusal) and not exchange.send_error(refusal):
                 raise refusal from None
-            return None
         finally:
             self._open_calls.pop(exchange, None)
             exchange.free()
@@ -76,15 +83,16 @@ class Forwarder:
                 meter.end_trial()
             client.unsubscribe()
 
-    async def _fail(self, exchange: Exchange) -> Refusal | None:
-        """Send the client the error in its stream, or raise it; see `forward` for what is returned."""
+    async def _fail(self, exchange: Exchange, meter: CallMeter) -> None:
+        """Send the client the error in its stream, or raise it. If no engine had the call, no usage shows it."""
         refusal = exchange.refusal
         if exchange.metered:  # tokens were made: a caller who asks again would pay again
             refusal.headers["x-should-retry"] = "false"
         if not exchange.send_error(refusal):
             raise refusal
+        if not exchange.reached:
+            self._record_rejection(meter.context, refusal)
         await exchange.outcome()
-        return None if exchange.reached else refusal
 
     async def _try(self, exchange: Exchange, meter: CallMeter, lease: Lease) -> bool:
         """Make attempts while another may help. Return whether the client has an answer, or is gone."""
@@ -144,7 +152,7 @@ class Forwarder:
             raise
 
     async def _connect(self, pool: Pool, meter: CallMeter) -> Connection:
-        return await self._pools.connect(pool, meter.context.model, self._reachability.silent_hosts)
+        return await self._pools.connect(pool, meter.context.model, self._reachability.is_silent)
 
     # --- once a second
 

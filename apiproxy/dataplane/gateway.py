@@ -89,10 +89,19 @@ class Gateway:
         self._inquiry = CrashInquiry(
             services, reachability, balancer, pools, self._open_calls, catalogue=lambda: self.catalogue
         )
-        self._forwarder = Forwarder(services, balancer, pools, reachability, self._inquiry, self._open_calls)
+        self._forwarder = Forwarder(
+            services,
+            balancer,
+            pools,
+            reachability,
+            self._inquiry,
+            self._open_calls,
+            record_rejection=self._record_call_rejection,
+        )
         self._scheduler = Scheduler(
             balancer,
             find_model=lambda name: self.catalogue.models.get(name),
+            find_called_model=lambda context: self._model(context.key, context.call.model),
             request_wake_up=services.request_wake_up,
             is_quiet=reachability.is_quiet,
             workers=services.workers,
@@ -219,20 +228,27 @@ class Gateway:
             deaths = await self._count_deaths(context) if self.services.suspects.known else 0
             lease = await self._scheduler.acquire(context)
             if lease.waited:  # minutes, perhaps
-                context.model = self._model(context.key, context.call.model)
                 self._check_call(context)
                 deaths = await self._count_deaths(context)
             await self._admit_and_forward(context, lease, is_suspected=deaths > 0)
         except Refusal as refusal:
-            refusal.model = context.model.name
             if not context.head_sent:
+                refusal.model = context.model.name
                 raise
-            self._record_rejection(refusal, context.key, context.request_id)
-            api_format = context.endpoint.api_format
-            context.client.last(api_format.encode_event(refusal, context.key.language) + api_format.stream_terminator)
+            self._end_stream(context, refusal)
         finally:
             if lease is not None:
                 lease.release()
+
+    def _end_stream(self, context: RequestContext, refusal: Refusal) -> None:
+        """Send the error to a client that has had the head of a stream, in the stream."""
+        self._record_call_rejection(context, refusal)
+        api_format = context.endpoint.api_format
+        context.client.last(api_format.encode_event(refusal, context.key.language) + api_format.stream_terminator)
+
+    def _record_call_rejection(self, context: RequestContext, refusal: Refusal) -> None:
+        refusal.model = context.model.name
+        self._record_rejection(refusal, context.key, context.request_id)
 
     def _check_call(self, context: RequestContext) -> None:
         """Raise Refusal for what the model cannot do or the site forbids, and while usage cannot be recorded."""
@@ -280,10 +296,7 @@ class Gateway:
                 now=self._clock,
                 loop=self._loop,
             )
-            unrecorded = await self._forwarder.forward(exchange, meter, lease)
-            if unrecorded is not None:
-                unrecorded.model = model.name
-                self._record_rejection(unrecorded, key, context.request_id)
+            await self._forwarder.forward(exchange, meter, lease)
         except Refusal as refusal:
             meter.refusal = refusal
             raise

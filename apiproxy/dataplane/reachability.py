@@ -53,9 +53,9 @@ class Reachability:
         self._engines = EngineWatch(clock)
         self.supervisors: Mapping[int, SignOfLife] = {}  # by host
 
-    @property
-    def silent_hosts(self) -> Collection[str]:
-        return self._hosts.silent
+    def is_silent(self, host: str) -> bool:
+        """Return whether the host with this name or address does not answer."""
+        return host in self._hosts.silent
 
     def is_quiet(self, host: int) -> bool:
         """Return whether the host's supervisor is quiet, for whatever reason."""

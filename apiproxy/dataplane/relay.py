@@ -110,6 +110,7 @@ class Exchange:
         "_size",
         "_stage",
         "_status",
+        "_stopped",
         "_verbatim",
         "_waiter",
         "arriving",
@@ -163,6 +164,7 @@ class Exchange:
         self._share: BudgetShare | None = None
         self._retry_after = ""
         self._says_dead = False
+        self._stopped = False  # by the observer
         self._stage = Stage.HEARTBEAT if context.head_sent else Stage.NOT_STARTED
         self._outcome: Outcome | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -400,6 +402,7 @@ class Exchange:
             self._observer = None
             return False
         if refusal is not None:
+            self._stopped = True
             self.cut_off(refusal)
         return refusal is not None
 
@@ -517,8 +520,11 @@ class Exchange:
         reader = self._reader
         if self._stage is Stage.STREAMING:
             self._close("failed")
-            event = b"" if reader and reader.error is not None else self._error_event(self.refusal)
-            self._last(event if reader and reader.done else event + self._api_format.stream_terminator)
+            # Of events that an observer stopped the client has had nothing, whatever the reader made of them.
+            had_error = not self._stopped and reader is not None and reader.error is not None
+            had_end = not self._stopped and reader is not None and reader.done
+            event = b"" if had_error else self._error_event(self.refusal)
+            self._last(event if had_end else event + self._api_format.stream_terminator)
         elif self._stage is Stage.NOT_STARTED or self._stage is Stage.HEARTBEAT:
             if reader is not None and reader.events:
                 self._close("failed")  # tokens that no client will see, but that a GPU has made

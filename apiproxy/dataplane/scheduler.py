@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Sequence
 from apiproxy.dataplane.balancer import Balancer
 from apiproxy.dataplane.catalogue import Model, Replica
 from apiproxy.dataplane.context import RequestContext
-from apiproxy.dataplane.errors import BatchBusy, ClientDisconnected, ModelUnavailable, UnknownModel
+from apiproxy.dataplane.errors import BatchBusy, ClientDisconnected, ModelUnavailable
 from apiproxy.dataplane.relay import STREAM_HEADERS
 
 BACKLOGGED_AFTER = 1.0  # seconds; a prompt that takes longer to be read is a reason as well: batch would make it slower
@@ -91,8 +91,8 @@ class Lease:
 
     def move(self, replica: Replica) -> None:
         """Use another replica from now on."""
-        self._scheduler.moved(self._replica, replica)
-        self._replica = replica
+        before, self._replica = self._replica, replica
+        self._scheduler.moved(self._model, before, replica)
 
     def release(self) -> None:
         """Let others go in its place. Call it once, when the call is over."""
@@ -140,7 +140,8 @@ class QueuedRequest:
 class Scheduler:
     """The queues of one of `workers` workers.
 
-    `find_model` returns the model of this name as it is now. `request_wake_up` is called with the id of a sleeping
+    `find_model` returns the model of this name as it is now, `find_called_model` the one that a call asks for; it
+    raises UnknownModel if its caller may not use it any more. `request_wake_up` is called with the id of a sleeping
     model that a call asks for. `is_quiet`: whether the supervisor of this host is quiet, so that it loads nothing now.
     """
 
@@ -149,6 +150,7 @@ class Scheduler:
         balancer: Balancer,
         *,
         find_model: Callable[[str], Model | None],
+        find_called_model: Callable[[RequestContext], Model],
         request_wake_up: Callable[[int], None],
         is_quiet: Callable[[int], bool],
         workers: int,
@@ -156,6 +158,7 @@ class Scheduler:
     ) -> None:
         self._balancer = balancer
         self._find_model = find_model
+        self._find_called_model = find_called_model
         self._request_wake_up = request_wake_up
         self._is_quiet = is_quiet
         self._workers = workers
@@ -203,18 +206,13 @@ class Scheduler:
         finally:
             client.unsubscribe()
         try:
+            context.model = self._find_called_model(context)
             if not lease.has_replica:
-                lease.move(self._choose(self._current(context.model.name)))
+                lease.move(self._choose(context.model))
         except BaseException:
             lease.release()
             raise
         return lease
-
-    def _current(self, name: str) -> Model:
-        model = self._find_model(name)
-        if model is None:
-            raise UnknownModel("model_not_found", model=name)
-        return model
 
     async def _queue(self, request: QueuedRequest) -> Lease:
         queue = self._queues.setdefault(request.model, deque())
@@ -291,10 +289,12 @@ class Scheduler:
         if replica is not None:
             self._balancer.began(replica)
 
-    def moved(self, before: Replica | None, replica: Replica) -> None:
+    def moved(self, model: str, before: Replica | None, replica: Replica) -> None:
+        self._balancer.began(replica)
         if before is not None:
             self._balancer.ended(before)
-        self._balancer.began(replica)
+            if self._queues:
+                self.advance(model)
 
     def ended(self, model: str, replica: Replica | None, *, batch: bool) -> None:
         if replica is not None:

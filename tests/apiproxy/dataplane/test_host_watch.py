@@ -108,11 +108,11 @@ async def test_o5_a_connection_that_we_were_too_slow_for_is_made_once_more(monke
     with socket.create_server(("127.0.0.1", 0)) as server:
         slow = Slow(Address.parse(f"http://127.0.0.1:{server.getsockname()[1]}"), time.monotonic)
         pools = engine_pools.EnginePools(time.monotonic)
-        (await pools.connect(slow, model, silent_hosts=())).abort()
+        (await pools.connect(slow, model, is_silent=lambda host: False)).abort()
         assert patient == [engine_pools.CONNECT_WITHIN, engine_pools.RECONNECT_WITHIN]
         patient.clear()
         with pytest.raises(Unreachable):
-            await pools.connect(slow, model, silent_hosts={"127.0.0.1"})
+            await pools.connect(slow, model, is_silent=lambda host: True)
         assert sum((engine_pools.CONNECT_WITHIN, engine_pools.RECONNECT_WITHIN)) < 1
 
 

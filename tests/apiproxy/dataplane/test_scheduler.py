@@ -129,6 +129,7 @@ class Hall:
         self.scheduler = Scheduler(
             self.balancer,
             find_model=lambda _: self.model,
+            find_called_model=self.find_called_model,
             request_wake_up=self.woken.append,
             is_quiet=self.quiet.__contains__,
             workers=1,
@@ -136,6 +137,11 @@ class Hall:
         )
         self.tasks: list[asyncio.Task] = []
         self.came: list[int] = []
+
+    def find_called_model(self, context: RequestContext) -> Model:
+        if self.model is None:
+            raise UnknownModel("model_not_found", model=context.call.model)
+        return self.model
 
     async def come(self, made: RequestContext | None = None) -> asyncio.Task:
         number = len(self.tasks)

@@ -96,6 +96,15 @@ def test_an_observer_stops_a_stream_and_its_engine_and_what_was_made_is_recorded
     assert (row.status, row.completion_tokens) == ("failed", 2)  # the first event has no token
 
 
+def test_an_observer_that_stops_the_last_events_leaves_a_stream_that_ends(counter, observe):
+    observe(Count(last=2))
+    script = [*SCRIPT[:2], {"wait": 0.1}, {"send": chunk(token(1) + token(2) + FINISH + DONE) + "0\r\n\r\n"}]
+    text = read(counter, script=script).decode()
+    assert "t2" not in text
+    assert text.endswith("data: [DONE]\n\n")
+    assert text.count('"engine_error"') == text.count("[DONE]") == 1
+
+
 def test_an_observer_that_stops_before_the_first_event_leaves_an_http_status(counter, observe):
     observe(Count(last=0))
     assert counter.chat(stream=True, script=[*SCRIPT[:2], {"hang": True}]).status_code == 502
