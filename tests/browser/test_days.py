@@ -191,7 +191,7 @@ def operates(operator: Person, name: str) -> None:
     operator.reads("research")
     operator.finds("/usage/?of=all&by=tenant", "research")
     operator.page.goto("/operations/directory/")
-    operator.main.locator("form[action$='/follow/'] button").click()
+    operator.main.locator("form[action$='/sync/'] button").click()
     expect(operator.page.locator("h1 .state.fine")).to_be_visible()
     operator.page.goto("/audit/")
     operator.fills("text", name)

@@ -56,7 +56,7 @@ def test_an_operator_sees_what_is_wrong_decides_and_finds_it_in_the_log(
 
     page.goto("/operations/directory/")
     assert page.locator("h1 .state.fine").count() == 1
-    page.locator("form[action$='follow/'] button.primary").click()
+    page.locator("form[action$='sync/'] button.primary").click()
     page.wait_for_selector(".attention")
     assert page.locator("h1 .state.broken").count() == 1
     assert "4" in page.locator(".attention .log").inner_text()
