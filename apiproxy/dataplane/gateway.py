@@ -131,11 +131,10 @@ class Gateway:
             if endpoint is None or scope["method"] != "POST":
                 body = self._look_up(path, scope["method"], key)
                 client.answer(200, [JSON, (b"x-request-id", request_id.encode())], body)
-            elif endpoint.costs == "sound":
-                context = RequestContext(request_id, endpoint, key, caller, client)
-                await self._serve_upload(context, headers, receive)
             else:
-                await self._serve_body(RequestContext(request_id, endpoint, key, caller, client), headers, receive)
+                context = RequestContext(request_id, endpoint, key, caller, client)
+                serve = self._serve_upload if endpoint.costs == "sound" else self._serve_body
+                await serve(context, headers, receive)
         except Refusal as refusal:
             self._record_rejection(refusal, key, request_id)
             send_refusal(client, refusal, api_format, language, request_id)

@@ -69,7 +69,7 @@ def replicas_for_batch(
 class Lease:
     """Permission to use a replica, from `Scheduler.acquire` to `release`. The call counts as in flight there."""
 
-    __slots__ = ("_batch", "_model", "_replica", "_scheduler", "waited")
+    __slots__ = ("_batch", "_model", "_replica", "_scheduler")
 
     def __init__(self, scheduler: "Scheduler", model: str, replica: Replica | None, *, batch: bool) -> None:
         """`replica`: None if the model has none any more; then it gets one with `move`, or is released."""
@@ -77,7 +77,6 @@ class Lease:
         self._model = model
         self._replica = replica
         self._batch = batch
-        self.waited = batch  # so what was known of the model may be out of date
         scheduler.started(model, replica, batch=batch)
 
     @property
@@ -88,6 +87,11 @@ class Lease:
     @property
     def has_replica(self) -> bool:
         return self._replica is not None
+
+    @property
+    def waited(self) -> bool:
+        """Whether the call may have waited, so that what was checked before may no longer hold."""
+        return self._batch
 
     def move(self, replica: Replica) -> None:
         """Use another replica from now on."""

@@ -5,7 +5,7 @@ A format says how errors look before and in a stream, how a stream ends, and whi
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -91,17 +91,8 @@ CHAT = ApiFormat(
     make_accumulator=ChunkAccumulator,
     needs_usage_option=True,
 )
-# Errors as in chat. The form, not `stream_options`, asks for usage.
-TRANSCRIPTS = ApiFormat(
-    encode_error=encode_openai_error,
-    encode_event=encode_chat_event,
-    stream_terminator=b"data: [DONE]\n\n",
-    heartbeat=COMMENT,
-    ping=COMMENT,
-    make_reader=TranscriptReader,
-    make_accumulator=ChunkAccumulator,  # never used: an upload's form is not changed into a stream's
-    needs_usage_option=False,
-)
+# The form, not `stream_options`, asks for usage. Nothing is accumulated: an upload is not changed into a stream.
+TRANSCRIPTS = replace(CHAT, make_reader=TranscriptReader, needs_usage_option=False)
 RESPONSES = ApiFormat(
     encode_error=encode_openai_error,
     encode_event=encode_responses_event,
