@@ -21,7 +21,8 @@ from modelregistry.engines.registry import engine_named
 from modelregistry.engines.selection import ChosenEngine, select_engine
 from modelregistry.engines.version_trials import Choice, Installed, NoVersion, Trial
 from modelregistry.files import model_files
-from modelregistry.files.metadata import ModelMetadata, UnreadableModel
+from modelregistry.files.metadata import ModelMetadata
+from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.memory import allocation, placement
 from modelregistry.memory.allocation import Occupant
 from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable, predict

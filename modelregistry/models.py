@@ -41,7 +41,7 @@ engine_version = RegexValidator(
 def seconds(value: float) -> None:
     """Validate a time-out: a tenth of a second to a day, as in the settings."""
     if not 0.1 <= value <= 86400:
-        raise ValidationError(_("Give a time between 0.1 and 86400 seconds."))
+        raise ValidationError(_("Give a time between 0.1 and 86400 seconds."), code="no-time-limit")
 
 
 class TimeLimit(models.FloatField):  # type: ignore[type-arg]  # generic in its stubs only
@@ -324,7 +324,8 @@ class ServedModel(models.Model):
         )
         taken = Alias.objects.filter(name=self.name).select_related("model").first()
         if taken:
-            problems["name"] = _("This name is an alias of %(model)s.") % {"model": taken.model}
+            sentence = _("This name is an alias of %(model)s.")
+            problems["name"] = ValidationError(sentence, code="name-of-an-alias", params={"model": taken.model})
         if problems:
             raise ValidationError(problems)
 
@@ -410,7 +411,8 @@ class Alias(models.Model):
 
     def clean(self) -> None:
         if ServedModel.objects.filter(name=self.name).exists():
-            raise ValidationError({"name": _("There is a model of this name.")})
+            taken = ValidationError(_("There is a model of this name."), code="name-of-a-model")
+            raise ValidationError({"name": taken})
 
 
 class FileReport(models.Model):

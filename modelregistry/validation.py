@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
 from modelregistry.engines import argument_rules, arguments
@@ -12,9 +13,10 @@ from modelregistry.engines.argument_rules import NamedFile
 from modelregistry.engines.arguments import Arguments, Fault, Options
 from modelregistry.engines.base import Problem, Spec
 from modelregistry.engines.registry import engine_named, launched_by
-from modelregistry.files import bounds, model_files
-from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext_noop
+from modelregistry.files import bounds, model_files, unreadable
+from modelregistry.files.metadata import ModelMetadata, gettext_noop
 from modelregistry.files.regular import open_regular_file
+from modelregistry.files.unreadable import UnreadableModel
 
 # Set by the supervisor for each replica; a second value would win and move the engine to an unknown address, open it to
 # every interface, or let it answer without a key. A file of arguments (--config) could hold any of them. An engine that
@@ -82,8 +84,10 @@ def find_problems(
     installed: Collection[str] | None = None,
     started_by: str = "",
     options: Options | None = None,
-) -> dict[str, str]:
-    """Return one sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files.
+) -> dict[str, ValidationError]:
+    """Return one error for each field that cannot be right; empty: fine. Reads the headers of the model's files.
+
+    Its code says for programs what is wrong, its `params` of what.
 
     `look_at_argument_files`: whether files that arguments name are on this machine; as `look_at_path` if not given.
     `started_by`: the launcher that will be taken where `launcher` leaves it open, as far as is known; `options`: what
@@ -91,7 +95,7 @@ def find_problems(
     """
     parsed = read_arguments(model.engine, model.launcher or started_by, _only_texts(model.args), options)
     risks = _known_risks(model.allowed_risks)
-    faults = {
+    faults: dict[str, ValidationError | None] = {
         "engine_version": _version_fault(model, installed),
         "gpus": _gpus_fault(model.gpus, parsed.number("--tensor-parallel-size") or model.tensor_parallel),
         "allowed_risks": _risk_list_fault(model.allowed_risks),
@@ -110,14 +114,16 @@ def find_problems(
     return _unseen_path_problems(model.path) | found
 
 
-def _engine_problems(model: Registration) -> dict[str, str]:
+def _engine_problems(model: Registration) -> dict[str, ValidationError]:
     """Return what the engine and its launcher cannot do, whatever the files are."""
     engine = engine_named(model.engine)
-    found: dict[str, str] = {}
+    found: dict[str, ValidationError] = {}
     if model.url and not engine.external:
-        found["url"] = _("Only an external engine has a URL; this one is started here, from a path.")
+        sentence = _("Only an external engine has a URL; this one is started here, from a path.")
+        found["url"] = ValidationError(sentence, code="needless-url")
     if model.launcher and (model.launcher not in engine.launchers() or engine.only_launcher):
-        found["launcher"] = _("This engine has no such launcher to choose.")
+        sentence = _("This engine has no such launcher to choose.")
+        found["launcher"] = ValidationError(sentence, code="no-such-launcher")
     spec = Spec(
         engine=model.engine,
         name="",
@@ -126,29 +132,37 @@ def _engine_problems(model: Registration) -> dict[str, str]:
         task=model.task,
         version=model.engine_version,
     )
-    return found | _sentences(engine.as_run_by(model.launcher).check_registration(spec, model.url))
+    return found | _errors(engine.as_run_by(model.launcher).check_registration(spec, model.url))
 
 
-def _sentences(problems: Iterable[Problem]) -> dict[str, str]:
-    return {problem.field: _(problem.sentence) % problem.values for problem in problems}
+def _errors(problems: Iterable[Problem]) -> dict[str, ValidationError]:
+    return {
+        problem.field: ValidationError(_(problem.sentence), code=problem.code, params=dict(problem.values))
+        for problem in problems
+    }
 
 
 def _known_risks(allowed_risks: object) -> list[str]:
     return [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
 
 
-def _risk_list_fault(allowed_risks: object) -> str:
+def _risk_list_fault(allowed_risks: object) -> ValidationError | None:
     if isinstance(allowed_risks, list) and len(_known_risks(allowed_risks)) == len(allowed_risks):
-        return ""
-    return _("Allowed risks are a list of %(risks)s.") % {"risks": ", ".join(f'"{risk}"' for risk in RISKS)}
+        return None
+    risks = ", ".join(f'"{risk}"' for risk in RISKS)
+    return ValidationError(_("Allowed risks are a list of %(risks)s."), code="unknown-risks", params={"risks": risks})
 
 
-def _timeout_fault(model: Registration) -> str:
+def _timeout_fault(model: Registration) -> ValidationError | None:
     parts = [model.connect_timeout, model.first_byte_timeout, model.idle_timeout]
     longest = max((part for part in parts if part is not None), default=0.0)
     if model.total_timeout is None or model.total_timeout >= longest:
-        return ""
-    return _("The time in all cannot be shorter than one of its parts, %(longest)g seconds.") % {"longest": longest}
+        return None
+    return ValidationError(
+        _("The time in all cannot be shorter than one of its parts, %(longest)g seconds."),
+        code="shorter-than-a-part",
+        params={"longest": longest},
+    )
 
 
 def explain_unreadable(error: UnreadableModel) -> str:
@@ -156,8 +170,8 @@ def explain_unreadable(error: UnreadableModel) -> str:
     return _(error.sentence) % error.values
 
 
-def find_path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> str:
-    """Return why a model cannot be read from a path on this machine; empty: it can, as far as its headers show.
+def find_path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> UnreadableModel | None:
+    """Return why a model cannot be read from a path on this machine; None: it can, as far as its headers show.
 
     Takes 1 to 30 ms for a model whose files were read before, so that a supervisor can ask before every start:
     files change after they were registered.
@@ -165,15 +179,16 @@ def find_path_fault(engine: str, path: str, allowed_risks: Collection[str] = ())
     try:
         model_files.read_model(engine, path, allowed_risks)
     except UnreadableModel as error:
-        return explain_unreadable(error)
-    return ""
+        return error
+    return None
 
 
-def _file_problems(model: Registration, risks: Sequence[str], parsed: Arguments) -> dict[str, str]:
+def _file_problems(model: Registration, risks: Sequence[str], parsed: Arguments) -> dict[str, ValidationError]:
     try:
         facts = model_files.read_model(model.engine, model.path, risks)
     except UnreadableModel as error:
-        return {"allowed_risks" if error.risk else "path": explain_unreadable(error)}
+        found = ValidationError(_(error.sentence), code=error.code, params=error.values)
+        return {"allowed_risks" if error.risk else "path": found}
     return find_unsuitable_settings(
         facts,
         model.engine,
@@ -194,62 +209,72 @@ def find_unsuitable_settings(
     slots: int | None = None,
     parsed: Arguments,
     tensor_parallel: int = 1,
-) -> dict[str, str]:
-    """Return a sentence for each setting that does not suit these files, by field; empty: all do."""
+) -> dict[str, ValidationError]:
+    """Return an error for each setting that does not suit these files, by field; empty: all do."""
     runner = engine_named(engine).as_run_by(parsed.launcher)
     spec = Spec(engine=engine, name="", path="", task=task, tensor_parallel=tensor_parallel)
-    found = _sentences(runner.check_model(spec, facts, parsed))
+    found = _errors(runner.check_model(spec, facts, parsed))
     # The other way round is fine: a model that chats can embed and rank, too.
     if task == "chat" and facts.task in ("embedding", "rerank", "transcription"):
-        found["task"] = _("%(architecture)s is made for another task than chat: %(task)s.") % {
-            "architecture": facts.architecture,
-            "task": facts.task,
-        }
+        found["task"] = ValidationError(
+            _("%(architecture)s is made for another task than chat: %(task)s."),
+            code="other-task",
+            params={"architecture": facts.architecture, "task": facts.task},
+        )
     for field, tokens in (("context", context or 0), ("args", runner.context_of(parsed, slots))):
         if fault := _length_fault(facts, tokens, stretched=parsed.says(*STRETCHING)):
             found[field] = fault
     return found
 
 
-def _length_fault(facts: ModelMetadata, tokens: int, *, stretched: bool) -> str:
+def _length_fault(facts: ModelMetadata, tokens: int, *, stretched: bool) -> ValidationError | None:
     if tokens > bounds.CONTEXT:
-        return _("No model reads more than %(most)d tokens.") % {"most": bounds.CONTEXT}
+        sentence = _("No model reads more than %(most)d tokens.")
+        return ValidationError(sentence, code="longer-than-any-model", params={"most": bounds.CONTEXT})
     if stretched or not facts.context or tokens <= facts.context:
-        return ""
+        return None
     # Engines refuse it or, worse, answer nonsense beyond that length. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is for the
     # whole host and not visible here; an operator who really wants it says so by an argument.
-    return _(
-        "This model reads at most %(most)d tokens. To extend it, say how, for example with "
-        "--rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
-    ) % {"most": facts.context}
+    return ValidationError(
+        _(
+            "This model reads at most %(most)d tokens. To extend it, say how, for example with "
+            "--rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
+        ),
+        code="longer-than-the-model",
+        params={"most": facts.context},
+    )
 
 
-def _version_fault(model: Registration, installed: Collection[str] | None) -> str:
+def _version_fault(model: Registration, installed: Collection[str] | None) -> ValidationError | None:
     if not model.engine_version or engine_named(model.engine).external:
-        return ""
+        return None
     if len(engine_named(model.engine).launchers()) > 1 and not model.launcher:
-        return _("Versions differ between launchers: choose a launcher as well (--launcher).")
+        sentence = _("Versions differ between launchers: choose a launcher as well (--launcher).")
+        return ValidationError(sentence, code="version-without-launcher")
     if installed is not None and model.engine_version not in installed:
+        sentence = _("This version is not installed here (there are: %(others)s).")
         others = ", ".join(installed) or _("no version")
-        return _("This version is not installed here (there are: %(others)s).") % {"others": others}
-    return ""
+        return ValidationError(sentence, code="version-not-installed", params={"others": others})
+    return None
 
 
-def _gpus_fault(gpus: object, tensor_parallel: int) -> str:
+def _gpus_fault(gpus: object, tensor_parallel: int) -> ValidationError | None:
     if not isinstance(gpus, list) or not all(type(gpu) is int and 0 <= gpu < 1024 for gpu in gpus):
-        return _("GPUs are a list of numbers, for example [0, 1].")
+        return ValidationError(_("GPUs are a list of numbers, for example [0, 1]."), code="no-list-of-gpus")
     if len(set(gpus)) != len(gpus):
-        return _("A GPU is named twice.")
+        return ValidationError(_("A GPU is named twice."), code="gpu-named-twice")
     if gpus and len(gpus) < tensor_parallel:
-        return _("To split it over %(count)d GPUs, name at least as many or none.") % {"count": tensor_parallel}
-    return ""
+        sentence = _("To split it over %(count)d GPUs, name at least as many or none.")
+        return ValidationError(sentence, code="too-few-gpus", params={"count": tensor_parallel})
+    return None
 
 
-def _unseen_path_problems(path: str) -> dict[str, str]:
+def _unseen_path_problems(path: str) -> dict[str, ValidationError]:
     """Check a path on another machine."""
-    if not path:
-        return {"path": _("This engine needs the path of a model.")}
-    return {} if Path(path).is_absolute() else {"path": _("%(path)s is not an absolute path.") % {"path": path}}
+    if path and Path(path).is_absolute():
+        return {}
+    code = "relative-path" if path else "no-path"
+    return {"path": ValidationError(_(unreadable.SENTENCES[code]), code=code, params={"path": path})}
 
 
 def _only_texts(args: object) -> list[str]:
@@ -269,29 +294,31 @@ def read_arguments(engine: str, launcher: str, args: Sequence[str], options: Opt
     return arguments.read_arguments(runner.launcher, () if runner.external else args, options)
 
 
-def _list_fault(args: object) -> str:
+def _list_fault(args: object) -> ValidationError | None:
     if not isinstance(args, Sequence) or isinstance(args, str) or not all(isinstance(arg, str) for arg in args):
-        return _('More arguments are a list of texts, for example ["--dtype=half"].')
-    return ""
+        sentence = _('More arguments are a list of texts, for example ["--dtype=half"].')
+        return ValidationError(sentence, code="no-list-of-texts")
+    return None
 
 
 def find_argument_fault(
     engine: str, parsed: Arguments, risks: Collection[str], tensor_parallel: int = 1, slots: int | None = None
-) -> str:
-    """Return why an engine cannot be started with these arguments; empty: it can, as far as is known."""
+) -> ValidationError | None:
+    """Return why an engine cannot be started with these arguments; None: it can, as far as is known."""
     for one in parsed.given:
         if not RESERVED.isdisjoint(one.names) or (one.option is None and _may_be_reserved(one.name)):
-            return _("%(arg)s is set for each replica and cannot be given here.") % {"arg": one.written}
+            sentence = _("%(arg)s is set for each replica and cannot be given here.")
+            return ValidationError(sentence, code="reserved", params={"arg": one.written})
         if not ENDING.isdisjoint(one.names):
-            return _("With %(arg)s the engine prints something and exits instead of serving.") % {"arg": one.written}
+            sentence = _("With %(arg)s the engine prints something and exits instead of serving.")
+            return ValidationError(sentence, code="exits", params={"arg": one.written})
         if not MOVING.isdisjoint(one.names):
-            return _("%(arg)s cannot be given: the gateway speaks to engines in plain HTTP, and at /v1.") % {
-                "arg": one.written
-            }
+            sentence = _("%(arg)s cannot be given: the gateway speaks to engines in plain HTTP, and at /v1.")
+            return ValidationError(sentence, code="moves-the-engine", params={"arg": one.written})
     if parsed.faults:
-        return explain_fault(parsed.faults[0])
-    together = _sentences(engine_named(engine).check_arguments(parsed, slots))
-    return _risk_fault(parsed, risks) or _spread_fault(parsed, tensor_parallel) or together.get("args", "")
+        return ValidationError(explain_fault(parsed.faults[0]), code=parsed.faults[0].code)
+    together = _errors(engine_named(engine).check_arguments(parsed, slots))
+    return _risk_fault(parsed, risks) or _spread_fault(parsed, tensor_parallel) or together.get("args")
 
 
 def _may_be_reserved(option: str) -> bool:
@@ -299,68 +326,70 @@ def _may_be_reserved(option: str) -> bool:
     return option in RESERVED or (len(option) > len("--") and any(name.startswith(option) for name in RESERVED))
 
 
-def _risk_fault(parsed: Arguments, risks: Collection[str]) -> str:
-    """Return which argument needs a risk that is not allowed; empty: none."""
-    if parsed.flag("--trust-remote-code") and "remote-code" not in risks:
-        return _('%(arg)s needs the allowed risk "%(risk)s".') % {"arg": "--trust-remote-code", "risk": "remote-code"}
+def _risk_fault(parsed: Arguments, risks: Collection[str]) -> ValidationError | None:
+    """Return which argument needs a risk that is not allowed; None: none."""
+    needed = [("--trust-remote-code", "remote-code")] if parsed.flag("--trust-remote-code") else []
     rules = launched_by(parsed.launcher).rules
-    for one in parsed.given:
-        risk = rules.risk_of(one.names, one.values) if one.on else ""
+    needed += [(one.name, rules.risk_of(one.names, one.values)) for one in parsed.given if one.on]
+    for arg, risk in needed:
         if risk and risk not in risks:
-            return _('%(arg)s needs the allowed risk "%(risk)s".') % {"arg": one.name, "risk": risk}
+            sentence = _('%(arg)s needs the allowed risk "%(risk)s".')
+            return ValidationError(sentence, code="risk-not-allowed", params={"arg": arg, "risk": risk})
     for one in parsed.all("--load-format"):
         # Each of them, so that it does not matter which one counts.
         if one.values and one.values[-1].lower() in PICKLING and "pickle" not in risks:
-            arg = f"--load-format {one.values[-1]}"
-            return _('%(arg)s may read pickles, which needs the allowed risk "pickle".') % {"arg": arg}
-    return ""
+            sentence = _('%(arg)s may read pickles, which needs the allowed risk "pickle".')
+            about = {"arg": f"--load-format {one.values[-1]}", "risk": "pickle"}
+            return ValidationError(sentence, code="risk-not-allowed", params=about)
+    return None
 
 
-def _spread_fault(parsed: Arguments, tensor_parallel: int) -> str:
+def _spread_fault(parsed: Arguments, tensor_parallel: int) -> ValidationError | None:
     for name in SPREADING:
         if (parsed.number(name) or 1) > 1:
-            return _(
+            sentence = _(
                 "%(arg)s spreads one replica in a way that the plan cannot count: set how many GPUs it is split "
                 "over (tensor parallel), or use more replicas."
-            ) % {"arg": name}
+            )
+            return ValidationError(sentence, code="spread", params={"arg": name})
     cards = parsed.number("--tensor-parallel-size")
     if cards and tensor_parallel > 1 and cards != tensor_parallel:
-        return _("%(arg)s gives another number of GPUs than “split over GPUs” (%(count)d): set it only there.") % {
-            "arg": f"--tensor-parallel-size {cards}",
-            "count": tensor_parallel,
-        }
-    return ""
+        sentence = _("%(arg)s gives another number of GPUs than “split over GPUs” (%(count)d): set it only there.")
+        about = {"arg": f"--tensor-parallel-size {cards}", "count": tensor_parallel}
+        return ValidationError(sentence, code="split-twice", params=about)
+    return None
 
 
-def find_missing_file(parsed: Arguments) -> str:
-    """Return why an engine on this machine cannot use a file that arguments name; empty: it can. Reads the disk."""
+def find_missing_file(parsed: Arguments) -> ValidationError | None:
+    """Return why an engine on this machine cannot use a file that arguments name; None: it can. Reads the disk."""
     rules = launched_by(parsed.launcher).rules
     for one in parsed.given:
         for named in rules.files_named(one.names, one.values):
             if fault := _file_fault(named):
-                return f"{one.name}: {fault}"
-    return ""
+                about = {"option": one.name, "path": named.path, "why": explain_unreadable(fault)}
+                return ValidationError("%(option)s: %(why)s", code=fault.code, params=about)
+    return None
 
 
-def _file_fault(named: NamedFile) -> str:
+def _file_fault(named: NamedFile) -> UnreadableModel | None:
     path = Path(named.path)
     if not path.is_absolute() or "\0" in named.path:
-        return _("%(path)s is not an absolute path.") % {"path": named.path}
+        return UnreadableModel("relative-path", path=named.path)
     try:
         if named.kind in ("folder", "path") and path.is_dir():
             os.listdir(path)
-            return ""
+            return None
         if named.kind == "folder" and path.exists():
-            return _("%(path)s is not a directory.") % {"path": path}
+            return UnreadableModel("no-directory", path=path)
         with open_regular_file(path) as file:
             head = file.read(LONGEST_TEMPLATE) if named.kind == "template" else b""
     except FileNotFoundError:
-        return _("%(path)s does not exist.") % {"path": path}
+        return UnreadableModel("missing", path=path)
     except OSError as error:
-        return _("%(path)s cannot be read: %(reason)s.") % {"path": path, "reason": error.strerror}
+        return UnreadableModel("unreadable", path=path, reason=error.strerror)
     if named.kind == "template" and b"{{" not in head and b"{%" not in head:
-        return _("%(path)s is not a chat template: it has no place to fill in ({{ … }}).") % {"path": path}
-    return ""
+        return UnreadableModel("no-template", path=path)
+    return None
 
 
 def explain_fault(fault: Fault) -> str:

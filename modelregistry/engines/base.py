@@ -147,6 +147,7 @@ class Problem:
     """Why a model cannot be registered so. `field`: of ServedModel; `sentence` and `values`: for `gettext`."""
 
     field: str
+    code: str  # for programs; does not change with the wording
     sentence: str
     values: Mapping[str, object] = dataclass_field(default_factory=dict)
 

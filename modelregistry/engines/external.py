@@ -6,6 +6,13 @@ from urllib.parse import urlsplit
 from modelregistry.engines.base import Engine, Problem, Spec
 from modelregistry.files.metadata import gettext_noop
 
+URL_FAULTS = {
+    "no-url": gettext_noop("An external engine needs a URL, for example http://10.0.0.5:8000."),
+    "not-a-url": gettext_noop("%(url)s is not a URL like http://10.0.0.5:8000."),
+    "more-than-an-address": gettext_noop("The URL must not hold a user name, a query or a fragment."),
+    "with-v1": gettext_noop("Leave /v1 off the URL: it is added to each call."),
+}
+
 
 class External(Engine):
     """An engine of another provider, or one of ours behind another gateway."""
@@ -16,28 +23,32 @@ class External(Engine):
 
     def check_registration(self, spec: Spec, url: str) -> Iterator[Problem]:
         if spec.path:
-            yield Problem(field="path", sentence=gettext_noop("An external engine has a URL, not a path."))
-        elif sentence := _url_fault(url):
-            yield Problem(field="url", sentence=sentence, values={"url": url})
+            yield Problem(
+                field="path", code="needless-path", sentence=gettext_noop("An external engine has a URL, not a path.")
+            )
+        elif code := _url_fault(url):
+            yield Problem(field="url", code=code, sentence=URL_FAULTS[code], values={"url": url})
         if spec.version:
             yield Problem(
                 field="engine_version",
+                code="needless-version",
                 sentence=gettext_noop("The version of an external engine cannot be chosen here."),
             )
 
 
 def _url_fault(url: str) -> str:
+    """Return a key of URL_FAULTS; empty: the URL is fine."""
     if not url:
-        return gettext_noop("An external engine needs a URL, for example http://10.0.0.5:8000.")
+        return "no-url"
     try:
         parts = urlsplit(url)
         well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         well_formed = False
     if not well_formed:
-        return gettext_noop("%(url)s is not a URL like http://10.0.0.5:8000.")
+        return "not-a-url"
     if parts.query or parts.fragment or parts.username:
-        return gettext_noop("The URL must not hold a user name, a query or a fragment.")
+        return "more-than-an-address"
     if parts.path.rstrip("/").endswith("/v1"):
-        return gettext_noop("Leave /v1 off the URL: it is added to each call.")
+        return "with-v1"
     return ""

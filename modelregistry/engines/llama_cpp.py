@@ -110,6 +110,7 @@ class LlamaCpp(Engine):
         if spec.task == "transcription":
             yield Problem(
                 field="task",
+                code="transcribes-by-chat",
                 sentence=gettext_noop(
                     "llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat."
                 ),
@@ -120,6 +121,7 @@ class LlamaCpp(Engine):
             # It would have a vector for each token, and answers each call with 400.
             yield Problem(
                 field="task",
+                code="no-pooling",
                 sentence=gettext_noop(
                     "The file does not say how a text becomes one vector. Set it in the arguments, for example "
                     "--pooling mean; see the model’s description."
@@ -271,6 +273,7 @@ class LlamaCppPython(LlamaCpp):
         if spec.task == "rerank":
             yield Problem(
                 field="launcher",
+                code="cannot-rerank",
                 sentence=gettext_noop("llama-cpp-python cannot rerank; choose llama-server or xllamacpp."),
             )
 

@@ -176,6 +176,7 @@ class Vllm(Engine):
             # llama.cpp takes a general one (ChatML) instead; vLLM answers every chat with 400.
             yield Problem(
                 field="task",
+                code="no-chat-template",
                 sentence=gettext_noop(
                     "The model has no chat template, without which vLLM answers no chat. Give it one in its arguments: "
                     "--chat-template=/path/to/template.jinja."
@@ -185,6 +186,7 @@ class Vllm(Engine):
         if facts.heads and facts.heads % cards:
             yield Problem(
                 field="tensor_parallel",
+                code="uneven-heads",
                 sentence=gettext_noop(
                     "vLLM splits by attention heads: %(heads)d heads cannot be divided evenly among %(gpus)d GPUs."
                 ),
@@ -197,6 +199,7 @@ class Vllm(Engine):
         if batch is not None and batch < parallel:
             yield Problem(
                 field="args",
+                code="batch-too-small",
                 sentence=gettext_noop(
                     "vLLM computes at least one token of each request at a time: --max-num-batched-tokens must not be "
                     "less than the requests at a time (%(parallel)d)."

@@ -16,9 +16,10 @@ from typing import Any
 from modelregistry.files import architecture, bounds
 from modelregistry.files.architecture import Config
 from modelregistry.files.json_stream import BrokenJson, JsonWalker
-from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext_noop
+from modelregistry.files.metadata import ModelMetadata
 from modelregistry.files.regular import open_regular_file
 from modelregistry.files.text import clean_text
+from modelregistry.files.unreadable import UnreadableModel
 
 # Bytes. A configuration with a long chat template has 0.1 MB. JSON takes up to 30 times its size when it is read whole,
 # so this much is 500 MB at the worst (measured).
@@ -170,9 +171,7 @@ def _configuration(directory: Path) -> dict[str, Any]:
         return _json(directory / "config.json")
     if (directory / "params.json").is_file() and any(directory.glob(CONSOLIDATED)):
         return architecture.from_mistral(_json(directory / "params.json"))
-    raise UnreadableModel(
-        gettext_noop("%(path)s has no config.json; it does not hold a model for vLLM."), path=directory
-    )
+    raise UnreadableModel("no-config", path=directory)
 
 
 # --- JSON
@@ -198,7 +197,7 @@ def _object(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path) -> UnreadableModel:
-    return UnreadableModel(gettext_noop("%(path)s is damaged: its header makes no sense."), path=path)
+    return UnreadableModel("damaged-header", path=path)
 
 
 # --- Weights
@@ -222,9 +221,9 @@ def _weight_files(directory: Path) -> list[Path]:
         files = _all_parts(consolidated or _safetensors(directory))
     for file in files:
         if not file.is_file():
-            raise UnreadableModel(gettext_noop("A part of the model is missing: %(path)s."), path=file)
+            raise UnreadableModel("missing-part", path=file)
     if not files and not _pickles(directory):
-        raise UnreadableModel(gettext_noop("%(path)s holds no weights."), path=directory)
+        raise UnreadableModel("no-weights", path=directory)
     return files
 
 
@@ -269,7 +268,7 @@ def read_header(path: Path) -> Iterator[Tensor]:
     with open_regular_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if actual < 8 or (length <= LONGEST_HEADER and 8 + length > actual):
-            raise UnreadableModel(gettext_noop("%(path)s is cut off: it ends within its header."), path=path)
+            raise UnreadableModel("cut-off-header", path=path)
         if length > LONGEST_HEADER:
             raise _damaged(path)
         end = total = 0
@@ -290,19 +289,9 @@ def read_header(path: Path) -> Iterator[Tensor]:
 def _check_length(path: Path, *, actual: int, expected: int) -> None:
     """Raise UnreadableModel for a file that is shorter or longer than its header says."""
     if actual < expected:
-        raise UnreadableModel(
-            gettext_noop("%(path)s is cut off: it has %(actual)d bytes of %(expected)d."),
-            path=path,
-            actual=actual,
-            expected=expected,
-        )
+        raise UnreadableModel("cut-off", path=path, actual=actual, expected=expected)
     if actual > expected:  # safetensors' own reader refuses these as well
-        raise UnreadableModel(
-            gettext_noop("%(path)s is too long: it has %(actual)d bytes, and its header says %(expected)d."),
-            path=path,
-            actual=actual,
-            expected=expected,
-        )
+        raise UnreadableModel("too-long", path=path, actual=actual, expected=expected)
 
 
 def _tensor(name: str, entry: Any, path: Path) -> tuple[Tensor, int]:
@@ -327,12 +316,12 @@ def _see_that_pickles_are_whole(directory: Path, pickles: Sequence[Path]) -> Non
     if pickles and index.is_file():
         for name in _named_by(index):
             if not (directory / name).is_file():
-                raise UnreadableModel(gettext_noop("A part of the model is missing: %(path)s."), path=directory / name)
+                raise UnreadableModel("missing-part", path=directory / name)
     for file in pickles:
         with open_regular_file(file) as opened:
             is_archive = opened.read(4) == b"PK\x03\x04"
         if is_archive and not zipfile.is_zipfile(file):
-            raise UnreadableModel(gettext_noop("%(path)s is cut off: its end is missing."), path=file)
+            raise UnreadableModel("cut-off-end", path=file)
 
 
 def _parameters(config: Config, tensors: Sequence[Tensor]) -> int | None:

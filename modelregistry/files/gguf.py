@@ -23,9 +23,10 @@ from modelregistry.files.gguf_constants import (
     LlamaFileType,
     PoolingType,
 )
-from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState, UnreadableModel, gettext_noop
+from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState
 from modelregistry.files.regular import open_regular_file
 from modelregistry.files.text import clean_text
+from modelregistry.files.unreadable import UnreadableModel
 
 # Bytes. Headers are 2 to 20 MB, nearly all of it vocabulary; a broken length must not fill the memory.
 LONGEST_HEADER = 64 * 2**20
@@ -111,9 +112,7 @@ def read_gguf(path: Path) -> ModelMetadata:
     headers = [_header(part) for part in parts]
     values = headers[0].values
     if len(parts) == 1 and _number(values, Keys.Split.LLM_KV_SPLIT_COUNT, default=1) > 1:
-        raise UnreadableModel(
-            gettext_noop("%(path)s is one of several parts, and is not named like name-00001-of-00003.gguf."), path=path
-        )
+        raise UnreadableModel("unnamed-part", path=path)
     return _facts(path, values, [tensor for header in headers for tensor in header.tensors], len(parts))
 
 
@@ -124,42 +123,37 @@ def _parts(path: Path) -> list[Path]:
         return [path]
     stem, number, count = matched[1], int(matched[2]), int(matched[3])
     if number != 1:
-        raise UnreadableModel(gettext_noop("%(path)s is a later part; give the path of the first one."), path=path)
+        raise UnreadableModel("later-part", path=path)
     if count > MOST_PARTS:
         raise _broken(path)
     parts = [path.with_name(f"{stem}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
     for part in parts:
         if not part.exists():
-            raise UnreadableModel(gettext_noop("A part of the model is missing: %(path)s."), path=part)
+            raise UnreadableModel("missing-part", path=part)
     return parts
 
 
 def _header(path: Path) -> _Header:
     with open_regular_file(path) as file:
         if file.read(4) != b"GGUF":
-            raise UnreadableModel(gettext_noop("%(path)s is not a GGUF file."), path=path)
+            raise UnreadableModel("not-gguf", path=path)
         length = path.stat().st_size
         try:
             header = _parse(_Walk(file), length)
         except EOFError:
-            raise UnreadableModel(gettext_noop("%(path)s is cut off: it ends within its header."), path=path) from None
+            raise UnreadableModel("cut-off-header", path=path) from None
         except (_Broken, struct.error):
             raise _broken(path) from None
     end = max((header.start + tensor.offset + tensor.size for tensor in header.tensors), default=0)
     if end <= length < sum(tensor.size for tensor in header.tensors):  # they overlap
         raise _broken(path)
     if end > length:
-        raise UnreadableModel(
-            gettext_noop("%(path)s is cut off: it has %(actual)d bytes of %(expected)d."),
-            path=path,
-            actual=length,
-            expected=end,
-        )
+        raise UnreadableModel("cut-off", path=path, actual=length, expected=end)
     return header
 
 
 def _broken(path: Path) -> UnreadableModel:
-    return UnreadableModel(gettext_noop("%(path)s is damaged: its header makes no sense."), path=path)
+    return UnreadableModel("damaged-header", path=path)
 
 
 class _Walk:
@@ -315,11 +309,9 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
         raise _broken(path)
     kind = clean_text(values.get(Keys.General.TYPE, "model"))
     if kind != "model" or architecture == "clip":
-        raise UnreadableModel(
-            gettext_noop("%(path)s is not a model but a part of one (%(kind)s)."), path=path, kind=kind
-        )
+        raise UnreadableModel("component", path=path, kind=kind)
     if not tensors:
-        raise UnreadableModel(gettext_noop("%(path)s holds no weights."), path=path)
+        raise UnreadableModel("no-weights", path=path)
     own = {key.replace(architecture + ".", "{arch}.", 1): value for key, value in values.items()}
     parameters = sum(tensor.elements for tensor in tensors)
     size = sum(tensor.size for tensor in tensors)

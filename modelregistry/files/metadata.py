@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Self
-
-from modelregistry.files.text import clean_text
 
 # The forms of a model's files: a directory in Hugging Face's form, or one file (or its parts) of llama.cpp's.
 CHECKPOINT, GGUF = "checkpoint", "gguf"
@@ -14,25 +11,6 @@ CHECKPOINT, GGUF = "checkpoint", "gguf"
 def gettext_noop(sentence: str) -> str:
     """Mark a sentence for translators, who find it by this function's name. Who shows it to people translates it."""
     return sentence
-
-
-class UnreadableModel(Exception):
-    """A model's files cannot be used. `str()` is a sentence for the operator, in English.
-
-    `sentence` and `values` are the same before they are put together, to be translated by who has translations.
-    Names of files come from others: what would write on a terminal is taken out of them.
-    `risk`: "pickle" or "remote-code" if an operator may allow it by that name, else "".
-    """
-
-    def __init__(self, sentence: str, *, risk: str = "", **values: object) -> None:
-        self.sentence = sentence
-        self.values = {name: _printable(value) for name, value in values.items()}
-        super().__init__(sentence % self.values)
-        self.risk = risk
-
-
-def _printable(value: object) -> object:
-    return clean_text(text, len(text)) if isinstance(value, str | Path) and (text := str(value)) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from modelregistry.files.metadata import GGUF, UnreadableModel, gettext_noop
+from modelregistry.files.metadata import GGUF
 from modelregistry.files.regular import open_regular_file
+from modelregistry.files.unreadable import UnreadableModel
 
 HEAD = 512  # bytes, of which a file is known
 MOST_FILES = 1000  # of a directory that are looked at; the largest models have some hundreds
@@ -41,56 +42,26 @@ def _file(form: str, path: Path) -> UnreadableModel | None:
     if found := _no_weights(path, head):
         return found
     if form != GGUF and head.startswith(b"GGUF"):
-        return UnreadableModel(
-            gettext_noop("%(path)s is a GGUF file, which llama.cpp serves: choose that engine for it."), path=path
-        )
+        return UnreadableModel("gguf-file", path=path)
     if path.suffix == ".safetensors":
-        return UnreadableModel(
-            gettext_noop(
-                "%(path)s is one file of a model for vLLM: choose that engine, and give the directory, %(directory)s."
-            ),
-            path=path,
-            directory=path.parent,
-        )
+        return UnreadableModel("one-file", path=path, directory=path.parent)
     return None
 
 
 def _no_weights(path: Path, head: bytes) -> UnreadableModel | None:
     """Return a file of weights (or a configuration) that holds something else."""
     if head.startswith(POINTER):
-        return UnreadableModel(
-            gettext_noop(
-                "%(path)s is a pointer of Git LFS (%(size)d bytes), not the file itself: run “git lfs pull” where it"
-                " was cloned, or fetch the model with “hf download”."
-            ),
-            path=path,
-            size=path.stat().st_size,
-        )
+        return UnreadableModel("git-lfs-pointer", path=path, size=path.stat().st_size)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(PAGES):
-        return UnreadableModel(
-            gettext_noop(
-                "%(path)s is a web page that was saved under this name: download the file itself (on Hugging "
-                "Face by its download link or “hf download”; gated models require a token)."
-            ),
-            path=path,
-        )
+        return UnreadableModel("web-page", path=path)
     if path.suffix in WEIGHTS and not head.startswith(b"GGUF") and (said := _error_text(head)):
-        return UnreadableModel(
-            gettext_noop("%(path)s holds what a server answered instead of the file (%(said)s): fetch it again."),
-            path=path,
-            said=said,
-        )
+        return UnreadableModel("server-answer", path=path, said=said)
     if path.suffix == ".gguf" and head[:4] in OLD_GGML:
-        return UnreadableModel(
-            gettext_noop("%(path)s is in the format before GGUF, which no engine reads any more: take a GGUF file."),
-            path=path,
-        )
+        return UnreadableModel("ggml", path=path)
     for magic, kind in ARCHIVES.items():
         if path.suffix in (".gguf", ".safetensors") and head.startswith(magic):
-            return UnreadableModel(
-                gettext_noop("%(path)s is an archive (%(kind)s): unpack it first."), path=path, kind=kind
-            )
+            return UnreadableModel("archive", path=path, kind=kind)
     return None
 
 
@@ -115,14 +86,7 @@ def _head(path: Path) -> bytes:
 
 
 def _link(path: Path) -> UnreadableModel:
-    return UnreadableModel(
-        gettext_noop(
-            "%(path)s is a link that leads nowhere (%(target)s): copy the file behind it as well, for example with cp"
-            " -L."
-        ),
-        path=path,
-        target=os.readlink(path),
-    )
+    return UnreadableModel("dangling-link", path=path, target=os.readlink(path))
 
 
 # --- Directories
@@ -148,49 +112,23 @@ def _cache(form: str, path: Path, here: frozenset[str]) -> UnreadableModel | Non
     folder = path / "snapshots"
     snapshots = sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime) if folder.is_dir() else []
     if not snapshots:
-        return UnreadableModel(
-            gettext_noop(
-                "%(path)s is a folder of Hugging Face’s cache without a snapshot in it: nothing was downloaded, or it"
-                " was copied in part."
-            ),
-            path=path,
-        )
+        return UnreadableModel("empty-cache", path=path)
     newest = snapshots[-1]
     if unfinished := sorted((path / "blobs").glob("*.incomplete")):
-        return UnreadableModel(
-            gettext_noop(
-                "%(path)s is a folder of Hugging Face’s cache whose download was not finished (%(count)d files):"
-                " finish it with “hf download”, then give the path %(snapshot)s."
-            ),
-            path=path,
-            count=len(unfinished),
-            snapshot=newest,
-        )
+        return UnreadableModel("unfinished-cache", path=path, count=len(unfinished), snapshot=newest)
     if broken := _broken_links(newest, sorted(os.listdir(newest))):
         return broken
     inside: Path | None = newest
     if form == GGUF:
         inside = _first_gguf(newest, sorted(os.listdir(newest)))
-    return UnreadableModel(
-        gettext_noop("%(path)s is a folder of Hugging Face’s cache; the model itself is %(inside)s: give that path."),
-        path=path,
-        inside=inside or newest,
-    )
+    return UnreadableModel("cache", path=path, inside=inside or newest)
 
 
 def _broken_links(path: Path, names: Iterable[str]) -> UnreadableModel | None:
     broken = [name for name in names if (path / name).is_symlink() and not (path / name).exists()]
     if not broken:
         return None
-    return UnreadableModel(
-        gettext_noop(
-            "%(path)s holds links that lead nowhere (%(name)s → %(target)s): it was copied without the files behind"
-            " them. Copy the whole models--… folder of the cache, or this one with cp -L or rsync -L."
-        ),
-        path=path,
-        name=broken[0],
-        target=os.readlink(path / broken[0]),
-    )
+    return UnreadableModel("dangling-links", path=path, name=broken[0], target=os.readlink(path / broken[0]))
 
 
 def _files_of_other_kinds(path: Path, names: Iterable[str]) -> UnreadableModel | None:
@@ -203,19 +141,9 @@ def _files_of_other_kinds(path: Path, names: Iterable[str]) -> UnreadableModel |
 
 def _for_llama_cpp(path: Path, names: list[str], here: frozenset[str]) -> UnreadableModel | None:
     if first := _first_gguf(path, names):
-        return UnreadableModel(
-            gettext_noop("%(path)s is a directory; llama.cpp needs a file of it, for example %(file)s."),
-            path=path,
-            file=first,
-        )
+        return UnreadableModel("gguf-directory", path=path, file=first)
     if "config.json" in here and any(name.endswith(".safetensors") for name in names):
-        return UnreadableModel(
-            gettext_noop(
-                "%(path)s holds a model for vLLM: choose that engine, or make a GGUF file of it with llama.cpp’s"
-                " convert_hf_to_gguf.py."
-            ),
-            path=path,
-        )
+        return UnreadableModel("checkpoint", path=path)
     return None
 
 
@@ -223,40 +151,16 @@ def _for_vllm(path: Path, names: list[str], here: frozenset[str]) -> UnreadableM
     if "config.json" in here:
         return None
     if "adapter_config.json" in here:
-        return UnreadableModel(
-            gettext_noop(
-                "%(path)s is a LoRA adapter for %(base)s, not a model of its own: register that model and add the"
-                " adapter to its arguments (--enable-lora --lora-modules name=%(path)s), or merge the two."
-            ),
-            path=path,
-            base=_base_model(path / "adapter_config.json"),
-        )
+        return UnreadableModel("lora-adapter", path=path, base=_base_model(path / "adapter_config.json"))
     if "model_index.json" in here:
-        return UnreadableModel(
-            gettext_noop("%(path)s is a pipeline that makes images (diffusers); no engine here serves it."), path=path
-        )
+        return UnreadableModel("diffusers", path=path)
     if first := _first_gguf(path, names):
-        return UnreadableModel(
-            gettext_noop(
-                "%(path)s holds GGUF files: choose llama.cpp, and give the path of one, for example %(file)s."
-            ),
-            path=path,
-            file=first,
-        )
+        return UnreadableModel("gguf-files", path=path, file=first)
     if any(name.endswith(".onnx") for name in names) or "onnx" in here:
-        return UnreadableModel(
-            gettext_noop("%(path)s holds a model in ONNX, which no engine here reads: take its safetensors or GGUF."),
-            path=path,
-        )
+        return UnreadableModel("onnx", path=path)
     inner = [name for name in names if (path / name / "config.json").is_file()]
     if inner:
-        return UnreadableModel(
-            gettext_noop(
-                "%(path)s is a folder of models, not one itself: give the path of one, for example %(inner)s."
-            ),
-            path=path,
-            inner=path / inner[0],
-        )
+        return UnreadableModel("folder-of-models", path=path, inner=path / inner[0])
     return None
 
 

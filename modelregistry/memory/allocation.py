@@ -11,7 +11,8 @@ from typing import Any
 from modelregistry.engines.base import MemoryGrant, Spec
 from modelregistry.engines.registry import launched_by
 from modelregistry.files import model_files
-from modelregistry.files.metadata import ModelMetadata, UnreadableModel
+from modelregistry.files.metadata import ModelMetadata
+from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.memory import estimate, placement
 from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable
 from modelregistry.memory.placement import NoRoom, NoSuchDevice, Share

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from modelregistry.files import model_files
-from modelregistry.files.metadata import UnreadableModel
+from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.repository import DesiredModel, FileFacts
 

@@ -111,7 +111,9 @@ def choose_engine(
     `trials`: what is known of versions with this model; `tried_now`: those that its other replicas are trying.
     """
     if fault := validation.find_path_fault(spec.engine, spec.path, spec.allowed_risks):
-        raise CannotLaunch(fault, "bad-files" if Path(spec.path).exists() else "missing-file")
+        raise CannotLaunch(
+            validation.explain_unreadable(fault), "bad-files" if Path(spec.path).exists() else "missing-file"
+        )
     found = programs.find_engines(config.commands, config.cache, os.environ.get("PATH", os.defpath))
     try:
         return select_engine(spec, found, programs.all_installed(config.cache), trials=trials, tried_now=tried_now)

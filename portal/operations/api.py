@@ -253,7 +253,7 @@ def predict_placement(plan: dict[str, Any]) -> dict[str, Any]:
         look_at_argument_files=host is None or host.name == settings.HOST_NAME,
     )
     if problems:
-        raise ValidationError({field: [sentence] for field, sentence in problems.items()})
+        raise ValidationError({field: error.messages for field, error in problems.items()})
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plan.items()}
     spec = Spec(name="", **values)
     facts = model_files.read_model(spec.engine, spec.path, spec.allowed_risks)

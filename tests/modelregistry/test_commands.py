@@ -5,12 +5,17 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.urls import reverse
 from django.utils import timezone
 
 from apiproxy.bridge.models import CatalogueRevision
-from modelregistry import routes
+from modelregistry import fit, routes
+from modelregistry.engines.presets import PRESETS
+from modelregistry.engines.registry import ENGINES
+from modelregistry.failure_advice import ADVICE
+from modelregistry.management.commands.models import UNSUPERVISED
 from modelregistry.management.commands.supervise import parse_ports
 from modelregistry.models import Alias, Host, HostReport, Replica, ServedModel
 from tests.modelregistry import paper_models
@@ -34,12 +39,20 @@ def register(capsys, *args):
 
 
 def error_of(*args):
-    """Return the one sentence of a refusal, which changed nothing."""
+    """Return the refusal, which changed nothing."""
     before = list(ServedModel.objects.values())
     with pytest.raises(CommandError) as refusal:
         call_command("registermodel", *args)
     assert list(ServedModel.objects.values()) == before
-    return str(refusal.value)
+    return refusal.value
+
+
+def problems_of(*args):
+    """Return what is refused: a code by the option at which it is shown."""
+    error = error_of(*args)
+    shown = [line.partition(": ")[0] for line in str(error).splitlines()]
+    codes = [problem.code for problems in error.__cause__.error_dict.values() for problem in problems]
+    return dict(zip(shown, codes, strict=True))
 
 
 def test_it_registers_and_prints_the_name(capsys, gguf):
@@ -55,7 +68,6 @@ def test_it_registers_and_prints_the_name(capsys, gguf):
 
 def test_a_dry_run_says_where_it_fits_and_registers_nothing(capsys, gguf):
     arguments = ["m", "--engine=llama.cpp", f"--path={gguf}", "--dry-run"]
-    assert "No host has reported" in register(capsys, *arguments)
     card = {"index": 0, "uuid": "", "name": "A", "kind": "gpu", "total": 24 * 10**9, "used": 0, "free": 24 * 10**9}
     ram = card | {"index": -1, "name": "RAM", "kind": "ram"}
     full = card | {"used": 24 * 10**9, "free": 0}
@@ -66,29 +78,32 @@ def test_a_dry_run_says_where_it_fits_and_registers_nothing(capsys, gguf):
             engines={"llama-server": "b1"},
             at=timezone.now(),
         )
-    said = register(capsys, *arguments)
-    assert said.splitlines()[0].startswith("empty: fits on GPU 0, weights ")
-    assert "and 2.7 GB of RAM" in said.splitlines()[0]
-    assert "\nfull: does not fit, " in said
+    hosts = {line.partition(": ")[0]: line for line in register(capsys, *arguments).splitlines() if line[0] != " "}
+    assert list(hosts) == ["empty", "full"]
+    assert "GPU 0," in hosts["empty"]
+    assert "2.7 GB" in hosts["empty"]  # of RAM
+    assert "GPU 0," not in hosts["full"]
     assert not ServedModel.objects.exists()
 
 
 def test_a_dry_run_names_the_arguments_that_it_does_not_count(capsys, gguf):
     arguments = ["m", "--engine=llama.cpp", f"--path={gguf}", "--dry-run"]
-    assert "Not planned" not in register(capsys, *arguments)
-    assert "Not planned: --mmproj." in register(capsys, *arguments, "--arg=--mmproj", f"--arg={gguf}")
+    assert "--mmproj" not in register(capsys, *arguments)
+    assert "--mmproj" in register(capsys, *arguments, "--arg=--mmproj", f"--arg={gguf}")
 
 
 def test_a_dry_run_without_hosts_says_what_the_formulas_do(capsys, gguf):
     said = register(capsys, "m", "--engine=llama.cpp", f"--path={gguf}", "--dry-run")
-    assert said.splitlines()[1].startswith("  weights ")
+    need = fit.estimate(ServedModel(name="m", engine="llama.cpp", path=gguf)).prediction
+    sizes = [f"{size / 1e9:.1f}" for size in (need.weights, need.cache, need.overhead, need.total)]
+    assert re.findall(r"[0-9]+\.[0-9]", said) == sizes
 
 
 @pytest.mark.parametrize("context", ["9000000000000000000", "134217729"])
 def test_a_context_longer_than_any_model_reads_is_refused(tmp_path, context):
     silent = paper_models.gguf(tmp_path / "silent.gguf", values={"context_length": 0})  # it has none
-    said = error_of("m", "--engine=llama.cpp", f"--path={silent}", "--dry-run", f"--context={context}")
-    assert said.startswith("--context: No model reads")
+    problems = problems_of("m", "--engine=llama.cpp", f"--path={silent}", "--dry-run", f"--context={context}")
+    assert problems == {"--context": "longer-than-any-model"}
 
 
 def test_it_registers_for_a_host_whose_files_it_cannot_see(capsys):
@@ -114,61 +129,59 @@ def test_it_notifies_gateways(capsys, gguf):
 
 
 def test_a_path_must_exist():
-    assert error_of("m", "--engine=llama.cpp", "--path=/no/such.gguf") == "--path: /no/such.gguf does not exist."
-    assert error_of("m", "--engine=vllm", "--path=/no/such") == "--path: /no/such does not exist."
+    assert problems_of("m", "--engine=llama.cpp", "--path=/no/such.gguf") == {"--path": "missing"}
+    assert problems_of("m", "--engine=vllm", "--path=/no/such") == {"--path": "missing"}
 
 
 def test_a_path_must_be_absolute():
-    assert error_of("m", "--engine=llama.cpp", "--path=model.gguf") == "--path: model.gguf is not an absolute path."
+    assert problems_of("m", "--engine=llama.cpp", "--path=model.gguf") == {"--path": "relative-path"}
 
 
 def test_a_path_must_be_given():
-    assert error_of("m", "--engine=vllm") == "--path: This engine needs the path of a model."
+    assert problems_of("m", "--engine=vllm") == {"--path": "no-path"}
 
 
 def test_llama_cpp_needs_a_gguf_file(tmp_path, directory):
     other = tmp_path / "notes.txt"
     other.write_text("hello")
-    assert error_of("m", "--engine=llama.cpp", f"--path={other}") == f"--path: {other} is not a GGUF file."
-    assert "holds a model for vLLM" in error_of("m", "--engine=llama.cpp", f"--path={directory}")
+    assert problems_of("m", "--engine=llama.cpp", f"--path={other}") == {"--path": "not-gguf"}
+    assert problems_of("m", "--engine=llama.cpp", f"--path={directory}") == {"--path": "checkpoint"}
 
 
 def test_vllm_needs_a_model_directory(tmp_path, gguf):
-    assert "is a GGUF file" in error_of("m", "--engine=vllm", f"--path={gguf}")
+    assert problems_of("m", "--engine=vllm", f"--path={gguf}") == {"--path": "gguf-file"}
     (tmp_path / "empty").mkdir()
-    assert "has no config.json" in error_of("m", "--engine=vllm", f"--path={tmp_path / 'empty'}")
+    assert problems_of("m", "--engine=vllm", f"--path={tmp_path / 'empty'}") == {"--path": "no-config"}
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "code"),
     [
-        ("10.0.0.5:8000", "is not a URL like"),
-        ("ftp://10.0.0.5", "is not a URL like"),
-        ("http://", "is not a URL like"),
-        ("http://h:99999", "is not a URL like"),
-        ("http://[::1", "is not a URL like"),
-        ("http://h:8000/v1", "Leave /v1 off"),
-        ("http://h:8000/v1/", "Leave /v1 off"),
-        ("http://me:pw@h:8000", "must not hold a user name"),
-        ("http://h:8000/?key=1", "must not hold a user name, a query"),
+        ("10.0.0.5:8000", "not-a-url"),
+        ("ftp://10.0.0.5", "not-a-url"),
+        ("http://", "not-a-url"),
+        ("http://h:99999", "not-a-url"),
+        ("http://[::1", "not-a-url"),
+        ("http://h:8000/v1", "with-v1"),
+        ("http://h:8000/v1/", "with-v1"),
+        ("http://me:pw@h:8000", "more-than-an-address"),
+        ("http://h:8000/?key=1", "more-than-an-address"),
     ],
 )
-def test_a_url_must_be_well_formed(url, words):
-    assert words in error_of("m", "--engine=external", f"--url={url}")
+def test_a_url_must_be_well_formed(url, code):
+    assert problems_of("m", "--engine=external", f"--url={url}") == {"--url": code}
 
 
 def test_an_external_engine_has_a_url_and_no_path(gguf):
-    assert error_of("m", "--engine=external").startswith("--url: An external engine needs a URL")
-    both = error_of("m", "--engine=external", "--url=http://h:1", f"--path={gguf}")
-    assert both == "--path: An external engine has a URL, not a path."
-    assert error_of("m", "--engine=llama.cpp", "--url=http://h:1", f"--path={gguf}").startswith(
-        "--url: Only an external"
-    )
+    assert problems_of("m", "--engine=external") == {"--url": "no-url"}
+    both = ("--url=http://h:1", f"--path={gguf}")
+    assert problems_of("m", "--engine=external", *both) == {"--path": "needless-path"}
+    assert problems_of("m", "--engine=llama.cpp", *both) == {"--url": "needless-url"}
 
 
 def test_a_name_is_given_once(capsys, gguf):
     register(capsys, "m", "--engine=llama.cpp", f"--path={gguf}")
-    assert error_of("m", "--engine=llama.cpp", f"--path={gguf}") == "There is a model m already; --update changes it."
+    assert "--update" in str(error_of("m", "--engine=llama.cpp", f"--path={gguf}"))
 
 
 def test_update_changes_what_is_said_and_no_more(capsys, gguf):
@@ -179,39 +192,42 @@ def test_update_changes_what_is_said_and_no_more(capsys, gguf):
 
 
 def test_update_needs_a_model():
-    assert error_of("m", "--update", "--context=512") == "There is no model m to update."
+    assert "missing" in str(error_of("missing", "--update", "--context=512"))
 
 
 @pytest.mark.parametrize("name", ["", "-m", "a b", 'a"b', "日本", "x" * 101])
 def test_a_name_can_be_written_by_clients(name, gguf):
-    assert error_of("--engine=llama.cpp", f"--path={gguf}", "--", name).startswith("name: ")
+    assert problems_of("--engine=llama.cpp", f"--path={gguf}", "--", name).keys() == {"name"}
 
 
 @pytest.mark.parametrize("option", ["--replicas=0", "--replicas=-1", "--context=3", "--slots=0", "--idle-after=0"])
 def test_numbers_must_make_sense(option, gguf):
-    assert error_of("m", "--engine=llama.cpp", f"--path={gguf}", option).startswith(option.partition("=")[0] + ": ")
+    problems = problems_of("m", "--engine=llama.cpp", f"--path={gguf}", option)
+    assert problems == {option.partition("=")[0]: "min_value"}
 
 
 @pytest.mark.parametrize("arg", ["--host=0.0.0.0", "--port", "--api-key=x", "--alias=other", "-m"])
 def test_arguments_must_not_move_or_open_the_engine(arg, gguf):
-    message = error_of("m", "--engine=llama.cpp", f"--path={gguf}", f"--arg={arg}")
-    assert message.startswith(f"--arg: {arg} is set for each replica")
+    assert problems_of("m", "--engine=llama.cpp", f"--path={gguf}", f"--arg={arg}") == {"--arg": "reserved"}
 
 
 def test_launchers_are_for_llama_cpp(directory, gguf):
-    assert "--launcher: " in error_of("m", "--engine=vllm", f"--path={directory}", "--launcher=xllamacpp")
+    of_vllm = problems_of("m", "--engine=vllm", f"--path={directory}", "--launcher=xllamacpp")
+    assert of_vllm == {"--launcher": "no-such-launcher"}
     reranker = ["m", "--engine=llama.cpp", f"--path={gguf}", "--task=rerank", "--launcher=llama-cpp-python"]
-    assert "cannot rerank" in error_of(*reranker)
+    assert problems_of(*reranker) == {"--launcher": "cannot-rerank"}
 
 
 def test_a_host_must_be_known(gguf):
-    assert "There is no host gpu9 (known: none yet)" in error_of(
-        "m", "--engine=llama.cpp", f"--path={gguf}", "--host=gpu9"
-    )
+    Host.objects.create(name="gpu1")
+    error = str(error_of("m", "--engine=llama.cpp", f"--path={gguf}", "--host=gpu9"))
+    assert "gpu9" in error
+    assert "gpu1" in error  # the one that is known
 
 
 def test_an_engine_must_be_said():
-    assert error_of("m").startswith("Give --engine")
+    error = str(error_of("m"))
+    assert all(name in error for name in ("--engine", "--preset", *ENGINES))
 
 
 def test_unregister_deletes_and_prints_the_name(capsys, gguf):
@@ -219,7 +235,7 @@ def test_unregister_deletes_and_prints_the_name(capsys, gguf):
     call_command("unregistermodel", "m")
     assert capsys.readouterr().out == "m\n"
     assert not ServedModel.objects.exists()
-    with pytest.raises(CommandError, match="There is no model m"):
+    with pytest.raises(CommandError, match=r"\bm\b"):
         call_command("unregistermodel", "m")
 
 
@@ -237,27 +253,30 @@ def test_it_registers_what_pages_register_too(capsys, directory):
 
 @pytest.mark.parametrize("option", ["--retires-on=tomorrow", "--retires-on=2027-02-30", "--gpus=a", "--gpus=0,"])
 def test_dates_and_gpus_must_be_readable(option, gguf):
-    assert option.partition("=")[0] in error_of("m", "--engine=llama.cpp", f"--path={gguf}", option)
+    assert option.partition("=")[0] in str(error_of("m", "--engine=llama.cpp", f"--path={gguf}", option))
 
 
-def test_a_cut_off_file_is_refused_in_words(gguf):
+def test_a_cut_off_file_is_refused_by_its_name(gguf):
     with open(gguf, "r+b") as file:
         file.truncate(100)
-    words = error_of("m", "--engine=llama.cpp", f"--path={gguf}")
-    assert words == f"--path: {gguf} is cut off: it ends within its header."
+    given = ("m", "--engine=llama.cpp", f"--path={gguf}")
+    assert problems_of(*given) == {"--path": "cut-off-header"}
+    assert gguf in str(error_of(*given))
 
 
 def test_a_risk_is_allowed_by_its_name(capsys, tmp_path):
     path = paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"})
     given = ["m", "--engine=vllm", f"--path={path}"]
-    assert error_of(*given).startswith(f"--allow: The model in {path} brings program code of its own (config.json)")
-    assert "remote-code" in error_of(*given, "--allow=pickle")
+    assert problems_of(*given) == {"--allow": "remote-code"}
+    assert all(name in str(error_of(*given)) for name in (str(path), "config.json", "remote-code"))
+    assert problems_of(*given, "--allow=pickle") == {"--allow": "remote-code"}
     assert register(capsys, *given, "--allow=remote-code") == "m\n"
 
 
 def test_a_context_beyond_the_models_own_is_refused(gguf):
-    words = error_of("m", "--engine=llama.cpp", f"--path={gguf}", "--context=8193")
-    assert words.startswith("--context: This model reads at most 8192 tokens.")
+    given = ("m", "--engine=llama.cpp", f"--path={gguf}", "--context=8193")
+    assert problems_of(*given) == {"--context": "longer-than-the-model"}
+    assert "8192" in str(error_of(*given))
 
 
 # --- Presets
@@ -279,12 +298,13 @@ def test_a_preset_is_what_is_registered_and_options_come_after_it(capsys, tmp_pa
     model = ServedModel.objects.get()
     assert (model.engine, model.task, model.context, model.slots) == ("vllm", "chat", 8192, 4)
     assert model.args == ["--quantization=fp8_per_tensor", "--seed=1"]
-    assert "日本語" in model.description_ja
+    assert model.description_ja == PRESETS["ezo-9b-fp8"].description_ja
 
 
 def test_a_preset_for_other_files_is_refused(directory):
-    words = error_of("ezo", "--preset=ezo-9b-fp8", f"--path={directory}", "--context=2048")
-    assert words.startswith("--preset: ezo-9b-fp8 is for AXCXEPT/EZO-Common-9B-gemma-2-it (Gemma2ForCausalLM)")
+    error = str(error_of("ezo", "--preset=ezo-9b-fp8", f"--path={directory}", "--context=2048"))
+    assert error.startswith("--preset: ")
+    assert all(name in error for name in ("ezo-9b-fp8", "Gemma2ForCausalLM", directory, "LlamaForCausalLM"))
 
 
 def test_a_preset_for_another_host_is_taken_on_trust(capsys):
@@ -319,19 +339,21 @@ def test_a_model_is_registered_with_its_aliases(two, capsys):
 
 
 def test_an_alias_of_another_model_is_not_taken_silently(two, gguf):
-    words = error_of("third", "--engine=llama.cpp", f"--path={gguf}", "--alias=default")
-    assert words == "--alias: default is an alias of old; `manage.py alias default third` moves it here."
+    error = str(error_of("third", "--engine=llama.cpp", f"--path={gguf}", "--alias=default"))
+    assert error.startswith("--alias: ")
+    assert "`manage.py alias default third`" in error  # which moves it
     assert aliases()["default"] == "old"
 
 
 def test_a_name_is_a_models_or_an_alias(two, gguf):
     new = ["--engine=llama.cpp", f"--path={gguf}"]
-    assert error_of("default", *new) == "name: This name is an alias of old."
-    assert error_of("third", *new, "--alias=new") == "--alias: There is a model of this name."
-    assert error_of("third", *new, "--alias=third") == "--alias: There is a model of this name."
-    assert error_of("third", *new, "--alias=no spaces").startswith("--alias: Use letters")
-    with pytest.raises(CommandError, match="There is a model of this name"):
+    assert problems_of("default", *new) == {"name": "name-of-an-alias"}
+    assert problems_of("third", *new, "--alias=new") == {"--alias": "name-of-a-model"}
+    assert problems_of("third", *new, "--alias=third") == {"--alias": "name-of-a-model"}
+    assert problems_of("third", *new, "--alias=no spaces") == {"--alias": "invalid"}
+    with pytest.raises(CommandError) as refused:
         call_command("alias", "new", "old")
+    assert [problem.code for problem in refused.value.__cause__.error_dict["name"]] == ["name-of-a-model"]
 
 
 def test_an_alias_is_moved_in_one_change_that_gateways_hear_of(two, capsys):
@@ -349,22 +371,22 @@ def test_an_alias_is_removed(two, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "named"),
     [
-        (("none",), "There is no alias none"),
-        (("none", "--remove"), "There is no alias none"),
-        (("default", "missing"), "There is no model missing"),
-        (("default", "new", "--remove"), "not both"),
+        (("none",), "none"),
+        (("none", "--remove"), "none"),
+        (("default", "missing"), "missing"),
+        (("default", "new", "--remove"), "--remove"),
     ],
 )
-def test_an_invalid_alias_is_refused(two, args, words):
-    with pytest.raises(CommandError, match=words):
+def test_an_invalid_alias_is_refused(two, args, named):
+    with pytest.raises(CommandError, match=named):
         call_command("alias", *args)
     assert aliases() == {"default": "old", "chat": "old"}
 
 
 def test_a_model_does_not_go_with_its_aliases_unnoticed(two, capsys):
-    with pytest.raises(CommandError, match=r"Clients also call it chat, default: move these"):
+    with pytest.raises(CommandError, match=r"chat, default\b.*--with-aliases"):
         call_command("unregistermodel", "old")
     call_command("unregistermodel", "old", "--with-aliases")
     assert list(ServedModel.objects.values_list("name", flat=True)) == ["new"]
@@ -407,13 +429,13 @@ def test_models_shows_each_replica_on_a_line(served, capsys):
     assert lines[1][:6] == ["chat", "llama.cpp", "chat", "gpu1", "failed", "-"]
     assert lines[1][11] == "ended with code 1: no magic"
     assert lines[2] == ["chat", "llama.cpp", "chat", "gpu1", "ready", "2.5 GB", "3.0 GB", "61.5", "3", "1", since]
-    assert lines[3][:5] == ["waiting", "llama.cpp", "chat", "-", "waiting for a host that has its files"]
+    assert lines[3][:4] == ["waiting", "llama.cpp", "chat", "-"]
 
 
 def test_models_does_not_vouch_for_a_host_without_supervisor(served, capsys):
     Host.objects.update(seen_at=timezone.now() - timedelta(seconds=61))
     call_command("models")
-    assert capsys.readouterr().out.count("(no supervisor: may be out of date)") == 2
+    assert capsys.readouterr().out.count(UNSUPERVISED) == 2
 
 
 def test_models_as_json_shows_no_key(served, capsys):
@@ -460,11 +482,14 @@ def test_models_draws_how_full_each_host_is(served, capsys):
     Replica.objects.filter(pk=served.pk).update(cause="port-in-use")
     call_command("models")
     said = capsys.readouterr().out
-    assert "chat #1: The port was in use" in said
+    assert f"chat #1: {ADVICE['port-in-use']}" in said
     assert "gpu1 xllamacpp b11549" in said
-    assert f"[{'#' * 8}{'=' * 2}{'~' * 14}{'.' * 16}] 6.0 of 10.0 GB: ours 2.5 GB (planned 3.0 GB)" in said
-    assert "! Xorg (4) is not ours and holds 1.0 GB" in said
-    assert "! disk: /models is full" in said
+    bar, _, figures = next(line for line in said.splitlines() if line.startswith("  [")).partition("] ")
+    assert bar == f"  [{'#' * 8}{'=' * 2}{'~' * 14}{'.' * 16}"
+    assert re.findall("[0-9.]+", figures)[:4] == ["6.0", "10.0", "2.5", "3.0"]  # used, in all, ours, planned
+    stranger, problem = (line for line in said.splitlines() if line.startswith("  ! "))
+    assert all(fact in stranger for fact in ("Xorg", "4", "1.0 GB"))
+    assert all(fact in problem for fact in ("disk", "/models is full"))
 
 
 def test_models_asks_the_database_the_same_few_questions_however_many_there_are(
@@ -487,7 +512,7 @@ def test_only_ready_replicas_of_enabled_models_are_routes(served, django_assert_
 
 @pytest.mark.parametrize("text", ["", "18100", "a-b", "0-5", "5-4", "1-65536", "18100-18200-18300"])
 def test_unreadable_ports_name_their_variable(text):
-    with pytest.raises(Exception, match="ENGINE_PORTS"):
+    with pytest.raises(ImproperlyConfigured, match="ENGINE_PORTS"):
         parse_ports(text)
 
 
@@ -507,10 +532,9 @@ def admin(client, olivia):
 def test_the_admin_checks_what_the_command_checks(admin):
     form = {"name": "m", "engine": "llama.cpp", "task": "chat", "path": "/no/such.gguf", "replicas": 1, "args": "[]"}
     inline = {f"replica_set-{name}": 0 for name in ("TOTAL_FORMS", "INITIAL_FORMS")}
-    answer = admin.post(
-        reverse("admin:modelregistry_servedmodel_add"), form | inline, headers={"accept-language": "en"}
-    )
-    assert "/no/such.gguf does not exist." in answer.content.decode()
+    answer = admin.post(reverse("admin:modelregistry_servedmodel_add"), form | inline)
+    errors = answer.context["adminform"].form.errors.get_json_data()
+    assert [problem["code"] for problem in errors["path"]] == ["missing"]
     assert not ServedModel.objects.exists()
 
 
@@ -556,18 +580,18 @@ def test_time_outs_are_registered_and_become_a_routes(capsys):
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "86401"])
 def test_a_time_out_that_is_none_is_refused(value):
-    words = error_of("m", "--engine=external", "--url=http://10.0.0.5:8000", f"--idle-timeout={value}")
-    assert words == "--idle-timeout: Give a time between 0.1 and 86400 seconds."
+    problems = problems_of("m", "--engine=external", "--url=http://10.0.0.5:8000", f"--idle-timeout={value}")
+    assert problems == {"--idle-timeout": "no-time-limit"}
 
 
 def test_a_total_that_would_always_come_first_is_refused():
     given = ("--first-byte-timeout=60", "--total-timeout=30")
-    words = error_of("m", "--engine=external", "--url=http://10.0.0.5:8000", *given)
-    assert words == "--total-timeout: The time in all cannot be shorter than one of its parts, 60 seconds."
+    problems = problems_of("m", "--engine=external", "--url=http://10.0.0.5:8000", *given)
+    assert problems == {"--total-timeout": "shorter-than-a-part"}
 
 
 def test_a_model_that_transcribes_is_registered_with_an_engine_that_can(capsys, directory, gguf):
     register(capsys, "ears", "--engine=vllm", f"--path={directory}", "--task=transcription")
     assert routes.served_models()[0].task == "transcription"
-    words = error_of("m", "--engine=llama.cpp", f"--path={gguf}", "--task=transcription")
-    assert words.startswith("--task: llama.cpp transcribes with chat models")
+    problems = problems_of("m", "--engine=llama.cpp", f"--path={gguf}", "--task=transcription")
+    assert problems == {"--task": "transcribes-by-chat"}

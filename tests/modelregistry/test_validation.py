@@ -1,11 +1,13 @@
 """What is found before an engine would find it out: about files, tasks, contexts, risks, arguments."""
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.utils import translation
 
 from modelregistry import validation
 from modelregistry.engines.arguments import Fault
-from modelregistry.files.metadata import ModelMetadata, UnreadableModel
+from modelregistry.files.metadata import ModelMetadata
+from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.models import Alias, Host, ServedModel
 from tests.modelregistry import paper_models
 from tests.translations import japanese  # noqa: F401 - a fixture
@@ -29,6 +31,11 @@ def find_unsuitable(facts=CHAT, engine="vllm", *, task="chat", context=None, arg
     return validation.find_unsuitable_settings(facts, engine, task=task, context=context, parsed=parsed, **more)
 
 
+def codes(problems):
+    """Return what is wrong by field, without the sentences."""
+    return {field: error.code for field, error in problems.items()}
+
+
 def find_problems(**given):
     values = {"engine": "vllm", "launcher": "", "task": "chat", "path": "/m", "url": "", "args": [], "context": None}
     values |= {"gpus": [], "tensor_parallel": 1, "allowed_risks": []}
@@ -42,7 +49,8 @@ def find_problems(**given):
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
 def test_more_context_than_the_model_has_is_refused(engine):
     assert find_unsuitable(engine=engine, context=8192) == {}
-    assert "at most 8192 tokens" in find_unsuitable(engine=engine, context=8193)["context"]
+    problem = find_unsuitable(engine=engine, context=8193)["context"]
+    assert (problem.code, problem.params) == ("longer-than-the-model", {"most": 8192})
 
 
 @pytest.mark.parametrize("args", [["--rope-scaling", "yarn"], ["--hf-overrides={}"], ["--hf_overrides", "{}"]])
@@ -57,7 +65,8 @@ def test_a_context_that_files_do_not_state_is_not_judged():
 @pytest.mark.parametrize("task", ["embedding", "rerank", "transcription"])
 def test_a_model_of_another_task_does_not_chat(task):
     facts = ModelMetadata(architecture="Special", task=task, has_chat_template=True)
-    assert find_unsuitable(facts)["task"] == f"Special is made for another task than chat: {task}."
+    problem = find_unsuitable(facts)["task"]
+    assert (problem.code, problem.params) == ("other-task", {"architecture": "Special", "task": task})
 
 
 def test_a_chat_model_may_embed_and_rank():
@@ -67,7 +76,7 @@ def test_a_chat_model_may_embed_and_rank():
 
 def test_without_a_chat_template_vllm_cannot_chat_and_llama_cpp_can():
     bare = ModelMetadata(architecture="LlamaForCausalLM", task="chat")
-    assert "no chat template" in find_unsuitable(bare)["task"]
+    assert codes(find_unsuitable(bare)) == {"task": "no-chat-template"}
     assert find_unsuitable(bare, args=["--chat-template=/t.jinja"]) == {}
     assert find_unsuitable(bare, "llama.cpp") == {}
     assert find_unsuitable(bare, task="embedding") == {}
@@ -75,14 +84,15 @@ def test_without_a_chat_template_vllm_cannot_chat_and_llama_cpp_can():
 
 def test_llama_cpp_must_know_how_to_pool():
     facts = ModelMetadata(architecture="llama", task="chat")
-    assert "--pooling mean" in find_unsuitable(facts, "llama.cpp", task="embedding")["task"]
+    assert codes(find_unsuitable(facts, "llama.cpp", task="embedding")) == {"task": "no-pooling"}
     assert find_unsuitable(facts, "llama.cpp", task="embedding", args=["--pooling", "last"]) == {}
     assert find_unsuitable(VECTORS, "llama.cpp", task="embedding") == {}
 
 
 def test_vllm_splits_heads_evenly():
     assert find_unsuitable(tensor_parallel=4) == {}
-    assert "8 heads cannot be divided evenly among 3 GPUs" in find_unsuitable(tensor_parallel=3)["tensor_parallel"]
+    problem = find_unsuitable(tensor_parallel=3)["tensor_parallel"]
+    assert (problem.code, problem.params) == ("uneven-heads", {"heads": 8, "gpus": 3})
 
 
 @pytest.mark.parametrize(
@@ -95,7 +105,8 @@ def test_vllm_splits_heads_evenly():
     ],
 )
 def test_a_context_in_arguments_is_held_to_the_model_s_as_well(engine, args):
-    assert "at most 8192 tokens" in find_unsuitable(engine=engine, args=args)["args"]
+    problem = find_unsuitable(engine=engine, args=args)["args"]
+    assert (problem.code, problem.params) == ("longer-than-the-model", {"most": 8192})
     assert find_unsuitable(engine=engine, args=[*args, "--hf-overrides={}", "--rope-scaling", "yarn"]) == {}
 
 
@@ -163,47 +174,49 @@ def test_a_batch_holds_a_token_of_each_request():
 
 @pytest.mark.parametrize("arg", ["--ssl-keyfile=/k.pem", "--ssl-certfile=/c.pem"])
 def test_an_engine_speaks_no_tls(arg):
-    assert "plain HTTP" in find_problems(args=[arg])["args"]
+    assert codes(find_problems(args=[arg])) == {"args": "moves-the-engine"}
 
 
 @pytest.mark.parametrize("args", [["--ssl-key-file", "/k"], ["--ssl-cert-file", "/c"], ["--api-prefix", "/x"]])
 def test_nor_does_llama_cpp_which_answers_at_its_root(args):
-    assert "plain HTTP" in find_problems(engine="llama.cpp", args=args)["args"]
+    assert codes(find_problems(engine="llama.cpp", args=args)) == {"args": "moves-the-engine"}
 
 
 # --- Files in arguments
 
 
 def of_files(tmp_path, *args, engine="llama.cpp"):
-    """Return what is wrong with the arguments of a model on this host."""
+    """Return what is wrong with which file that the arguments of a model on this host name; None: nothing."""
     path = paper_models.gguf(tmp_path / "m.gguf") if engine == "llama.cpp" else paper_models.small_llama(tmp_path / "m")
-    return find_problems(engine=engine, path=str(path), args=list(args), look_at_path=True).get("args", "")
+    problem = find_problems(engine=engine, path=str(path), args=list(args), look_at_path=True).get("args")
+    return problem and (problem.code, problem.params["path"])
 
 
 @pytest.mark.parametrize("option", ["--mmproj", "--lora", "--model-draft", "-md", "--chat-template-file"])
 def test_a_file_that_an_argument_names_is_there(tmp_path, option):
     there = tmp_path / "there.gguf"
-    assert "does not exist" in of_files(tmp_path, option, str(there))
-    assert "not an absolute path" in of_files(tmp_path, option, "x.gguf")
+    assert of_files(tmp_path, option, str(there)) == ("missing", str(there))
+    assert of_files(tmp_path, option, "x.gguf") == ("relative-path", "x.gguf")
     there.mkdir()
-    assert "cannot be read" in of_files(tmp_path, option, str(there))
+    assert of_files(tmp_path, option, str(there)) == ("unreadable", str(there))
     there.rmdir()
     there.write_text("{{ messages }}")
-    assert of_files(tmp_path, option, str(there)) == ""
+    assert of_files(tmp_path, option, str(there)) is None
 
 
 def test_each_of_several_adapters_is_there(tmp_path):
     (tmp_path / "a.gguf").touch()
-    assert "b.gguf" in of_files(tmp_path, "--lora", f"{tmp_path}/a.gguf,{tmp_path}/b.gguf")
-    assert "b.gguf" in of_files(tmp_path, "--lora-scaled", f"{tmp_path}/a.gguf:0.5,{tmp_path}/b.gguf:1")
-    assert of_files(tmp_path, "--lora-scaled", f"{tmp_path}/a.gguf:0.5") == ""
-    assert "b" in of_files(tmp_path, "--lora-modules", f"x={tmp_path}/b", engine="vllm")
+    missing = ("missing", f"{tmp_path}/b.gguf")
+    assert of_files(tmp_path, "--lora", f"{tmp_path}/a.gguf,{tmp_path}/b.gguf") == missing
+    assert of_files(tmp_path, "--lora-scaled", f"{tmp_path}/a.gguf:0.5,{tmp_path}/b.gguf:1") == missing
+    assert of_files(tmp_path, "--lora-scaled", f"{tmp_path}/a.gguf:0.5") is None
+    assert of_files(tmp_path, "--lora-modules", f"x={tmp_path}/b", engine="vllm") == ("missing", f"{tmp_path}/b")
 
 
 def test_a_chat_template_is_one(tmp_path):
-    assert "is not a chat template" in of_files(tmp_path, "--chat-template=/etc/passwd", engine="vllm")
-    assert "does not exist" in of_files(tmp_path, "--chat-template=/nowhere.jinja", engine="vllm")
-    assert of_files(tmp_path, "--chat-template={{ messages[0] }}", engine="vllm") == ""
+    for path, code in (("/etc/passwd", "no-template"), ("/nowhere.jinja", "missing")):
+        assert of_files(tmp_path, f"--chat-template={path}", engine="vllm") == (code, path)
+    assert of_files(tmp_path, "--chat-template={{ messages[0] }}", engine="vllm") is None
 
 
 def test_files_of_another_host_are_not_looked_for_here():
@@ -234,7 +247,8 @@ def test_files_of_another_host_are_not_looked_for_here():
     ],
 )
 def test_an_argument_does_not_do_what_was_not_allowed(args, risk):
-    assert f'allowed risk "{risk}"' in find_problems(args=args)["args"]
+    problem = find_problems(args=args)["args"]
+    assert (problem.code, problem.params["risk"]) == ("risk-not-allowed", risk)
     assert find_problems(args=args, allowed_risks=[risk]) == {}
 
 
@@ -249,7 +263,8 @@ def test_an_argument_does_not_do_what_was_not_allowed(args, risk):
     ],
 )
 def test_nor_does_one_of_llama_cpp(args, risk):
-    assert f'allowed risk "{risk}"' in find_problems(engine="llama.cpp", args=args)["args"]
+    problem = find_problems(engine="llama.cpp", args=args)["args"]
+    assert (problem.code, problem.params["risk"]) == ("risk-not-allowed", risk)
     assert find_problems(engine="llama.cpp", args=args, allowed_risks=[risk]) == {}
 
 
@@ -269,7 +284,7 @@ def test_other_arguments_are_free(args):
 
 @pytest.mark.parametrize("arg", ["--config=/x.yaml", "--api_key=x", "--served-model", "--interrupt_requests"])
 def test_reserved_arguments_are_known_by_any_spelling(arg):
-    assert "is set for each replica" in find_problems(args=[arg])["args"]
+    assert codes(find_problems(args=[arg])) == {"args": "reserved"}
 
 
 @pytest.mark.parametrize(
@@ -289,8 +304,9 @@ def test_reserved_arguments_are_known_by_any_spelling(arg):
 )
 def test_p8_reserved_arguments_are_known_by_each_of_their_beginnings(arg):
     """As Python's argparse takes them."""
-    assert "args" in find_problems(args=[arg])
-    assert "args" in find_problems(engine="llama.cpp", launcher="llama-cpp-python", args=["--int"])
+    assert codes(find_problems(args=[arg])) == {"args": "reserved"}
+    by_llama_cpp = find_problems(engine="llama.cpp", launcher="llama-cpp-python", args=["--int"])
+    assert codes(by_llama_cpp) == {"args": "reserved"}
 
 
 @pytest.mark.parametrize("args", [["--loa=pt"], ["--load-form", "auto"], ["--tr"], ["--trust-rem"]])
@@ -354,7 +370,7 @@ def test_e6_every_fault_of_arguments_has_its_sentence():
 
 @pytest.mark.parametrize("risks", [["all"], "pickle", None, [["pickle"]]])
 def test_allowed_risks_are_a_list_of_known_ones(risks):
-    assert 'a list of "pickle"' in find_problems(allowed_risks=risks)["allowed_risks"]
+    assert codes(find_problems(allowed_risks=risks)) == {"allowed_risks": "unknown-risks"}
 
 
 # --- GPUs
@@ -362,14 +378,14 @@ def test_allowed_risks_are_a_list_of_known_ones(risks):
 
 @pytest.mark.parametrize("gpus", ["0", [0.5], [-1], [True], None, {"0": 1}])
 def test_gpus_are_a_list_of_numbers(gpus):
-    assert "a list of numbers" in find_problems(gpus=gpus)["gpus"]
+    assert codes(find_problems(gpus=gpus)) == {"gpus": "no-list-of-gpus"}
 
 
 def test_gpus_are_as_many_as_a_replica_is_split_over():
     assert find_problems(gpus=[0, 1], tensor_parallel=2) == {}
     assert find_problems(tensor_parallel=2) == {}
-    assert "over 2 GPUs" in find_problems(gpus=[0], tensor_parallel=2)["gpus"]
-    assert "twice" in find_problems(gpus=[1, 1])["gpus"]
+    assert codes(find_problems(gpus=[0], tensor_parallel=2)) == {"gpus": "too-few-gpus"}
+    assert codes(find_problems(gpus=[1, 1])) == {"gpus": "gpu-named-twice"}
 
 
 # --- Files
@@ -383,24 +399,25 @@ def test_a_risk_is_reported_at_the_field_that_allows_it(tmp_path):
 
 def test_files_that_changed_since_are_found_before_a_start(tmp_path):
     path = paper_models.gguf(tmp_path / "m.gguf")
-    assert validation.find_path_fault("llama.cpp", str(path)) == ""
+    assert validation.find_path_fault("llama.cpp", str(path)) is None
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 64)
-    assert "is cut off" in validation.find_path_fault("llama.cpp", str(path))
+    assert validation.find_path_fault("llama.cpp", str(path)).code == "cut-off"
 
 
 def test_a_start_keeps_to_what_was_allowed(tmp_path):
     path = str(paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"}))
-    assert "remote-code" in validation.find_path_fault("vllm", path)
-    assert validation.find_path_fault("vllm", path, ("remote-code",)) == ""
+    assert validation.find_path_fault("vllm", path).risk == "remote-code"
+    assert validation.find_path_fault("vllm", path, ("remote-code",)) is None
 
 
 def test_a_sentence_is_in_the_language_of_its_reader():
-    error = UnreadableModel("%(path)s holds no weights.", path="/m")
+    error = UnreadableModel("no-weights", path="/m")
     with translation.override("ja"):
-        assert validation.explain_unreadable(error) == "/m に重みのファイルがありません。"
+        assert "/m" in (japanese := validation.explain_unreadable(error))
     with translation.override("en"):
-        assert validation.explain_unreadable(error) == str(error) == "/m holds no weights."
+        assert "/m" in (english := validation.explain_unreadable(error))
+    assert english == str(error) != japanese
 
 
 # --- Rows
@@ -417,8 +434,11 @@ def test_a_model_whose_files_broke_later_can_still_be_described_and_retired(tmp_
     model.enabled = False
     model.full_clean()
     model.context = 512
-    with pytest.raises(Exception, match="does not exist"):
+    with pytest.raises(ValidationError) as refused:
         model.full_clean()
+    assert {field: [one.code for one in errors] for field, errors in refused.value.error_dict.items()} == {
+        "path": ["missing"]
+    }
 
 
 @pytest.mark.django_db
@@ -426,8 +446,10 @@ def test_a_model_and_an_alias_do_not_share_a_name():
     host = Host.objects.create(name="elsewhere")
     model = ServedModel.objects.create(name="m", engine="llama.cpp", path="/m", host=host)
     Alias.objects.create(name="default", model=model)
-    with pytest.raises(Exception, match="This name is an alias of m"):
+    with pytest.raises(ValidationError) as refused:
         ServedModel(name="default", engine="llama.cpp", path="/m", host=host).full_clean()
-    with pytest.raises(Exception, match="There is a model of this name"):
+    assert [one.code for one in refused.value.error_dict["name"]] == ["name-of-an-alias"]
+    with pytest.raises(ValidationError) as refused:
         Alias(name="m", model=model).full_clean()
+    assert [one.code for one in refused.value.error_dict["name"]] == ["name-of-a-model"]
     model.full_clean()

@@ -12,7 +12,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry import fit, validation
 from modelregistry.files import model_files
-from modelregistry.files.metadata import ModelMetadata, UnreadableModel
+from modelregistry.files.metadata import ModelMetadata
+from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.install import model_import
 from modelregistry.install.model_import import CannotImport, DanglingLink, Found, Listing, Progress
 from modelregistry.models import Host, ServedModel

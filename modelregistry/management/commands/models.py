@@ -27,6 +27,7 @@ HEAD = [
     "DETAIL",
 ]
 WIDTH = 40  # characters of a device's bar
+UNSUPERVISED = "(no supervisor: may be out of date)"
 PARTS = {"weights": "#", "cache": "=", "overhead": "-", "others": "~"}
 
 
@@ -118,7 +119,7 @@ def _measures(replica: ReplicaNow) -> list[str]:
     # The first line says what happened; the lines after it are of the engine's log.
     detail = replica.detail.partition("\n")[0][:120]
     if not replica.supervised:
-        detail = " ".join(["(no supervisor: may be out of date)", detail]).strip()
+        detail = " ".join([UNSUPERVISED, detail]).strip()
     return [
         _gigabytes(replica.memory),
         _gigabytes(replica.predicted),
@@ -136,7 +137,7 @@ def _gigabytes(count: int | None) -> str:
 
 def _host(host: HostNow) -> Iterable[str]:
     engines = ", ".join(f"{name} {version}".strip() for name, version in sorted(host.engines.items()))
-    silent = "" if host.supervised else "(no supervisor: may be out of date)"
+    silent = "" if host.supervised else UNSUPERVISED
     yield " ".join(filter(None, [host.name, silent, engines]))
     for device in host.devices:
         yield f"  {device.name if device.kind == 'ram' else f'{device.index} {device.name}'}"

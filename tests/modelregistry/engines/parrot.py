@@ -74,11 +74,11 @@ class Parrot(Engine):
 
     def check_registration(self, spec: Spec, url: str) -> Iterator[Problem]:
         if spec.task != "chat":
-            yield Problem(field="task", sentence=gettext_noop("A parrot only chats."))
+            yield Problem(field="task", code="only-chats", sentence=gettext_noop("A parrot only chats."))
 
     def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[Problem]:
         if facts.architecture != "llama":
-            yield Problem(field="path", sentence=gettext_noop("A parrot knows Llamas only."))
+            yield Problem(field="path", code="no-llama", sentence=gettext_noop("A parrot knows Llamas only."))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from django.utils import translation
 from modelregistry import validation
 from modelregistry.engines.registry import engine_named
 from modelregistry.files import misplaced, model_files
-from modelregistry.files.metadata import CHECKPOINT, UnreadableModel
+from modelregistry.files.metadata import CHECKPOINT
+from modelregistry.files.unreadable import UnreadableModel
 from tests.modelregistry import paper_models
 from tests.translations import japanese  # noqa: F401 - a fixture
 
@@ -66,57 +67,90 @@ def adapter(path: Path) -> Path:
 
 
 CASES = {
-    "a pointer of Git LFS": ("vllm", with_file("model.safetensors", POINTER), "git lfs pull"),
-    "a pointer beside whole files": ("vllm", with_file("model-2.safetensors", POINTER), "model-2.safetensors"),
-    "a web page as weights": ("vllm", with_file("model.safetensors", PAGE), "model.safetensors"),
-    "a web page as configuration": ("vllm", with_file("config.json", PAGE), "config.json"),
-    "an answer of a server": ("vllm", with_file("model.safetensors", '{"error": "Bad token"}'), "Bad token"),
-    "a line of text": ("vllm", with_file("model.safetensors", "Entry not found"), "Entry not found"),
-    "a LoRA adapter": ("vllm", adapter, "meta-llama/Llama-3.1-8B"),
-    "a folder of the cache": ("vllm", cache, "snapshots/0123abcd"),
+    "a pointer of Git LFS": ("vllm", with_file("model.safetensors", POINTER), "git-lfs-pointer", "model.safetensors"),
+    "a pointer beside whole files": (
+        "vllm",
+        with_file("model-2.safetensors", POINTER),
+        "git-lfs-pointer",
+        "model-2.safetensors",
+    ),
+    "a web page as weights": ("vllm", with_file("model.safetensors", PAGE), "web-page", "model.safetensors"),
+    "a web page as configuration": ("vllm", with_file("config.json", PAGE), "web-page", "config.json"),
+    "an answer of a server": (
+        "vllm",
+        with_file("model.safetensors", '{"error": "Bad token"}'),
+        "server-answer",
+        "Bad token",
+    ),
+    "a line of text": ("vllm", with_file("model.safetensors", "Entry not found"), "server-answer", "Entry not found"),
+    "a LoRA adapter": ("vllm", adapter, "lora-adapter", "meta-llama/Llama-3.1-8B"),
+    "a folder of the cache": ("vllm", cache, "cache", "snapshots/0123abcd"),
     "a snapshot without its blobs": (
         "vllm",
         lambda path: cache(path, blobs=False) / "snapshots" / "0123abcd",
+        "dangling-links",
         "blobs/",
     ),
-    "a cache without its blobs": ("vllm", lambda path: cache(path, blobs=False), "blobs/"),
-    "a download that was not finished": ("vllm", lambda path: cache(path, unfinished=True), "hf download"),
+    "a cache without its blobs": ("vllm", lambda path: cache(path, blobs=False), "dangling-links", "blobs/"),
+    "a download that was not finished": (
+        "vllm",
+        lambda path: cache(path, unfinished=True),
+        "unfinished-cache",
+        "snapshots/0123abcd",
+    ),
     "an empty folder of the cache": (
         "vllm",
         lambda path: write(path / "models--a--b" / "refs" / "main").parents[1],
+        "empty-cache",
         "a--b",
     ),
-    "GGUF files": ("vllm", lambda path: write(path / "x-Q4_K_M.gguf", b"GGUF").parent, "x-Q4_K_M.gguf"),
-    "a GGUF file": ("vllm", lambda path: write(path / "x.gguf", b"GGUF"), "llama.cpp"),
-    "ONNX": ("vllm", lambda path: write(path / "model.onnx").parent, "ONNX"),
-    "a pipeline for images": ("vllm", lambda path: write(path / "model_index.json", "{}").parent, "diffusers"),
-    "a folder of models": ("vllm", lambda path: a_whole(path / "llama").parent, "/llama"),
-    "one file of a directory": ("llama.cpp", lambda path: a_whole(path) / "model.safetensors", "vLLM"),
-    "a directory for vLLM": ("llama.cpp", a_whole, "convert_hf_to_gguf.py"),
-    "a directory with a GGUF file": ("llama.cpp", lambda path: write(path / "m.gguf", b"GGUF").parent, "/m.gguf"),
-    "a pointer as GGUF": ("llama.cpp", lambda path: write(path / "m.gguf", POINTER), "git lfs pull"),
-    "a web page as GGUF": ("llama.cpp", lambda path: write(path / "m.gguf", PAGE), "hf download"),
-    "the format before GGUF": ("llama.cpp", lambda path: write(path / "m.gguf", b"tjgg" + bytes(600)), "GGUF"),
-    "an archive": ("llama.cpp", lambda path: write(path / "m.gguf", b"PK\x03\x04" + bytes(600)), "ZIP"),
+    "GGUF files": ("vllm", lambda path: write(path / "x-Q4_K_M.gguf", b"GGUF").parent, "gguf-files", "x-Q4_K_M.gguf"),
+    "a GGUF file": ("vllm", lambda path: write(path / "x.gguf", b"GGUF"), "gguf-file", "x.gguf"),
+    "ONNX": ("vllm", lambda path: write(path / "model.onnx").parent, "onnx", ""),
+    "a pipeline for images": ("vllm", lambda path: write(path / "model_index.json", "{}").parent, "diffusers", ""),
+    "a folder of models": ("vllm", lambda path: a_whole(path / "llama").parent, "folder-of-models", "/llama"),
+    "one file of a directory": (
+        "llama.cpp",
+        lambda path: a_whole(path) / "model.safetensors",
+        "one-file",
+        "model.safetensors",
+    ),
+    "a directory for vLLM": ("llama.cpp", a_whole, "checkpoint", ""),
+    "a directory with a GGUF file": (
+        "llama.cpp",
+        lambda path: write(path / "m.gguf", b"GGUF").parent,
+        "gguf-directory",
+        "/m.gguf",
+    ),
+    "a pointer as GGUF": ("llama.cpp", lambda path: write(path / "m.gguf", POINTER), "git-lfs-pointer", "m.gguf"),
+    "a web page as GGUF": ("llama.cpp", lambda path: write(path / "m.gguf", PAGE), "web-page", "m.gguf"),
+    "the format before GGUF": (
+        "llama.cpp",
+        lambda path: write(path / "m.gguf", b"tjgg" + bytes(600)),
+        "ggml",
+        "m.gguf",
+    ),
+    "an archive": ("llama.cpp", lambda path: write(path / "m.gguf", b"PK\x03\x04" + bytes(600)), "archive", "ZIP"),
 }
 
 
 @pytest.mark.parametrize("what", CASES)
 def test_e12_the_message_says_what_it_is(what, tmp_path):
-    engine, make, named = CASES[what]
+    engine, make, code, named = CASES[what]
     path = make(tmp_path / "m")
     with pytest.raises(UnreadableModel) as caught:
         model_files.read_model(engine, str(path))
-    assert misplaced.recognise(engine_named(engine).model_format, path).sentence == caught.value.sentence
-    assert named in str(caught.value)
+    assert misplaced.recognise(engine_named(engine).model_format, path).code == caught.value.code == code
+    assert any(named in str(value) for value in caught.value.values.values())
     with translation.override("ja"):
         assert validation.explain_unreadable(caught.value) != str(caught.value)
 
 
 def test_e12_a_dangling_link_is_reported_as_one(tmp_path):
     (tmp_path / "m.gguf").symlink_to("../blobs/abc")
-    with pytest.raises(UnreadableModel, match=r"\.\./blobs/abc"):
+    with pytest.raises(UnreadableModel) as caught:
         model_files.read_model("llama.cpp", str(tmp_path / "m.gguf"))
+    assert (caught.value.code, caught.value.values["target"]) == ("dangling-link", "../blobs/abc")
 
 
 def test_a_damaged_file_is_reported_as_damaged(tmp_path):
@@ -124,8 +158,9 @@ def test_a_damaged_file_is_reported_as_damaged(tmp_path):
     file = whole / "model.safetensors"
     os.truncate(file, file.stat().st_size - 1)
     assert misplaced.recognise(CHECKPOINT, whole) is None
-    with pytest.raises(UnreadableModel, match="is cut off"):
+    with pytest.raises(UnreadableModel) as caught:
         model_files.read_model("vllm", str(whole))
+    assert (caught.value.code, caught.value.values["path"]) == ("cut-off", str(file))
     (tmp_path / "empty").mkdir()
     assert misplaced.recognise(CHECKPOINT, tmp_path / "empty") is None
     assert misplaced.recognise(CHECKPOINT, tmp_path / "gone") is None
@@ -154,5 +189,6 @@ def test_e12_a_gguf_with_types_of_a_later_llama_cpp_is_read_all_the_same(tmp_pat
     assert after.weight_bytes == pytest.approx(before.weight_bytes, abs=64)
     assert after.embedding_weight_bytes > 0
     path.write_bytes(data[:kind] + struct.pack("<I", 4_000_000) + data[kind + 4 :])
-    with pytest.raises(UnreadableModel, match="damaged"):
+    with pytest.raises(UnreadableModel) as caught:
         model_files.read_model("llama.cpp", str(path))
+    assert caught.value.code == "damaged-header"

@@ -1,10 +1,13 @@
 """What is read from a model's files, and which files are refused."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import struct
 import time
+import tracemalloc
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +21,9 @@ from modelregistry.engines.base import Endpoint, Spec
 from modelregistry.engines.registry import launched_by
 from modelregistry.files import checkpoint, class_defaults, json_stream
 from modelregistry.files.gguf import GGML_QUANT_SIZES
-from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState, UnreadableModel
+from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState
 from modelregistry.files.model_files import read_model
+from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.install import engine_environments
 from modelregistry.memory import allocation, estimate, placement
 from modelregistry.memory import vllm as vllm_memory
@@ -40,6 +44,12 @@ def refusal(engine: str, path: Path, allowed: tuple[str, ...] = ()) -> Unreadabl
     with pytest.raises(UnreadableModel) as refused:
         read_model(engine, str(path), allowed)
     return refused.value
+
+
+def reason(engine: str, path: Path, allowed: tuple[str, ...] = ()) -> tuple[str, Path]:
+    """Return why a model is refused: the code, and of which file."""
+    error = refusal(engine, path, allowed)
+    return error.code, Path(str(error.values["path"]))
 
 
 # --- Full-size models
@@ -87,7 +97,7 @@ def test_facts_come_back_from_json_and_stay_small(tmp_path):
     assert ModelMetadata.of(json.loads(stored)) == facts
     assert ModelMetadata.of(json.loads(json.dumps(asdict(facts)))) == facts
     assert len(stored) < 5000
-    assert ModelMetadata.of(json.loads(stored) | {"of a later release": 1}) == facts
+    assert ModelMetadata.of(json.loads(stored) | {"later": 1}) == facts
 
 
 # --- Parameters and quantisation of directories
@@ -429,15 +439,13 @@ PAGE = b"\n<!DOCTYPE html><html><head><title>Sign in</title></head></html>"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-@pytest.mark.parametrize(("found", "said"), [(LFS, "Git LFS"), (PAGE, "a web page")])
-def test_e12_a_pointer_or_a_page_in_a_files_place_is_called_so(tmp_path, name, found, said):
+@pytest.mark.parametrize(("found", "code"), [(LFS, "git-lfs-pointer"), (PAGE, "web-page")])
+def test_e12_a_pointer_or_a_page_in_a_files_place_is_called_so(tmp_path, name, found, code):
     small_llama(tmp_path)
     (tmp_path / name).write_bytes(found)
-    refused = refusal("vllm", tmp_path)
-    assert said in str(refused)
-    assert str(tmp_path / name) in str(refused)
+    assert reason("vllm", tmp_path) == (code, tmp_path / name)
     (tmp_path / "m.gguf").write_bytes(found)
-    assert said in str(refusal("llama.cpp", tmp_path / "m.gguf"))
+    assert reason("llama.cpp", tmp_path / "m.gguf") == (code, tmp_path / "m.gguf")
 
 
 def test_e12_an_adapter_and_a_cache_folder_are_called_so(tmp_path):
@@ -445,10 +453,11 @@ def test_e12_an_adapter_and_a_cache_folder_are_called_so(tmp_path):
     lora.mkdir()
     (lora / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
     paper_models.safetensors(lora / "adapter_model.safetensors", {"lora_A": ("BF16", (8, 8))})
-    assert "LoRA adapter" in str(refusal("vllm", lora))
+    assert reason("vllm", lora) == ("lora-adapter", lora)
     snapshot = small_llama(tmp_path / "models--org--name" / "snapshots" / "0123abcd")
-    assert str(snapshot) in str(refusal("vllm", tmp_path / "models--org--name"))
-    assert "no config.json" in str(refusal("vllm", tmp_path))
+    in_the_cache = refusal("vllm", tmp_path / "models--org--name")
+    assert (in_the_cache.code, in_the_cache.values["inside"]) == ("cache", str(snapshot))
+    assert reason("vllm", tmp_path) == ("no-config", tmp_path)
 
 
 def test_e12_mistrals_own_form_alone_is_a_model(tmp_path):
@@ -480,20 +489,21 @@ def test_a_cut_off_shard_is_refused_with_both_sizes(tmp_path):
     whole = shard.stat().st_size
     with shard.open("r+b") as file:
         file.truncate(whole - 1)
-    assert str(refusal("vllm", tmp_path)) == f"{shard} is cut off: it has {whole - 1} bytes of {whole}."
+    error = refusal("vllm", tmp_path)
+    assert (error.code, error.values) == ("cut-off", {"path": str(shard), "actual": whole - 1, "expected": whole})
     with shard.open("r+b") as file:
         file.truncate(20)
-    assert str(refusal("vllm", tmp_path)) == f"{shard} is cut off: it ends within its header."
+    assert reason("vllm", tmp_path) == ("cut-off-header", shard)
     with shard.open("r+b") as file:
         file.truncate(0)
-    assert "is cut off" in str(refusal("vllm", tmp_path))
+    assert reason("vllm", tmp_path) == ("cut-off-header", shard)
 
 
 def test_a_file_that_is_longer_than_its_header_says_is_refused(tmp_path):
     file = small_llama(tmp_path) / "model.safetensors"
     with file.open("ab") as opened:
         opened.write(b"!")
-    assert f"{file} is too long" in str(refusal("vllm", tmp_path))
+    assert reason("vllm", tmp_path) == ("too-long", file)
 
 
 @pytest.mark.parametrize("indexed", [True, False])
@@ -504,7 +514,7 @@ def test_a_missing_shard_is_refused_by_its_name(tmp_path, indexed):
     if not indexed:
         (tmp_path / "model.safetensors.index.json").unlink()
     missing = tmp_path / "model-00002-of-00003.safetensors"
-    assert str(refusal("vllm", tmp_path)) == f"A part of the model is missing: {missing}."
+    assert reason("vllm", tmp_path) == ("missing-part", missing)
 
 
 def kimi_k2(path: Path) -> Path:
@@ -548,7 +558,7 @@ def test_e5_an_index_that_is_not_whole_is_damaged(tmp_path):
         *(b'{"weight_map": []}', b'{"weight_map": {"a": ""}}', b'{"weight_map": {"a": {"b": {}}}}'),
     ):
         index.write_bytes(broken)
-        assert "is damaged" in str(refusal("vllm", tmp_path))
+        assert reason("vllm", tmp_path) == ("damaged-header", index)
 
 
 @pytest.mark.parametrize(
@@ -580,23 +590,29 @@ def test_e5_members_are_read_one_by_one_or_the_text_is_called_broken(text, membe
     assert members in (found, len(found))
 
 
-def test_e5_no_more_than_two_steps_are_held_at_a_time():
+def test_e5_a_few_steps_are_held_at_a_time_however_long_the_text_is():
     """As Python's objects an index of 20 MB takes 80."""
 
     class Read(io.BytesIO):
-        largest = held = 0
+        largest = 0
 
         def read(self, size=-1):
             found = super().read(size)
             self.largest = max(self.largest, len(found))
             return found
 
-    file = Read(("{" + ",".join(f'"{number}":"{"x" * 80}"' for number in range(50_000)) + "}").encode())
-    walk = json_stream.JsonWalker(file, len(file.getvalue()))
-    for _name in walk.members():
-        file.held = max(file.held, len(walk._data))
+    data = ("{" + ",".join(f'"{number}":"{"x" * 800}"' for number in range(20_000)) + "}").encode()
+    walk = json_stream.JsonWalker(file := Read(data), len(data))
+    tracemalloc.start()
+    try:
+        for _name in walk.members():
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert file.largest <= json_stream.STEP + json_stream.LONGEST
-    assert file.held <= json_stream.STEP + 2 * json_stream.LONGEST < len(file.getvalue())
+    # Two steps, a member, and copies of them while they are put together: 9 MB, also of a text of 4 MB.
+    assert peak < 10 * json_stream.STEP < len(data)
 
 
 @given(st.dictionaries(st.text(), st.text() | st.integers() | st.dictionaries(st.text(), st.text())))
@@ -635,25 +651,27 @@ def test_links_as_in_a_hugging_face_cache_are_followed(tmp_path):
 
 def test_a_directory_without_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    assert str(refusal("vllm", tmp_path)) == f"{tmp_path} holds no weights."
+    assert reason("vllm", tmp_path) == ("no-weights", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a":' * 100_000, "\0", '"' + "x" * (checkpoint.LONGEST_JSON + 1)])
 def test_a_broken_configuration_is_refused(tmp_path, text):
     (small_llama(tmp_path) / "config.json").write_text(text)
-    assert str(refusal("vllm", tmp_path)) == f"{tmp_path / 'config.json'} is damaged: its header makes no sense."
+    assert reason("vllm", tmp_path) == ("damaged-header", tmp_path / "config.json")
 
 
 def test_a_relative_path_is_refused():
-    assert str(refusal("vllm", Path("models"))) == "models is not an absolute path."
+    assert reason("vllm", Path("models")) == ("relative-path", Path("models"))
 
 
 def test_a_directory_that_may_not_be_read_is_refused_with_the_reason(tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").mkdir()
-    assert "has no config.json" in str(refusal("vllm", tmp_path / "m"))
-    name = "x" * 300
-    assert str(refusal("vllm", tmp_path / name)) == f"{tmp_path / name} cannot be read: File name too long."
+    assert reason("vllm", tmp_path / "m") == ("no-config", tmp_path / "m")
+    too_long = tmp_path / ("x" * 300)
+    error = refusal("vllm", too_long)
+    assert error.code == "unreadable"
+    assert error.values == {"path": str(too_long), "reason": os.strerror(errno.ENAMETOOLONG)}
 
 
 # --- Risks
@@ -675,7 +693,7 @@ def pickled(path: Path) -> Path:
 def test_pickled_weights_are_refused_unless_allowed_and_never_opened(tmp_path):
     error = refusal("vllm", pickled(tmp_path))
     assert error.risk == "pickle"
-    assert "pytorch_model.bin" in str(error)
+    assert error.values["file"] == "pytorch_model.bin"
     facts = read_model("vllm", str(tmp_path), ["pickle"])
     assert facts.risks == ("pickle",)
     assert (facts.weight_bytes, facts.parameters) == ((tmp_path / "pytorch_model.bin").stat().st_size, None)
@@ -685,13 +703,13 @@ def test_a_cut_off_pickle_is_refused_even_if_pickles_are_allowed(tmp_path):
     file = pickled(tmp_path) / "pytorch_model.bin"
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size - 30)
-    assert str(refusal("vllm", tmp_path, ("pickle",))) == f"{file} is cut off: its end is missing."
+    assert reason("vllm", tmp_path, ("pickle",)) == ("cut-off-end", file)
 
 
 def test_a_missing_part_of_a_pickled_model_is_refused(tmp_path):
     index = {"weight_map": {"a": "pytorch_model.bin", "b": "pytorch_model-2.bin"}}
     (pickled(tmp_path) / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    assert "pytorch_model-2.bin" in str(refusal("vllm", tmp_path, ("pickle",)))
+    assert reason("vllm", tmp_path, ("pickle",)) == ("missing-part", tmp_path / "pytorch_model-2.bin")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "optimizer.pt", "original.pth"])
@@ -714,7 +732,7 @@ def test_a_model_with_code_of_its_own_is_refused_unless_allowed(tmp_path, name):
     said = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(said | {"auto_map": {"AutoModel": "modeling_homemade.Homemade"}}))
     error = refusal("vllm", tmp_path)
-    assert (error.risk, name in str(error)) == ("remote-code", True)
+    assert (error.risk, error.values["file"]) == ("remote-code", name)
     assert read_model("vllm", str(tmp_path), ["remote-code"]).risks == ("remote-code",)
 
 
@@ -824,14 +842,16 @@ def test_all_parts_of_a_split_gguf_count(tmp_path):
 
 def test_parts_are_given_by_the_first_and_are_all_there(tmp_path):
     first = split(tmp_path)
-    assert "is a later part" in str(refusal("llama.cpp", tmp_path / "m-00002-of-00003.gguf"))
+    later = tmp_path / "m-00002-of-00003.gguf"
+    assert reason("llama.cpp", later) == ("later-part", later)
     last = tmp_path / "m-00003-of-00003.gguf"
     with last.open("r+b") as file:
         file.truncate(last.stat().st_size - 40)
-    assert f"{last} is cut off" in str(refusal("llama.cpp", first))
+    assert reason("llama.cpp", first) == ("cut-off", last)
     last.unlink()
-    assert str(refusal("llama.cpp", first)) == f"A part of the model is missing: {last}."
-    assert "is one of several parts" in str(refusal("llama.cpp", first.rename(tmp_path / "renamed.gguf")))
+    assert reason("llama.cpp", first) == ("missing-part", last)
+    renamed = first.rename(tmp_path / "renamed.gguf")
+    assert reason("llama.cpp", renamed) == ("unnamed-part", renamed)
 
 
 def test_a_cut_off_gguf_is_refused_with_both_sizes(tmp_path):
@@ -839,15 +859,16 @@ def test_a_cut_off_gguf_is_refused_with_both_sizes(tmp_path):
     whole = path.stat().st_size
     with path.open("r+b") as file:
         file.truncate(whole - 64)
-    assert str(refusal("llama.cpp", path)) == f"{path} is cut off: it has {whole - 64} bytes of {whole}."
+    error = refusal("llama.cpp", path)
+    assert (error.code, error.values) == ("cut-off", {"path": str(path), "actual": whole - 64, "expected": whole})
     with path.open("r+b") as file:
         file.truncate(100)
-    assert str(refusal("llama.cpp", path)) == f"{path} is cut off: it ends within its header."
+    assert reason("llama.cpp", path) == ("cut-off-header", path)
 
 
 def test_a_part_for_another_model_is_no_model(tmp_path):
     path = gguf(tmp_path / "m.gguf", "clip", {"general.type": "mmproj"})
-    assert "is not a model but a part of one" in str(refusal("llama.cpp", path))
+    assert reason("llama.cpp", path) == ("component", path)
 
 
 @pytest.mark.parametrize(

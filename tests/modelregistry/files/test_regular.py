@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modelregistry.files import model_files
-from modelregistry.files.metadata import UnreadableModel
+from modelregistry.files.unreadable import UnreadableModel
 
 SECONDS = 10
 
