@@ -14,6 +14,8 @@ from portal.keys.models import ApiKey
 from portal.usage import records
 from portal.usage.models import UsageRecord
 
+FAR = {"engine": "external", "url": "http://10.0.0.5:8000"}
+
 
 def serve(name: str = "qwen", *, state: str = "ready", task: str = "chat", context: int | None = 4096) -> ServedModel:
     """Return a model with one replica in this state."""
@@ -23,17 +25,18 @@ def serve(name: str = "qwen", *, state: str = "ready", task: str = "chat", conte
     return model
 
 
+def external(name: str = "far", **more: Any) -> ServedModel:
+    """Return a model that an engine elsewhere serves."""
+    return ServedModel.objects.create(name=name, **{**FAR, **more})
+
+
 def key_of(user: User, tenant: Tenant, name: str = "laptop", **more: Any) -> ApiKey:
     key, _ = lifecycle.issue_key(tenant=tenant, user=user, name=name, **more)
     return key
 
 
 def service_key_of(tenant: Tenant, service: str = "Dify", **more: Any) -> ApiKey:
-    """Return a service key with `more` as its columns."""
-    key, _ = lifecycle.issue_key(tenant=tenant, service=service, name=service)
-    for name, value in more.items():
-        setattr(key, name, value)
-    key.save()
+    key, _ = lifecycle.issue_key(tenant=tenant, service=service, name=service, **more)
     return key
 
 

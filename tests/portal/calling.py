@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -58,6 +59,12 @@ class Caller:
             if re.fullmatch(re.sub(r"\\\{[^}]*\\\}", "[^/]+", re.escape(told)), path)
         ]
         return min(fitting, key=lambda told: told.count("{"), default="")
+
+
+@pytest.fixture
+def call(described: dict[str, Any]) -> Callable[[User], Caller]:
+    """Provide a caller of the API in a person's session."""
+    return lambda user: Caller(user, described)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the tests of sign-in share: a portal that is connected to the test directory, and a person at its door."""
+"""What the portal's tests share: people at their browsers, and a portal that is connected to the test directory."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,9 +9,11 @@ from django.test import Client
 
 from portal.accounts import ldap as company
 from portal.accounts.models import User
+from tests.conftest import person
 from tests.domain_controller import connect_domain, domain  # noqa: F401 - fixtures
 from tests.portal.access_rules import clients, filled  # noqa: F401 - fixtures
-from tests.portal.calling import described  # noqa: F401 - a fixture
+from tests.portal.browsing import client_of
+from tests.portal.calling import call, described  # noqa: F401 - fixtures
 from tests.slapd import Directory
 
 BACKENDS = [
@@ -51,6 +53,27 @@ class Door:
 
 
 @pytest.fixture
+def as_alice(alice) -> Client:
+    return client_of(alice)
+
+
+@pytest.fixture
+def as_bob(bob) -> Client:
+    return client_of(bob)
+
+
+@pytest.fixture
+def as_olivia(olivia) -> Client:
+    return client_of(olivia)
+
+
+@pytest.fixture
+def carol(research) -> User:
+    """Return a second admin of Bob's tenant."""
+    return person("carol", research, role="admin", first_name="Carol")
+
+
+@pytest.fixture
 def door(db) -> Door:
     return Door()
 
@@ -71,6 +94,16 @@ def connect(settings, monkeypatch, directory: Directory) -> Callable[..., compan
         return read
 
     return connect
+
+
+@pytest.fixture
+def everybody(connect, door, directory: Directory) -> list[str]:
+    """Let four people of the directory sign in, and return their names."""
+    connect()
+    names = ["alice", "bob", "charlie", "yamada"]
+    for name in names:
+        assert door.enter(name, directory.people[name].password)
+    return names
 
 
 @pytest.fixture

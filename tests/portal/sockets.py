@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from channels.routing import ProtocolTypeRouter
+from django.db import OperationalError
 from django.test import Client
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -24,6 +25,21 @@ from portal.usage.live import LiveUsageFeed
 from tests.waiting import until
 
 OPERATIONS = "/ws/operations/"
+
+
+class Database:
+    """A reader between a live view and the real database, which may be away."""
+
+    def __init__(self, reader: Callable[..., Any]) -> None:
+        self.away = False
+        self.reads = 0
+        self.reader = reader
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.reads += 1
+        if self.away:
+            raise OperationalError("the database does not answer")
+        return self.reader(*args, **options)
 
 
 @contextmanager
@@ -60,7 +76,7 @@ def session_of(user: User | None) -> Client:
     return client
 
 
-def opened(
+def open_socket(
     site: Any,
     user: User | None,
     path: str = OPERATIONS,
@@ -79,7 +95,7 @@ def opened(
     )
 
 
-def told(connection: ClientConnection, kind: str | None = None, seconds: float = 30) -> dict[str, Any]:
+def next_message(connection: ClientConnection, kind: str | None = None, seconds: float = 30) -> dict[str, Any]:
     """Return the next message; the next of this kind, passing over others."""
     deadline = time.monotonic() + seconds
     while True:
@@ -89,7 +105,7 @@ def told(connection: ClientConnection, kind: str | None = None, seconds: float =
             return message
 
 
-def refused(site: Any, user: User | None, path: str = OPERATIONS, **more: Any) -> bool:
+def is_refused(site: Any, user: User | None, path: str = OPERATIONS, **more: Any) -> bool:
     with pytest.raises(InvalidStatus) as caught:
-        opened(site, user, path, **more)
+        open_socket(site, user, path, **more)
     return caught.value.response.status_code == 403

@@ -10,15 +10,8 @@ from portal.audit.models import AuditEvent
 from portal.notifications.models import Notice
 from portal.web.notify import notify
 from tests.conftest import person
-from tests.portal.calling import Caller
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def call(described):
-    """Provide a caller for a person's session."""
-    return lambda user: Caller(user, described)
 
 
 # --- tenants

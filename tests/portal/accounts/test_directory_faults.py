@@ -20,14 +20,11 @@ from portal.accounts.models import DirectoryState, Tenant, User
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
 from portal.notifications.models import Notice
+from tests.portal.recorded import roles_of
 from tests.slapd import GROUP_BASE, POLICY_DN, ROOT_DN, SUFFIX, TENANTS, Directory, group_dn, unused_port
 
 pytestmark = pytest.mark.django_db
 WRONG = SignInForm.error_messages["invalid_login"]
-
-
-def places(user: User) -> dict[str, str]:
-    return {membership.tenant.slug: membership.role for membership in user.memberships.select_related("tenant")}
 
 
 @pytest.fixture
@@ -115,7 +112,7 @@ class TestAccounts:
         assert "kojima not changed" in capsys.readouterr().out
         user.refresh_from_db()
         assert user.is_active
-        assert places(user) == {"sales": "member"}
+        assert roles_of(user) == {"sales": "member"}
         assert User.objects.get(username="alice").first_name == "Alice"
 
 
@@ -147,19 +144,19 @@ class TestGroups:
         call_command("syncdirectory")
         renamed("sales", "field-sales")
         call_command("syncdirectory")
-        assert places(user) == {"sales": "member"}
-        assert places(door.enter("charlie", "password of charlie")) == {"sales": "member"}
+        assert roles_of(user) == {"sales": "member"}
+        assert roles_of(door.enter("charlie", "password of charlie")) == {"sales": "member"}
         assert self.problems() == {("moved", "LDAP_GROUP_TENANTS")}
 
     def test_d2_a_group_that_was_never_found_changes_nothing_and_is_told(self, connect, door, olivia, capsys):
         connect()
         users = [door.enter(name, f"password of {name}") for name in ("alice", "bob", "charlie")]
-        before = [places(user) for user in users]
+        before = [roles_of(user) for user in users]
         connect(LDAP_GROUP_TENANTS=json.dumps({f"cn=gone,{GROUP_BASE}": ["research", "sales"]}))
         with pytest.raises(CommandError, match="cn=gone"):
             call_command("syncdirectory")
         assert "3 people: 0 left, 0 came back, 0 changed, 3 as before" in capsys.readouterr().out
-        assert [places(user) for user in users] == before
+        assert [roles_of(user) for user in users] == before
         assert self.problems() == {("missing", "LDAP_GROUP_TENANTS")}
 
     def test_d2_found_again_it_is_followed_again(self, connect, door, olivia, directory, renamed):
@@ -168,11 +165,11 @@ class TestGroups:
         renamed("sales", "field-sales", f"ou=posix,{SUFFIX}")  # outside of where groups are, so not even by its id
         with pytest.raises(CommandError):
             call_command("syncdirectory")
-        assert places(user) == {"sales": "member"}
+        assert roles_of(user) == {"sales": "member"}
         connect(LDAP_GROUP_TENANTS=json.dumps({**TENANTS, f"cn=field-sales,ou=posix,{SUFFIX}": "sales:admin"}))
         with pytest.raises(CommandError):
             call_command("syncdirectory")
-        assert places(user) == {"sales": "admin"}
+        assert roles_of(user) == {"sales": "admin"}
 
     def test_d2_what_is_gone_again_is_told_again(self, connect, door, olivia, directory):
         connect()
@@ -216,8 +213,8 @@ class TestGroups:
     def test_groups_and_people_may_be_in_one_place(self, connect, door, monkeypatch, few):
         monkeypatch.setattr(company_groups, "FEW", few)  # 0: all groups are listed instead
         connect(LDAP_USER_BASE=SUFFIX, LDAP_GROUP_BASE=SUFFIX)
-        assert places(door.enter("yamada", "password of yamada")) == {"research": "member"}
-        assert places(door.enter("dave", "password of dave")) == {}
+        assert roles_of(door.enter("yamada", "password of yamada")) == {"research": "member"}
+        assert roles_of(door.enter("dave", "password of dave")) == {}
 
 
 MANY = 600  # groups; OpenLDAP gives 500 entries by default
@@ -245,7 +242,7 @@ class TestManyGroups:
     def test_d4_who_is_in_more_groups_than_the_server_gives_signs_in(self, connect, door, many, monkeypatch, base):
         monkeypatch.setattr(company_groups, "FEW", 0)
         connect(LDAP_GROUP_BASE=base, LDAP_USER_BASE=SUFFIX)
-        assert places(door.enter("clerk0", "password of clerk0")) == {"sales": "member"}
+        assert roles_of(door.enter("clerk0", "password of clerk0")) == {"sales": "member"}
 
     def test_d4_a_sync_asks_by_group_and_not_by_person(self, connect, door, many, monkeypatch):
         found = connect()

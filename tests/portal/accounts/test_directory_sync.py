@@ -14,14 +14,6 @@ from portal.keys.models import ApiKey
 from tests.slapd import SUFFIX, colleague, group_dn, unused_port
 
 pytestmark = pytest.mark.django_db
-EVERYBODY = ["alice", "bob", "charlie", "yamada"]
-
-
-@pytest.fixture
-def everybody(connect, door, directory) -> None:
-    connect()
-    for name in EVERYBODY:
-        assert door.enter(name, directory.people[name].password)
 
 
 def sync(capsys, *arguments: str) -> str:

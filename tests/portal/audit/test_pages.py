@@ -20,17 +20,12 @@ from portal.audit.models import AuditEvent
 from portal.keys.lifecycle import issue_key, revoke_key
 from portal.quotas.models import Quota
 from tests.html import has
+from tests.portal.recorded import clear_audit_log
 
 pytestmark = pytest.mark.django_db
 
 PAGE = "/audit/"
 TOKYO = ZoneInfo("Asia/Tokyo")
-
-
-@pytest.fixture(autouse=True)
-def english():
-    with translation.override("en"):
-        yield
 
 
 def desk(user: User) -> Client:
@@ -70,18 +65,13 @@ def happened(count: int, action: str = "host.change", **more) -> None:
     )
 
 
-def empty() -> None:
-    """Past the manager, which refuses it."""
-    AuditEvent.objects.all()._raw_delete("default")
-
-
 # --- whose
 
 
 @pytest.fixture
 def doings(alice, bob, charlie, olivia, research, sales) -> None:
     """Make an event in each tenant and one that is of no tenant."""
-    empty()
+    clear_audit_log()
     key, _ = issue_key(tenant=research, user=alice, name="alices")
     revoke_key(key)
     issue_key(tenant=research, service="dify", name="research-service")
@@ -153,7 +143,7 @@ def test_the_subject_key_is_not_the_management_key(doings, alice, olivia):
 
 
 def test_days_begin_where_the_reader_is(olivia):
-    empty()
+    clear_audit_log()
     for hour in (14, 15):  # 23:00 and 0:00 in Tokyo
         happened(1, at=datetime(2026, 11, 2, hour, tzinfo=UTC))
     since = audit_log.AuditQuery(since=date(2026, 11, 3)).apply(audit_log.visible_events(olivia), TOKYO)
@@ -180,7 +170,7 @@ def test_one_thing_s_story_is_a_click_away(doings, olivia):
 
 
 def test_pages_follow_each_other_without_gap_or_repetition(olivia):
-    empty()
+    clear_audit_log()
     now = timezone.now()
     happened(130)
     AuditEvent.objects.bulk_create(  # of one instant, as of one transaction
@@ -281,14 +271,14 @@ def test_the_page_tells_who_and_from_where(doings, olivia, alice):
 
 
 def test_an_empty_log_says_so(alice):
-    empty()
+    clear_audit_log()
     assert has(page_without_sign_in(alice), ".empty")
     assert not has(page(alice, text="nothing like it"), ".trail tbody tr")
 
 
 def page_without_sign_in(user: User) -> str:
     client = desk(user)
-    empty()
+    clear_audit_log()
     return client.get(PAGE).content.decode()
 
 

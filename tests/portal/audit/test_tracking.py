@@ -14,15 +14,12 @@ from portal.audit.models import AuditEvent, ImmutableEvent
 from portal.keys.models import ModelAccess
 from portal.operations import actions
 from portal.quotas.models import Quota, QuotaRequest
+from tests.pages import external
 
 pytestmark = pytest.mark.django_db
 
 
-def external(name: str = "far", **more) -> ServedModel:
-    return ServedModel.objects.create(name=name, engine="external", url="http://10.0.0.5:8000", **more)
-
-
-def told() -> list[tuple[str, str]]:
+def recorded_events() -> list[tuple[str, str]]:
     """Return (action, object) of all events, oldest first."""
     return list(AuditEvent.objects.order_by("pk").values_list("action", "object_name"))
 
@@ -62,7 +59,7 @@ def test_it_tells_only_the_fields_that_changed():
 def test_it_tells_nothing_of_a_save_that_changed_nothing():
     model = external()
     model.save()
-    assert told() == [("model.add", "far")]
+    assert recorded_events() == [("model.add", "far")]
 
 
 def test_it_never_tells_a_secret():
@@ -90,7 +87,7 @@ def test_a_removed_model_takes_its_aliases_along_and_that_is_told():
     model = external()
     Alias.objects.create(name="default", model=model)
     model.delete()
-    assert told()[2:] == [("alias.remove", "default"), ("model.remove", "far")]
+    assert recorded_events()[2:] == [("alias.remove", "default"), ("model.remove", "far")]
 
 
 def test_an_alias_that_moves_tells_from_where_to_where():
@@ -108,7 +105,7 @@ def test_visibility_is_told_under_its_tenant(research):
 def test_a_host_that_says_that_it_lives_is_no_event():
     host = Host.objects.create(name="gpu-01")
     host.save(update_fields=["seen_at"])
-    assert told() == [("host.add", "gpu-01")]
+    assert recorded_events() == [("host.add", "gpu-01")]
 
 
 def test_a_change_that_is_rolled_back_was_never_told():
@@ -117,7 +114,7 @@ def test_a_change_that_is_rolled_back_was_never_told():
         actions.stop_model(None, model)
         assert last().action == "model.stop"
         transaction.set_rollback(True)
-    assert told() == [("model.add", "far")]
+    assert recorded_events() == [("model.add", "far")]
 
 
 def test_a_command_is_told_under_the_name_of_who_ran_it():
@@ -174,9 +171,9 @@ def test_signing_in_and_out_is_told(door, olivia):
 
 
 def test_a_wrong_password_writes_nothing(door, olivia):
-    before = told()
+    before = recorded_events()
     assert door.enter("olivia", "wrong") is None
-    assert told() == before
+    assert recorded_events() == before
 
 
 def test_an_event_outlives_its_person_and_tenant(research, olivia, client: Client):
@@ -238,7 +235,7 @@ def test_a_password_that_sign_in_hashed_anew_is_no_event(door, olivia, settings)
     assert door.enter("olivia", "correct horse")
     olivia.refresh_from_db()
     assert olivia.password != before
-    assert [action for action, _ in told()][-2:] == ["user.add", "session.begin"]
+    assert [action for action, _ in recorded_events()][-2:] == ["user.add", "session.begin"]
 
 
 def test_a_sign_in_itself_changes_nobody(alice):
@@ -275,7 +272,7 @@ def test_a_role_is_told_under_its_tenant(alice, research):
 
 def test_a_tenant_that_goes_takes_its_people_along_and_that_is_told(alice, research):
     research.delete()
-    assert told()[-2:] == [("membership.remove", "alice · research"), ("tenant.remove", "research (研究部)")]
+    assert recorded_events()[-2:] == [("membership.remove", "alice · research"), ("tenant.remove", "research (研究部)")]
 
 
 def test_who_deletes_themselves_is_still_named(client: Client, olivia, research):

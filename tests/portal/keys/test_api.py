@@ -12,20 +12,10 @@ from portal.keys import secret
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey, ManagementKey, ModelAccess
 from portal.notifications.models import Notice
-from tests.pages import key_of, serve
+from tests.pages import key_of, serve, service_key_of
 from tests.portal.calling import Caller
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def call(described):
-    """Provide a caller for a person's session."""
-    return lambda user: Caller(user, described)
-
-
-def service(tenant, **more) -> ApiKey:
-    return issue_key(tenant=tenant, service="Dify", name="Dify", **more)[0]
 
 
 def names(caller: Caller, query: str = "") -> list[str]:
@@ -38,7 +28,7 @@ def names(caller: Caller, query: str = "") -> list[str]:
 def test_everybody_sees_their_own_and_an_admin_the_services_of_the_tenant(call, alice, bob, charlie, olivia, research):
     key_of(alice, research, "laptop")
     key_of(bob, research, "bob's")
-    service(research)
+    service_key_of(research)
     assert names(call(alice)) == ["laptop"]
     assert names(call(bob)) == ["Dify", "bob's"]
     assert names(call(charlie)) == []
@@ -55,7 +45,7 @@ def test_a_key_of_another_is_not_there(call, alice, bob, charlie, olivia, resear
 
 
 def test_who_answers_for_a_service_key_sees_it_and_cannot_change_it(call, alice, research):
-    key = service(research, responsible=alice)
+    key = service_key_of(research, responsible=alice)
     assert call(alice).get(f"keys/{key.prefix}/")["responsible"] == "alice"
     for method, path in (("PATCH", ""), ("POST", "revoke/"), ("POST", "rotate/")):
         assert call(alice)(method, f"keys/{key.prefix}/{path}", {}).status_code == 403
@@ -99,7 +89,7 @@ def test_lists_can_be_narrowed_and_ordered(call, bob, research, sales, time_mach
     time_machine.move_to(now, tick=False)
     key_of(bob, research, "a")
     key_of(bob, sales, "b", expires_at=now + timedelta(hours=1))
-    ended = service(research)
+    ended = service_key_of(research)
     caller = call(bob)
     caller("POST", f"keys/{ended.prefix}/revoke/", {})
     assert names(caller, "tenant=sales") == ["b"]
@@ -215,7 +205,7 @@ def test_a_revoked_key_does_not_change(call, alice, research):
 
 def test_rotating(call, bob, research, time_machine):
     time_machine.move_to(timezone.now(), tick=False)
-    old = service(research)
+    old = service_key_of(research)
     answer = call(bob)("POST", f"keys/{old.prefix}/rotate/", {"overlap_hours": 2})
     assert answer.status_code == 201, answer.content
     assert (answer.json()["replaces"], secret.is_well_formed(answer.json()["text"])) == (old.prefix, True)

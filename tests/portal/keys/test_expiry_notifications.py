@@ -28,7 +28,7 @@ def aged(key: ApiKey, *, life: timedelta, left: timedelta) -> ApiKey:
     return key
 
 
-def told(user) -> list[tuple[str, int | None]]:
+def notices_after_run(user) -> list[tuple[str, int | None]]:
     notify_expiring(timezone.now())
     return [(notice.kind, notice.facts.get("days")) for notice in user.notices.order_by("pk")]
 
@@ -50,16 +50,16 @@ def told(user) -> list[tuple[str, int | None]]:
 )
 def test_the_owner_is_told_in_time(alice, research, life, left, notices):
     aged(key_of(alice, research), life=life, left=left)
-    assert told(alice) == notices
+    assert notices_after_run(alice) == notices
 
 
 def test_each_is_told_once_and_again_when_the_end_was_moved(alice, research):
     key = aged(key_of(alice, research), life=90 * DAY, left=6 * DAY)
-    assert told(alice) == told(alice) == [("key-expires", 6)]
+    assert notices_after_run(alice) == notices_after_run(alice) == [("key-expires", 6)]
     aged(key, life=90 * DAY, left=0.5 * DAY)
-    assert told(alice) == [("key-expires", 6), ("key-expires", 1)]
+    assert notices_after_run(alice) == [("key-expires", 6), ("key-expires", 1)]
     aged(key, life=200 * DAY, left=5 * DAY)
-    assert told(alice)[2:] == [("key-expires", 5)]
+    assert notices_after_run(alice)[2:] == [("key-expires", 5)]
 
 
 def test_a_notice_names_the_last_day_in_the_tenant_s_zone(alice, research):
@@ -84,20 +84,20 @@ def test_a_key_whose_end_is_no_news_is_passed_over(alice, research, why):
         lifecycle.rotate_key(key, 2 * DAY, by=alice)
     else:
         ApiKey.objects.filter(pk=key.pk).update(is_playground=True)
-    assert told(alice) == []
+    assert notices_after_run(alice) == []
 
 
 def test_the_end_of_a_replaced_key_is_news_when_its_successor_was_revoked(alice, research):
     key = aged(key_of(alice, research), life=90 * DAY, left=3 * DAY)
     new, _ = lifecycle.rotate_key(key, 5 * DAY, by=alice)
     lifecycle.revoke_key(new, by=alice)
-    assert told(alice) == [("key-expires", 3)]
+    assert notices_after_run(alice) == [("key-expires", 3)]
 
 
 def test_of_a_service_key_the_admins_and_who_is_responsible_are_told(alice, bob, charlie, research):
     key, _ = lifecycle.issue_key(tenant=research, service="Dify", name="Dify", responsible=alice)
     aged(key, life=90 * DAY, left=3 * DAY)
-    assert [told(who) for who in (alice, bob, charlie)] == [[("key-expires", 3)], [("key-expires", 3)], []]
+    assert [notices_after_run(who) for who in (alice, bob, charlie)] == [[("key-expires", 3)], [("key-expires", 3)], []]
 
 
 class TestLeavers:
@@ -105,7 +105,7 @@ class TestLeavers:
     def key(self, alice, research) -> ApiKey:
         return lifecycle.issue_key(tenant=research, service="Dify", name="Dify", responsible=alice)[0]
 
-    def told(self) -> set[str]:
+    def admins_notified(self) -> set[str]:
         notify_responsible_left()
         return {
             notice.user.username for notice in Notice.objects.filter(kind="responsible-left").select_related("user")
@@ -113,33 +113,33 @@ class TestLeavers:
 
     @pytest.mark.parametrize("leaves", ["account", "membership"])
     def test_the_admins_are_told_when_who_is_responsible_leaves(self, key, alice, bob, olivia, leaves):
-        assert self.told() == set()
+        assert self.admins_notified() == set()
         if leaves == "account":
             alice.is_active = False
             alice.save()
         else:
             alice.memberships.all().delete()
-        assert self.told() == {"bob"}
+        assert self.admins_notified() == {"bob"}
         facts = bob.notices.get().facts
         assert (facts["key"], facts["person"], facts["prefix"]) == ("Dify", "Alice", key.prefix)
 
     def test_operators_are_told_where_no_admin_is_left(self, key, alice, olivia):
         alice.memberships.all().delete()
-        assert self.told() == {"olivia"}
+        assert self.admins_notified() == {"olivia"}
 
     def test_a_second_who_leaves_is_told_as_well(self, key, alice, bob, research):
         alice.memberships.all().delete()
-        self.told()
+        self.admins_notified()
         dora = person("dora", research)
         lifecycle.change_key(key, responsible=dora)
         dora.memberships.all().delete()
-        self.told()
+        self.admins_notified()
         assert {notice.facts["person"] for notice in bob.notices.all()} == {"Alice", "dora"}
 
     def test_a_key_that_works_no_more_is_no_matter(self, key, alice, bob):
         lifecycle.revoke_key(key, by=bob)
         alice.memberships.all().delete()
-        assert self.told() == set()
+        assert self.admins_notified() == set()
 
 
 def test_the_command_does_all_of_it_and_may_be_repeated(alice, bob, research, capsys):

@@ -7,7 +7,6 @@ from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from apiproxy.bridge.models import CatalogueRevision
 from portal.accounts.models import Membership
 from portal.audit.models import AuditEvent
 from portal.keys import lifecycle, management_keys, networks, playground, queries
@@ -15,22 +14,15 @@ from portal.keys.models import ApiKey, ManagementKey
 from portal.notifications.models import Notice
 from portal.quotas.models import Quota
 from tests.conftest import person
-from tests.pages import key_of, serve
+from tests.pages import key_of, serve, service_key_of
+from tests.portal.recorded import catalogue_revision
 
 pytestmark = pytest.mark.django_db
 
 
-def service_key(tenant, name="Dify", **more) -> ApiKey:
-    return lifecycle.issue_key(tenant=tenant, service=name, name=name, **more)[0]
-
-
-def revision() -> int:
-    return CatalogueRevision.objects.values_list("number", flat=True).get()
-
-
 class TestIssuing:
     def test_a_key_keeps_all_that_was_said_of_it(self, research, alice, bob):
-        key = service_key(
+        key = service_key_of(
             research,
             responsible=alice,
             purpose="the help desk’s bot",
@@ -54,15 +46,15 @@ class TestIssuing:
         """At 9999-12-31T14:59Z it is the year 10000 in Sydney: every page with the key was a 500, an admin's too."""
         far = timezone.now() + timedelta(days=365.25 * years)
         with pytest.raises(ValidationError):
-            service_key(research, expires_at=far)
-        key = service_key(research)
+            service_key_of(research, expires_at=far)
+        key = service_key_of(research)
         with pytest.raises(ValidationError):
             lifecycle.change_key(key, expires_at=far)
         with pytest.raises(CommandError, match="100"):
             call_command("createkey", "--tenant", "research", "--service", "x", "--expires", f"{far:%Y-%m-%d}")
 
     def test_p3_a_key_that_had_such_an_end_can_be_rotated(self, research):
-        key = service_key(research)
+        key = service_key_of(research)
         key.expires_at = datetime(9999, 12, 30, tzinfo=UTC)
         key.created_at = timezone.now() - timedelta(days=1000)
         key.save()
@@ -71,7 +63,7 @@ class TestIssuing:
 
     def test_what_is_no_network_is_refused(self, research):
         with pytest.raises(ValidationError):
-            service_key(research, networks=["10.1.0.1/16"])
+            service_key_of(research, networks=["10.1.0.1/16"])
         assert not ApiKey.objects.exists()
 
 
@@ -108,7 +100,7 @@ class TestNetworks:
 class TestRotating:
     def test_the_successor_is_for_the_same(self, research, alice, bob):
         model = serve()
-        old = service_key(
+        old = service_key_of(
             research, responsible=alice, purpose="bot", key_class="batch", networks=["10.0.0.0/8"],
             takes_user_headers=True, allowed_models=[model], expires_at=timezone.now() + 90 * timedelta(days=1),
         )  # fmt: skip
@@ -123,7 +115,7 @@ class TestRotating:
         assert new.prefix != old.prefix
 
     def test_both_work_for_the_overlap_and_then_only_the_new_one(self, research, time_machine):
-        old = service_key(research)
+        old = service_key_of(research)
         new, _ = lifecycle.rotate_key(old, timedelta(days=7))
         both = {old.prefix, new.prefix}
         now = timezone.now()
@@ -132,32 +124,32 @@ class TestRotating:
             assert {key.prefix for key in ApiKey.objects.usable()} == working
 
     def test_without_an_overlap_the_old_one_ends_now(self, research):
-        old = service_key(research)
+        old = service_key_of(research)
         new, _ = lifecycle.rotate_key(old, timedelta())
         assert list(ApiKey.objects.usable()) == [new]
 
     def test_no_overlap_makes_a_key_live_longer(self, research):
         end = timezone.now() + timedelta(days=2)
-        old = service_key(research, expires_at=end)
+        old = service_key_of(research, expires_at=end)
         lifecycle.rotate_key(old, timedelta(days=30))
         old.refresh_from_db()
         assert old.expires_at == end
 
     def test_the_successor_lives_as_long_as_its_predecessor_was_to(self, research, time_machine):
-        old = service_key(research, expires_at=timezone.now() + timedelta(days=90))
+        old = service_key_of(research, expires_at=timezone.now() + timedelta(days=90))
         time_machine.move_to(timezone.now() + timedelta(days=80))
         new, _ = lifecycle.rotate_key(old, timedelta(days=7))
         assert abs(new.expires_at - timezone.now() - timedelta(days=90)) < timedelta(minutes=1)
-        assert lifecycle.rotate_key(service_key(research), timedelta())[0].expires_at is None
+        assert lifecycle.rotate_key(service_key_of(research), timedelta())[0].expires_at is None
 
     def test_its_quotas_go_with_it(self, research):
-        old = service_key(research)
+        old = service_key_of(research)
         Quota.objects.create(key=old, unit="tokens", window="day", amount=1000)
         new, _ = lifecycle.rotate_key(old, timedelta(days=7))
         assert [(quota.key, quota.amount) for quota in Quota.objects.order_by("pk")] == [(old, 1000), (new, 1000)]
 
     def test_it_is_replaced_once(self, research):
-        old = service_key(research)
+        old = service_key_of(research)
         new, _ = lifecycle.rotate_key(old, timedelta(days=7))
         with pytest.raises(lifecycle.AlreadyReplaced):
             lifecycle.rotate_key(old, timedelta(days=7))
@@ -165,7 +157,7 @@ class TestRotating:
         assert ApiKey.objects.count() == 3
 
     def test_a_revoked_key_stays_so_and_has_a_successor(self, research):
-        old = service_key(research)
+        old = service_key_of(research)
         lifecycle.revoke_key(old, because="leaked")
         new, _ = lifecycle.rotate_key(old, timedelta(days=7))
         old.refresh_from_db()
@@ -182,11 +174,11 @@ class TestRotating:
 class TestChanging:
     def test_only_what_is_given_changes_and_gateways_are_told(self, research, alice):
         key = key_of(alice, research, purpose="tests")
-        before = revision()
+        before = catalogue_revision()
         lifecycle.change_key(key, name="desk", networks=["10.0.0.0/8"], key_class="batch")
         key.refresh_from_db()
         assert (key.name, key.networks, key.key_class, key.purpose) == ("desk", ["10.0.0.0/8"], "batch", "tests")
-        assert revision() > before
+        assert catalogue_revision() > before
 
     def test_models_are_narrowed_and_opened_again(self, research, alice):
         key, model = key_of(alice, research), serve()
@@ -215,7 +207,7 @@ class TestChanging:
             lifecycle.change_key(key, expires_at=None)
 
     def test_only_a_member_becomes_responsible(self, research, alice, charlie):
-        key = service_key(research)
+        key = service_key_of(research)
         with pytest.raises(lifecycle.NotAMember):
             lifecycle.change_key(key, responsible=charlie)
         lifecycle.change_key(key, responsible=alice)
@@ -223,7 +215,7 @@ class TestChanging:
         assert key.responsible == alice
 
     def test_who_is_responsible_and_left_does_not_stand_in_the_way_of_other_changes(self, research, alice):
-        key = service_key(research, responsible=alice)
+        key = service_key_of(research, responsible=alice)
         alice.memberships.all().delete()
         lifecycle.change_key(key, name="Dify 2", responsible=alice)
         key.refresh_from_db()
@@ -238,36 +230,36 @@ class TestChanging:
 
 
 class TestRevoking:
-    def told(self, key) -> dict:
+    def notices_of(self, key) -> dict:
         notices = Notice.objects.filter(kind="key-revoked", ref=key.prefix).select_related("user")
         return {notice.user.username: notice.facts for notice in notices}
 
     def test_whose_key_another_ends_is_told_why_and_by_whom(self, research, alice, charlie):
         key = key_of(alice, research)
         lifecycle.revoke_leaked_key(key, charlie)
-        told = self.told(key)["alice"]
+        told = self.notices_of(key)["alice"]
         assert (told["by"], told["because"], told["tenant"]) == ("Charlie", "leaked", "研究部")
 
     def test_who_ends_a_key_need_not_be_told(self, research, alice):
         key = key_of(alice, research)
         lifecycle.revoke_key(key, by=alice)
-        assert self.told(key) == {}
+        assert self.notices_of(key) == {}
 
     def test_of_a_service_key_the_admins_and_who_is_responsible_are_told(self, research, alice, bob, charlie):
-        key = service_key(research, responsible=alice)
+        key = service_key_of(research, responsible=alice)
         lifecycle.revoke_leaked_key(key, charlie)
-        assert set(self.told(key)) == {"alice", "bob"}
+        assert set(self.notices_of(key)) == {"alice", "bob"}
 
     def test_who_no_longer_belongs_there_is_not_told(self, research, alice, bob):
-        key = service_key(research, responsible=alice)
+        key = service_key_of(research, responsible=alice)
         alice.memberships.all().delete()
         lifecycle.revoke_key(key, because="unused")
-        assert set(self.told(key)) == {"bob"}
+        assert set(self.notices_of(key)) == {"bob"}
 
     def test_where_nobody_is_left_operators_are_told(self, research, olivia):
-        key = service_key(research)
+        key = service_key_of(research)
         lifecycle.revoke_key(key, because="unused")
-        assert set(self.told(key)) == {"olivia"}
+        assert set(self.notices_of(key)) == {"olivia"}
 
     def test_once_is_enough(self, research, alice):
         key = key_of(alice, research)
@@ -275,7 +267,7 @@ class TestRevoking:
         lifecycle.revoke_key(key, because="second")
         key.refresh_from_db()
         assert key.revoked_because == "first"
-        assert self.told(key)["alice"]["because"] == "first"
+        assert self.notices_of(key)["alice"]["because"] == "first"
 
 
 class TestWhoseKeys:
@@ -288,7 +280,7 @@ class TestWhoseKeys:
     def test_members_manage_their_own_and_admins_the_service_keys_too(
         self, research, sales, alice, bob, charlie, olivia
     ):
-        own, service, other = key_of(alice, research), service_key(research), service_key(sales, "Open WebUI")
+        own, service, other = key_of(alice, research), service_key_of(research), service_key_of(sales, "Open WebUI")
         assert list(queries.manageable_by(alice)) == [own]
         assert list(queries.manageable_by(bob)) == [service]
         assert not queries.manageable_by(charlie).exists()
@@ -296,14 +288,14 @@ class TestWhoseKeys:
         assert list(queries.service_keys_of(research)) == [service]
 
     def test_who_is_responsible_sees_a_key_and_manages_it_not(self, research, alice):
-        key = service_key(research, responsible=alice)
+        key = service_key_of(research, responsible=alice)
         assert list(queries.viewable_service_keys(alice)) == [key]
         assert not queries.manageable_by(alice).exists()
         Membership.objects.filter(user=alice).delete()
         assert not queries.viewable_service_keys(alice).exists()
 
     def test_a_service_key_survives_who_made_it(self, research, bob):
-        key = service_key(research, responsible=bob, created_by=bob)
+        key = service_key_of(research, responsible=bob, created_by=bob)
         bob.is_active = False
         bob.save()
         assert list(ApiKey.objects.usable()) == [key]
@@ -314,7 +306,7 @@ class TestWhoseKeys:
 
     @pytest.mark.parametrize("leaves", ["account", "membership"])
     def test_it_is_known_when_who_is_responsible_has_left(self, research, alice, leaves):
-        key = service_key(research, responsible=alice)
+        key = service_key_of(research, responsible=alice)
         keys = queries.service_keys_of(research)
         assert queries.key_rows(keys, timezone.now())[0].responsible_is_member
         if leaves == "account":
@@ -328,7 +320,7 @@ class TestWhoseKeys:
     def test_a_list_of_many_costs_no_more(self, research, alice, django_assert_num_queries):
         model = serve()
         for number in range(7):
-            key = service_key(
+            key = service_key_of(
                 research, f"s{number}", responsible=person(f"p{number}", research), allowed_models=[model]
             )
             lifecycle.rotate_key(key, timedelta(days=1))
@@ -356,14 +348,14 @@ class TestNumbers:
             key_of(alice, research)
         ApiKey.objects.update(created_at=timezone.now() - timedelta(days=2))
         key_of(alice, research)
-        assert service_key(research)
+        assert service_key_of(research)
 
     def test_p8_a_tenant_has_so_many_service_keys(self, research, sales):
         for _ in range(3):
-            service_key(research)
+            service_key_of(research)
         with pytest.raises(lifecycle.TooManyKeys):
-            service_key(research)
-        service_key(sales)
+            service_key_of(research)
+        service_key_of(sales)
 
     def test_p8_a_key_can_be_replaced_though_there_are_as_many_as_may_be(self, alice, research):
         keys = [key_of(alice, research) for _ in range(3)]

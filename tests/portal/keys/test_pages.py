@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import shlex
 from datetime import timedelta
 
@@ -17,15 +16,9 @@ from portal.keys.models import ApiKey, ModelAccess
 from tests.conftest import person
 from tests.html import has, one_of
 from tests.pages import key_of, serve, use
+from tests.portal.browsing import WHOLE_KEY
 
 pytestmark = pytest.mark.django_db
-WHOLE_KEY = re.compile(r"mdg_[0-9A-Za-z]{38}")
-
-
-@pytest.fixture
-def as_alice(client, alice):
-    client.force_login(alice)
-    return client
 
 
 def ask(client, **fields):

@@ -23,12 +23,6 @@ from tests.pages import key_of, serve, use
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def as_alice(client, alice):
-    client.force_login(alice)
-    return client
-
-
 def read(client, path: str = "/try/", language: str = "en") -> str:
     response = client.get(path, headers={"accept-language": language})
     assert response.status_code == 200

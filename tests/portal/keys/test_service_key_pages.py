@@ -14,43 +14,20 @@ from portal.notifications.models import Notice
 from portal.quotas.models import Quota
 from tests.conftest import person
 from tests.html import has, one_of, texts
-from tests.pages import key_of, serve, use
+from tests.pages import key_of, serve, service_key_of, use
+from tests.portal.browsing import WHOLE_KEY
 
 pytestmark = pytest.mark.django_db
-WHOLE_KEY = re.compile(r"mdg_[0-9A-Za-z]{38}")
-ENGLISH = {"accept-language": "en"}
-
-
-@pytest.fixture
-def as_alice(client, alice):
-    client.force_login(alice)
-    return client
-
-
-@pytest.fixture
-def as_bob(client, bob):
-    client.force_login(bob)
-    return client
-
-
-@pytest.fixture
-def as_olivia(client, olivia):
-    client.force_login(olivia)
-    return client
-
-
-def service_key(tenant, name="Dify", **more) -> ApiKey:
-    return lifecycle.issue_key(tenant=tenant, service=name, name=name, **more)[0]
 
 
 def text_of(client, path: str) -> str:
-    page = client.get(path, headers=ENGLISH).content.decode()
+    page = client.get(path).content.decode()
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
 
 
 def ask(client, address="/keys/services/new/", **fields):
     """Fill in the form as a browser does and send it."""
-    shown = client.get(address, headers=ENGLISH).context["form"]
+    shown = client.get(address).context["form"]
     form = {
         "name": "Dify",
         "tenant": shown.tenants[0].pk,
@@ -59,7 +36,7 @@ def ask(client, address="/keys/services/new/", **fields):
         "token": shown["token"].value(),
         **fields,
     }
-    return client.post(address, form, headers=ENGLISH)
+    return client.post(address, form)
 
 
 class TestMaking:
@@ -94,7 +71,7 @@ class TestMaking:
         assert ApiKey.objects.get().responsible == alice
 
     def test_an_operator_chooses_the_tenant_first(self, as_olivia, research, sales, charlie):
-        page = as_olivia.get("/keys/services/new/", headers=ENGLISH)
+        page = as_olivia.get("/keys/services/new/")
         assert [tenant.slug for tenant in page.context["tenants"]] == ["sales", "research"]
         ask(as_olivia, "/keys/services/new/?tenant=sales", responsible="charlie")
         assert ApiKey.objects.get().tenant == sales
@@ -159,7 +136,7 @@ class TestProposedLife:
 
 class TestList:
     def test_it_shows_what_one_administers_and_answers_for(self, client, research, sales, alice, bob, charlie, olivia):
-        one, other = service_key(research, responsible=alice), service_key(sales)
+        one, other = service_key_of(research, responsible=alice), service_key_of(sales)
         shown = {}
         for who in (alice, bob, charlie, olivia):
             client.force_login(who)
@@ -172,7 +149,7 @@ class TestList:
         }
 
     def test_the_way_to_it_is_shown_to_whom_it_concerns(self, client, research, alice, bob, charlie, olivia):
-        service_key(research, responsible=alice)
+        service_key_of(research, responsible=alice)
         for who, shown in ((alice, True), (bob, True), (olivia, True), (charlie, False)):
             client.force_login(who)
             assert ('href="/keys/services/"' in client.get("/keys/").content.decode()) is shown
@@ -181,8 +158,8 @@ class TestList:
         assert "/keys/services/new/" not in as_alice.get("/keys/services/").content.decode()
 
     def test_it_is_searched(self, as_olivia, research, sales, alice):
-        service_key(research, "Dify", responsible=alice)
-        service_key(sales, "Open WebUI", purpose="for everybody")
+        service_key_of(research, "Dify", responsible=alice)
+        service_key_of(sales, "Open WebUI", purpose="for everybody")
         for query, found in {
             "q=dify": ["Dify"],
             "q=EVERY": ["Open WebUI"],
@@ -192,13 +169,13 @@ class TestList:
             "tenant=sales&q=dify": [],
             "q=%3Cscript%3E": [],
         }.items():
-            answer = as_olivia.get(f"/keys/services/?{query}", headers=ENGLISH)
+            answer = as_olivia.get(f"/keys/services/?{query}")
             assert [key.name for key in answer.context["key_page"].keys] == found, query
             assert "<script>" not in answer.content.decode().replace("<script type=", "")
         assert has(as_olivia.get("/keys/services/?q=zzz"), ".empty")
 
     def test_it_costs_the_same_for_two_thousand(self, as_olivia, research, sales, alice, django_assert_num_queries):
-        service_key(research, responsible=alice)
+        service_key_of(research, responsible=alice)
         # session, user, the bar on top, tenants, how many, keys, their models, zone
         with django_assert_num_queries(8):
             as_olivia.get("/keys/services/")
@@ -211,7 +188,7 @@ class TestList:
         assert (len(key_page.keys), key_page.working) == (50, 2001)
 
     def test_keys_whose_responsible_person_left_stand_out(self, as_bob, research, alice):
-        service_key(research, responsible=alice)
+        service_key_of(research, responsible=alice)
         assert not has(as_bob.get("/keys/services/"), "td .state.watch")
         alice.memberships.all().delete()
         assert ["Alice" in text for text in texts(as_bob.get("/keys/services/"), "td .state.watch")] == [True]
@@ -220,7 +197,7 @@ class TestList:
 class TestOneKey:
     def test_it_tells_all_that_is_known(self, as_bob, research, alice, bob):
         serve("qwen")
-        key = service_key(
+        key = service_key_of(
             research, responsible=alice, purpose="help desk", key_class="batch", networks=["10.0.0.0/8"], created_by=bob
         )
         Quota.objects.create(key=key, unit="tokens", window="day", amount=1000)
@@ -235,14 +212,14 @@ class TestOneKey:
     def test_the_settings_of_each_model_are_a_choice_away(self, as_bob, research):
         serve("qwen")
         serve("e5", task="embedding")
-        key = service_key(research)
+        key = service_key_of(research)
         assert as_bob.get(f"/keys/{key.prefix}/").context["example"].offer.name == "qwen"
         chosen = as_bob.get(f"/keys/{key.prefix}/?model=e5").context["example"]
         assert (chosen.offer.name, dict(chosen.samples.dify)["Model Type"]) == ("e5", "Text Embedding")
         assert as_bob.get(f"/keys/{key.prefix}/?model=none").context["example"].offer.name == "qwen"
 
     def test_who_is_responsible_may_look_but_not_touch(self, as_alice, research, alice):
-        key = service_key(research, responsible=alice)
+        key = service_key_of(research, responsible=alice)
         assert not has(as_alice.get(f"/keys/{key.prefix}/"), "main form[method=post]")
         assert as_alice.get(f"/keys/{key.prefix}/edit/").status_code == 404
         for verb in ("rotate", "revoke"):
@@ -251,19 +228,19 @@ class TestOneKey:
 
     @pytest.mark.parametrize("what", ["", "edit/", "rotate/", "revoke/"])
     def test_other_tenants_service_keys_are_not_there(self, as_bob, sales, what):
-        key = service_key(sales)
+        key = service_key_of(sales)
         method = as_bob.post if what in ("rotate/", "revoke/") else as_bob.get
         assert method(f"/keys/{key.prefix}/{what}", {"overlap": "0"}).status_code == 404
         assert ApiKey.objects.count() == 1
 
     def test_it_says_that_who_was_responsible_has_left(self, as_bob, research, alice):
-        key = service_key(research, responsible=alice)
+        key = service_key_of(research, responsible=alice)
         alice.is_active = False
         alice.save()
         assert any("Alice" in text for text in texts(as_bob.get(f"/keys/{key.prefix}/"), ".notice.warning"))
 
     def test_its_page_costs_the_same_whatever_it_holds(self, as_bob, research, alice, django_assert_max_num_queries):
-        key = service_key(research, responsible=alice, allowed_models=[serve(f"m{n}") for n in range(12)])
+        key = service_key_of(research, responsible=alice, allowed_models=[serve(f"m{n}") for n in range(12)])
         for window in ("day", "month", "minute"):
             Quota.objects.create(key=key, unit="tokens", window=window, amount=10)
         with django_assert_max_num_queries(17):
@@ -272,17 +249,17 @@ class TestOneKey:
 
 class TestChanging:
     def change(self, client, key, **fields):
-        form = client.get(f"/keys/{key.prefix}/edit/", headers=ENGLISH).context["form"]
+        form = client.get(f"/keys/{key.prefix}/edit/").context["form"]
         sent = {field.name: field.value() for field in form if field.value() not in (None, [])}
         if "networks" in sent and isinstance(sent["networks"], list):
             sent["networks"] = "\n".join(sent["networks"])
         if "models" in sent:
             sent["models"] = [getattr(model, "pk", model) for model in sent["models"]]
-        return client.post(f"/keys/{key.prefix}/edit/", {**sent, **fields}, headers=ENGLISH)
+        return client.post(f"/keys/{key.prefix}/edit/", {**sent, **fields})
 
     def test_what_is_sent_back_unchanged_changes_nothing(self, as_bob, research, alice):
         end = datetime(2027, 3, 31, 15, 0, tzinfo=UTC)  # midnight in Tokyo
-        key = service_key(
+        key = service_key_of(
             research, responsible=alice, networks=["10.0.0.0/8"], expires_at=end, allowed_models=[serve("qwen")]
         )
         before = AuditEvent.objects.count()
@@ -294,7 +271,7 @@ class TestChanging:
 
     def test_all_of_it_may_change(self, as_bob, research, alice, bob):
         qwen, e5 = serve("qwen"), serve("e5", task="embedding")
-        key = service_key(research, responsible=alice, allowed_models=[qwen])
+        key = service_key_of(research, responsible=alice, allowed_models=[qwen])
         self.change(
             as_bob, key, name="Dify 2", purpose="new", responsible="bob", expires_on="2030-01-31", every_model="no",
             models=[e5.pk], key_class="batch", networks="10.2.0.0/16",
@@ -309,7 +286,7 @@ class TestChanging:
         assert (key.every_model, key.expires_at) == (True, None)
 
     def test_p6_it_may_begin_and_cease_to_take_end_users_from_open_webui(self, as_bob, research):
-        key = service_key(research)
+        key = service_key_of(research)
         for sent in ({"takes_user_headers": "on"}, {}):
             form = {"name": key.name, "every_model": "yes", "key_class": "interactive", **sent}
             as_bob.post(f"/keys/{key.prefix}/edit/", form)
@@ -344,7 +321,7 @@ class TestChanging:
         assert response.context["form"].errors.keys() == {"expires_on"}
 
     def test_who_left_does_not_stand_in_the_way(self, as_bob, research, alice):
-        key = service_key(research, responsible=alice)
+        key = service_key_of(research, responsible=alice)
         alice.memberships.all().delete()
         assert self.change(as_bob, key, name="Dify 2").status_code == 302
         key.refresh_from_db()
@@ -363,7 +340,7 @@ class TestChanging:
 class TestReplacing:
     def test_the_new_key_is_shown_once_and_the_old_one_works_on(self, as_alice, alice, research):
         key = key_of(alice, research)
-        response = as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "7"}, headers=ENGLISH)
+        response = as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "7"})
         new = ApiKey.objects.get(replaces=key)
         assert WHOLE_KEY.search(response.content.decode())[0].startswith(new.prefix)
         assert "no-store" in response.headers["cache-control"]
@@ -376,7 +353,7 @@ class TestReplacing:
     def test_sent_again_it_says_so(self, as_alice, alice, research):
         key = key_of(alice, research)
         as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "7"})
-        again = as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "7"}, follow=True, headers=ENGLISH)
+        again = as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "7"}, follow=True)
         assert has(again, ".notice")
         assert ApiKey.objects.count() == 2
 
@@ -396,7 +373,7 @@ class TestReplacing:
 
 class TestRevoking:
     def test_the_reason_is_kept_shown_and_told(self, as_bob, research, alice, bob):
-        key = service_key(research, responsible=alice)
+        key = service_key_of(research, responsible=alice)
         assert as_bob.post(f"/keys/{key.prefix}/revoke/", {"because": "the bot is gone"}).headers["location"] == (
             "/keys/services/"
         )
@@ -408,14 +385,14 @@ class TestRevoking:
 
     def test_a_reason_that_is_too_long_revokes_nothing(self, as_alice, alice, research):
         key = key_of(alice, research)
-        answer = as_alice.post(f"/keys/{key.prefix}/revoke/", {"because": "x" * 201}, follow=True, headers=ENGLISH)
+        answer = as_alice.post(f"/keys/{key.prefix}/revoke/", {"because": "x" * 201}, follow=True)
         assert has(answer, ".notice.error")
         assert ApiKey.objects.get().state == "active"
 
 
 def test_any_admin_of_the_tenant_manages_what_another_made(client, research, bob):
     dora = person("dora", research, role="admin", first_name="Dora")
-    key = service_key(research, created_by=bob, responsible=bob)
+    key = service_key_of(research, created_by=bob, responsible=bob)
     bob.delete()
     client.force_login(dora)
     assert client.get(f"/keys/{key.prefix}/edit/").status_code == 200
@@ -434,5 +411,5 @@ def test_tenants_are_offered_where_there_are_some(client, olivia):
 def test_who_is_responsible_is_written_as_they_write_it(as_bob, research, alice, page):
     alice.first_name, alice.last_name = "花子", "青葉"
     alice.save()
-    key = service_key(research, responsible=alice)
+    key = service_key_of(research, responsible=alice)
     assert "青葉 花子" in text_of(as_bob, page.format(prefix=key.prefix))

@@ -11,13 +11,6 @@ from portal.web.notify import notify
 from tests.html import all_of, has, texts
 
 pytestmark = pytest.mark.django_db
-ENGLISH = {"accept-language": "en"}
-
-
-@pytest.fixture
-def as_alice(client, alice):
-    client.force_login(alice)
-    return client
 
 
 def left(user, slug: str = "research", path: str = "/keys/") -> Notice:
@@ -31,7 +24,7 @@ class TestNotices:
             left(alice, f"t{number}")
         left(bob, "bob's")
         alice.notices.filter(ref="t0").update(read_at=timezone.now())
-        answer = as_alice.get("/notices/", headers=ENGLISH)
+        answer = as_alice.get("/notices/")
         assert [one.is_read for one in answer.context["notices"]] == [False, False, True]
         assert ["研究部" in text for text in texts(answer, ".notices h2 a")] == [True] * 3
         assert "2" in all_of(answer, ".notices li p")[0].text  # the keys that stopped
@@ -105,9 +98,7 @@ class TestNotices:
 
 class TestSettings:
     def test_what_is_chosen_holds_and_the_page_is_in_the_new_language(self, as_alice, alice):
-        answer = as_alice.post(
-            "/settings/", {"language": "ja", "theme": "dark", "wants_mail": ""}, follow=True, headers=ENGLISH
-        )
+        answer = as_alice.post("/settings/", {"language": "ja", "theme": "dark", "wants_mail": ""}, follow=True)
         alice.refresh_from_db()
         assert (alice.language, alice.wants_mail) == ("ja", False)
         assert has(answer, "html[lang=ja][data-theme=dark]")
@@ -137,4 +128,4 @@ class TestSettings:
         assert f'data-mail="{says}"' in as_alice.get("/settings/").content.decode()
 
     def test_it_says_who_one_is_here(self, as_alice):
-        assert "研究部 (member)" in as_alice.get("/settings/", headers=ENGLISH).content.decode()
+        assert "研究部 (member)" in as_alice.get("/settings/").content.decode()

@@ -8,21 +8,16 @@ from django.core.exceptions import PermissionDenied
 from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 
-from apiproxy.bridge.models import CatalogueRevision
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts import permissions
 from portal.audit.models import AuditEvent
 from portal.keys.models import ModelAccess
 from portal.operations import actions
 from portal.operations.actions import ActionRefused
+from tests.pages import FAR, external
+from tests.portal.recorded import audited, catalogue_revision
 
 pytestmark = pytest.mark.django_db
-
-FAR = {"engine": "external", "url": "http://10.0.0.5:8000"}
-
-
-def external(name: str = "far", **more) -> ServedModel:
-    return ServedModel.objects.create(name=name, **{**FAR, **more})
 
 
 def replica(model: ServedModel, state: str) -> Replica:
@@ -30,14 +25,9 @@ def replica(model: ServedModel, state: str) -> Replica:
     return Replica.objects.create(model=model, host=host, state=state, index=model.replica_set.count())
 
 
-def told(kind: str = "model") -> list[str]:
-    """Return what was audited, without the making of what the tests begin with."""
-    actions_ = AuditEvent.objects.filter(object_kind=kind).order_by("pk").values_list("action", flat=True)
-    return [action for action in actions_ if not action.endswith(".add")]
-
-
-def revision() -> int:
-    return CatalogueRevision.objects.get(pk=1).number
+def changes_recorded(kind: str = "model") -> list[str]:
+    """Return the actions in the audit log, except for the additions with which the tests begin."""
+    return [action for action in audited(object_kind=kind) if not action.endswith(".add")]
 
 
 def test_stopping_and_starting():
@@ -45,7 +35,7 @@ def test_stopping_and_starting():
     assert not actions.stop_model(None, model).enabled
     row = actions.start_model(None, model)
     assert (row.enabled, row.generation) == (True, 0)
-    assert told() == ["model.stop", "model.start"]
+    assert changes_recorded() == ["model.stop", "model.start"]
 
 
 def test_what_is_so_already_is_not_done_again():
@@ -54,7 +44,7 @@ def test_what_is_so_already_is_not_done_again():
     assert actions.start_model(None, model).generation == 0  # a running engine is left alone
     actions.stop_model(None, model)
     actions.stop_model(None, model)
-    assert told() == ["model.stop"]
+    assert changes_recorded() == ["model.stop"]
 
 
 @pytest.mark.parametrize("state", ["failed", "backoff"])
@@ -66,7 +56,7 @@ def test_starting_tries_again_what_gave_up(state):
 
 def test_a_restart_raises_the_generation_and_says_so():
     assert actions.restart_model(None, external()).generation == 1
-    assert told() == ["model.restart"]
+    assert changes_recorded() == ["model.restart"]
 
 
 def test_two_operators_who_looked_at_the_same_page_restart_once():
@@ -140,18 +130,18 @@ def test_retiring_and_thinking_better_of_it():
     model = external()
     assert actions.retire_model(None, model, date(2027, 3, 31)).retires_on == date(2027, 3, 31)
     assert actions.retire_model(None, model, None).retires_on is None
-    assert told() == ["model.retire", "model.retire"]
+    assert changes_recorded() == ["model.retire", "model.retire"]
 
 
 def test_an_alias_moves_in_one_step_that_gateways_see():
     old, new = external("old"), external("new")
     alias = actions.give_alias(None, "default", old)
-    before = revision()
+    before = catalogue_revision()
     assert actions.give_alias(None, "default", new).pk == alias.pk  # the row stayed: there was no moment without it
     assert Alias.objects.get().model == new
-    assert revision() == before + 1
+    assert catalogue_revision() == before + 1
     actions.give_alias(None, "default", new)
-    assert revision() == before + 1
+    assert catalogue_revision() == before + 1
 
 
 def test_an_alias_cannot_be_a_model_s_name():

@@ -16,14 +16,14 @@ from modelregistry.models import Alias, FileReport, Host, HostReport, LogSubscri
 from portal.audit.models import AuditEvent
 from portal.keys.models import ModelAccess
 from tests.modelregistry import paper_models
-from tests.pages import serve
+from tests.pages import FAR, serve
 from tests.portal.calling import Caller
+from tests.portal.recorded import audited
 from tests.translations import japanese  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.django_db
 
 GB = 10**9
-FAR = {"engine": "external", "url": "http://10.0.0.5:8000"}
 DEVICE = {
     **{"index": 0, "uuid": "GPU-1", "name": "NVIDIA L40S", "kind": "gpu", "fault": ""},
     **{"total": 48 * GB, "used": 20 * GB, "free": 28 * GB, "processes": []},
@@ -33,10 +33,6 @@ DEVICE = {
 @pytest.fixture
 def operator(olivia, described) -> Caller:
     return Caller(olivia, described)
-
-
-def told() -> list[str]:
-    return list(AuditEvent.objects.filter(via="api").order_by("pk").values_list("action", flat=True))
 
 
 # --- who
@@ -366,7 +362,7 @@ def test_registering(operator, research):
     assert (model.host.name, model.args, list(model.aliases.values_list("name", flat=True))) == (
         "gpu-02", ["--x"], ["default"]
     )  # fmt: skip
-    assert told() == ["model.add", "alias.add", "access.add"]
+    assert audited(via="api") == ["model.add", "alias.add", "access.add"]
 
 
 def test_what_is_wrong_is_told_with_its_place(operator):
@@ -408,7 +404,7 @@ def test_changing_only_what_is_sent(operator, research):
     seen = answer.json()
     assert (seen["context"], seen["tenants"], seen["aliases"]) == (8192, ["research"], ["default"])
     assert ServedModel.objects.get().upstream_key == "sk-1"
-    assert told() == ["model.change", "access.add"]
+    assert audited(via="api") == ["model.change", "access.add"]
 
 
 def test_a_change_that_is_half_wrong_changes_nothing(operator):
@@ -435,7 +431,7 @@ def test_stopping_starting_and_restarting(operator):
     assert operator("POST", f"models/{model.pk}/start/").json()["enabled"]
     for _ in range(2):
         assert operator("POST", f"models/{model.pk}/restart/", {"seen": 0}).json()["generation"] == 1
-    assert told() == ["model.stop", "model.start", "model.restart"]
+    assert audited(via="api") == ["model.stop", "model.start", "model.restart"]
 
 
 def test_moving_an_alias(operator):
@@ -458,7 +454,7 @@ def test_unregistering(operator):
     model = serve()
     assert operator("DELETE", f"models/{model.pk}/").status_code == 204
     assert operator("GET", f"models/{model.pk}/").status_code == 404
-    assert told() == ["model.remove"]
+    assert audited(via="api") == ["model.remove"]
 
 
 def test_what_is_done_is_told_with_person_and_address(operator, olivia):
@@ -477,7 +473,7 @@ def test_o11_a_host_is_changed(operator):
     assert (changed["address"], changed["maintenance"]) == ("10.0.0.9", True)
     assert operator("PATCH", path, {"maintenance": False}).json()["address"] == "10.0.0.9"
     operator("PATCH", path, {"maintenance": False})  # as it is: nothing to record
-    assert told() == ["host.change", "host.change"]
+    assert audited(via="api") == ["host.change", "host.change"]
 
 
 def test_a_field_that_there_is_not_is_no_change(operator):
@@ -491,7 +487,7 @@ def test_an_address_that_no_gateway_reaches_is_refused_at_its_field(operator):
     serve("qwen")
     refusal = operator("PATCH", f"hosts/{Host.objects.get().pk}/", {"address": "http://10.0.0.9"})
     assert (refusal.status_code, refusal.json()["errors"][0]["pointer"]) == (400, "#/address")
-    assert told() == []
+    assert audited(via="api") == []
 
 
 def test_a_host_is_removed_unless_it_is_needed(operator):
@@ -501,5 +497,5 @@ def test_a_host_is_removed_unless_it_is_needed(operator):
     assert operator("DELETE", f"hosts/{host.pk}/").status_code == 409
     ServedModel.objects.update(host=None)
     assert operator("DELETE", f"hosts/{host.pk}/").status_code == 204
-    assert told() == ["host.remove"]
+    assert audited(via="api") == ["host.remove"]
     assert not Replica.objects.filter(model=model).exists()

@@ -7,7 +7,7 @@ import time_machine
 from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.test import Client
-from django.utils import timezone, translation
+from django.utils import timezone
 
 from portal.accounts import directory_sync, directory_users
 from portal.accounts.models import DirectoryState, Membership, Tenant, User
@@ -15,25 +15,13 @@ from portal.audit.models import AuditEvent
 from portal.keys.lifecycle import issue_key
 from portal.notifications.models import Notice
 from tests.html import has, one_of
+from tests.portal.recorded import notice_facts
 from tests.slapd import SUFFIX, unused_port
 
 pytestmark = pytest.mark.django_db
 
 PAGE = "/operations/directory/"
 NOWHERE = {"LDAP_USER_BASE": f"ou=posix,{SUFFIX}"}
-
-
-@pytest.fixture(autouse=True)
-def english():
-    with translation.override("en"):
-        yield
-
-
-@pytest.fixture
-def everybody(connect, door, directory) -> None:
-    connect()
-    for name in ("alice", "bob", "charlie", "yamada"):
-        assert door.enter(name, directory.people[name].password)
 
 
 @pytest.fixture
@@ -52,7 +40,7 @@ def fails() -> None:
         call_command("syncdirectory")
 
 
-def notices() -> list[tuple[str, str]]:
+def troubles() -> list[tuple[str, str]]:
     return [
         (notice.user.username, notice.facts["problem"]) for notice in Notice.objects.filter(kind="directory-trouble")
     ]
@@ -113,10 +101,10 @@ def test_operators_are_told_once_of_a_trouble(everybody, connect, olivia):
     connect(LDAP_SERVER_URI=f"ldap://127.0.0.1:{unused_port()}")
     fails()
     fails()
-    assert notices() == [("olivia", "away")]
+    assert troubles() == [("olivia", "away")]
     connect(**NOWHERE)
     fails()
-    assert notices() == [("olivia", "implausible"), ("olivia", "away")]
+    assert troubles() == [("olivia", "implausible"), ("olivia", "away")]
 
 
 def test_the_same_trouble_after_a_success_is_told_again(everybody, connect, olivia):
@@ -125,14 +113,10 @@ def test_the_same_trouble_after_a_success_is_told_again(everybody, connect, oliv
         fails()
         with time_machine.travel(datetime(2026, 11, 2, hour, tzinfo=UTC), tick=False):
             directory_sync.sync_directory(connect())
-    assert notices() == [("olivia", "away"), ("olivia", "away")]
+    assert troubles() == [("olivia", "away"), ("olivia", "away")]
 
 
 # --- whose keys stop
-
-
-def told(username: str) -> list[dict[str, object]]:
-    return [notice.facts for notice in Notice.objects.filter(user__username=username, kind="membership-ended")]
 
 
 def test_who_lost_a_group_is_told_which_keys_stopped(everybody, directory, door, newcomer):
@@ -144,7 +128,7 @@ def test_who_lost_a_group_is_told_which_keys_stopped(everybody, directory, door,
     issue_key(tenant=sales, user=moved, name="laptop")
     issue_key(tenant=sales, user=moved, name="old", expires_at=timezone.now() - timedelta(days=1))
     call_command("syncdirectory")
-    assert told("wada") == [{"tenant": "営業部", "keys": 1}]
+    assert notice_facts("membership-ended", user__username="wada") == [{"tenant": "営業部", "keys": 1}]
     assert not moved.keys.usable().exists()
 
 
@@ -153,7 +137,7 @@ def test_a_leaver_is_told_of_each_tenant(everybody, connect):
     Membership.objects.create(user=alice, tenant=Tenant.objects.get(slug="sales"))
     issue_key(tenant=Tenant.objects.get(slug="sales"), user=alice, name="laptop")
     directory_users.deactivate(alice)
-    assert sorted(told("alice"), key=lambda facts: str(facts["tenant"])) == [
+    assert sorted(notice_facts("membership-ended", user__username="alice"), key=lambda facts: str(facts["tenant"])) == [
         {"tenant": "research", "keys": 0},
         {"tenant": "sales", "keys": 1},
     ]

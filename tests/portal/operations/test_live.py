@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from django.db import OperationalError
 from django.utils import timezone
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -22,7 +20,7 @@ from portal.usage.live import LiveUsageFeed
 from portal.web import websockets
 from tests.installation import installed
 from tests.pages import key_of, serve, use
-from tests.portal.sockets import OPERATIONS, opened, refused, serving, session_of, told
+from tests.portal.sockets import OPERATIONS, Database, is_refused, next_message, open_socket, serving, session_of
 from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -30,26 +28,11 @@ pytestmark = pytest.mark.django_db(transaction=True)
 GB = 10**9
 
 
-class Database:
-    """A database between the live reader and the real one, which may be away."""
-
-    def __init__(self) -> None:
-        self.away = False
-        self.reads = 0
-        self._reader = Reader()
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        self.reads += 1
-        if self.away:
-            raise OperationalError("the database does not answer")
-        return self._reader(*args, **options)
-
-
 @pytest.fixture
 def site(monkeypatch) -> Iterator[SimpleNamespace]:
     """Provide the portal on a port, with the `database` that operators' sockets read."""
     monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
-    database = Database()
+    database = Database(Reader())
     with serving(LiveOperationsFeed(lambda: database, poll=0.05, patience=5.0), LiveUsageFeed()) as site:
         site.database = database
         yield site
@@ -76,24 +59,24 @@ def report(host: Host) -> None:
 
 @pytest.mark.parametrize("path", [OPERATIONS, "/ws/operations/replicas/1/log/", "/ws/elsewhere/"])
 def test_only_operators_are_let_in(site, path, alice, bob, charlie):
-    assert all(refused(site, somebody, path) for somebody in (alice, bob, charlie, None))
+    assert all(is_refused(site, somebody, path) for somebody in (alice, bob, charlie, None))
 
 
 def test_g1_elsewhere_an_offered_socket_is_ignored(site, olivia):
     with pytest.raises(InvalidStatus) as caught:
-        opened(site, olivia, "/v1/models")
+        open_socket(site, olivia, "/v1/models")
     assert caught.value.response.status_code == 404
 
 
 def test_an_operator_is_let_in_to_what_there_is(site, olivia):
-    assert refused(site, olivia, "/ws/elsewhere/")
-    with opened(site, olivia) as connection:
-        assert told(connection)["type"] == "snapshot"
+    assert is_refused(site, olivia, "/ws/elsewhere/")
+    with open_socket(site, olivia) as connection:
+        assert next_message(connection)["type"] == "snapshot"
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example"])
 def test_another_site_s_page_is_not(site, olivia, origin):
-    assert refused(site, olivia, origin=origin)
+    assert is_refused(site, olivia, origin=origin)
 
 
 @pytest.mark.parametrize("end", ["demoted", "deactivated", "signed out", "password changed"])
@@ -104,7 +87,7 @@ def test_who_operates_no_more_is_cut(site, olivia, end):
     with connect(
         f"ws://127.0.0.1:{site.port}{OPERATIONS}", origin=origin, additional_headers={"Cookie": cookies}
     ) as connection:
-        assert told(connection)["type"] == "snapshot"
+        assert next_message(connection)["type"] == "snapshot"
         if end == "signed out":
             client.logout()
         elif end == "password changed":
@@ -129,8 +112,8 @@ def test_a_snapshot_tells_all_there_is(site, olivia):
         memory_bytes=9 * GB,
         predicted={"weights": 5 * GB, "cache": 2 * GB, "overhead": GB, "total": 8 * GB, "devices": 1},
     )
-    with opened(site, olivia) as connection:
-        message = told(connection)
+    with open_socket(site, olivia) as connection:
+        message = next_message(connection)
     (host,), (seen,) = message["hosts"], message["models"]
     assert (seen["name"], seen["state"], seen["memory"], seen["predicted"]) == ("qwen", "ready", 9 * GB, 8 * GB)
     assert seen["replicas"][0]["host"] == "gpu-01"
@@ -143,10 +126,10 @@ def test_a_snapshot_tells_all_there_is(site, olivia):
 def test_a_change_tells_what_differs_and_nothing_else(site, olivia):
     serve("qwen")
     serve("gemma")
-    with opened(site, olivia) as connection:
-        assert len(told(connection)["models"]) == 2
+    with open_socket(site, olivia) as connection:
+        assert len(next_message(connection)["models"]) == 2
         Replica.objects.filter(model__name="gemma").update(live={"running": 3, "waiting": 1, "tokens_per_second": 61.5})
-        message = told(connection)
+        message = next_message(connection)
         assert (message["type"], message["hosts"]) == ("change", [])
         (seen,) = message["models"]
         assert (seen["name"], seen["running"], seen["waiting"], seen["tokens_per_second"]) == ("gemma", 3, 1, 61.5)
@@ -155,16 +138,16 @@ def test_a_change_tells_what_differs_and_nothing_else(site, olivia):
 def test_what_is_gone_is_told(site, olivia):
     model = serve("qwen")
     number = model.pk
-    with opened(site, olivia) as connection:
-        told(connection)
+    with open_socket(site, olivia) as connection:
+        next_message(connection)
         model.delete()
-        assert told(connection)["gone"] == {"hosts": [], "models": [number]}
+        assert next_message(connection)["gone"] == {"hosts": [], "models": [number]}
 
 
 def test_many_who_look_cost_one_read(site, olivia):
     with ExitStack() as stack:
-        for connection in [stack.enter_context(opened(site, olivia)) for _ in range(8)]:
-            told(connection)
+        for connection in [stack.enter_context(open_socket(site, olivia)) for _ in range(8)]:
+            next_message(connection)
         before, begun = site.database.reads, time.monotonic()
         until(lambda: site.database.reads >= before + 3)
         # 8 readers of their own would have read 8 times as often
@@ -173,52 +156,52 @@ def test_many_who_look_cost_one_read(site, olivia):
 
 
 def test_nothing_is_read_while_nobody_looks(site, olivia):
-    with opened(site, olivia) as connection:
-        told(connection)
+    with open_socket(site, olivia) as connection:
+        next_message(connection)
     until(lambda: "live" not in " ".join(thread.name for thread in threading.enumerate()))
     reads = site.database.reads
-    with opened(site, olivia) as connection:
-        told(connection)
+    with open_socket(site, olivia) as connection:
+        next_message(connection)
     assert site.database.reads > reads
 
 
 def test_a_database_that_is_away_is_told_and_its_return_too(site, olivia):
     serve("qwen")
-    with opened(site, olivia) as connection:
-        told(connection)
+    with open_socket(site, olivia) as connection:
+        next_message(connection)
         site.database.away = True
-        assert told(connection)["type"] == "stale"
+        assert next_message(connection)["type"] == "stale"
         reads = site.database.reads
         until(lambda: site.database.reads > reads + 3)
         site.database.away = False
-        message = told(connection)  # stale was sent once
+        message = next_message(connection)  # stale was sent once
         assert (message["type"], message["models"][0]["name"]) == ("snapshot", "qwen")
 
 
 def test_who_comes_while_it_is_away_is_told_so(site, olivia):
-    with opened(site, olivia) as first:
-        told(first)
+    with open_socket(site, olivia) as first:
+        next_message(first)
         site.database.away = True
-        told(first, "stale")
-        with opened(site, olivia) as connection:
-            assert told(connection)["type"] == "stale"
+        next_message(first, "stale")
+        with open_socket(site, olivia) as connection:
+            assert next_message(connection)["type"] == "stale"
 
 
 def test_a_quiet_socket_gets_a_heartbeat(site, olivia, monkeypatch):
     monkeypatch.setattr(websockets, "HEARTBEAT", 0.5)
-    with opened(site, olivia) as connection:
-        told(connection)
-        assert told(connection)["type"] == "heartbeat"
-        assert told(connection)["type"] == "heartbeat"
+    with open_socket(site, olivia) as connection:
+        next_message(connection)
+        assert next_message(connection)["type"] == "heartbeat"
+        assert next_message(connection)["type"] == "heartbeat"
 
 
 def test_what_a_client_sends_is_ignored(site, olivia):
-    with opened(site, olivia) as connection:
-        told(connection)
+    with open_socket(site, olivia) as connection:
+        next_message(connection)
         for _ in range(100):
             connection.send("{" * 1000)
         serve("qwen")
-        assert told(connection, "change")["models"][0]["name"] == "qwen"
+        assert next_message(connection, "change")["models"][0]["name"] == "qwen"
 
 
 # --- logs
@@ -230,47 +213,47 @@ def log_path(replica: Replica) -> str:
 
 def test_a_log_is_wished_for_while_somebody_looks(site, olivia):
     replica = serve().replica_set.get()
-    with opened(site, olivia, log_path(replica)) as connection:
-        assert told(connection) == {"version": 1, "type": "log", "at": None, "text": "", "append": False}
+    with open_socket(site, olivia, log_path(replica)) as connection:
+        assert next_message(connection) == {"version": 1, "type": "log", "at": None, "text": "", "append": False}
         subscription = until(lambda: LogSubscription.objects.filter(replica=replica).first())
         assert timedelta(seconds=10) < subscription.until - timezone.now() <= timedelta(seconds=15)
         tail = LogTail.objects.create(replica=replica, text=f"one\n{LINE}", at=timezone.now())
-        assert told(connection)["text"] == f"one\n{LINE}"
+        assert next_message(connection)["text"] == f"one\n{LINE}"
         tail.text = f"{LINE}three\n"
         tail.save()
-        message = told(connection)
+        message = next_message(connection)
         assert (message["text"], message["append"]) == ("three\n", True)
 
 
 def test_the_wish_is_renewed(site, olivia):
     replica = serve().replica_set.get()
-    with opened(site, olivia, log_path(replica)) as connection:
-        told(connection)
+    with open_socket(site, olivia, log_path(replica)) as connection:
+        next_message(connection)
         LogSubscription.objects.update(until=timezone.now() - timedelta(seconds=60))
         until(lambda: LogSubscription.objects.get().until > timezone.now())
 
 
 def test_the_log_of_a_replica_that_goes_away_ends(site, olivia):
     replica = serve().replica_set.get()
-    with opened(site, olivia, log_path(replica)) as connection:
-        told(connection)
+    with open_socket(site, olivia, log_path(replica)) as connection:
+        next_message(connection)
         replica.delete()
-        assert told(connection)["type"] == "gone"
+        assert next_message(connection)["type"] == "gone"
         with pytest.raises(ConnectionClosed):
             connection.recv(timeout=30)
 
 
 def test_the_log_of_no_replica_is_gone_at_once(site, olivia):
-    with opened(site, olivia, "/ws/operations/replicas/4711/log/") as connection:
-        assert told(connection)["type"] == "gone"
+    with open_socket(site, olivia, "/ws/operations/replicas/4711/log/") as connection:
+        assert next_message(connection)["type"] == "gone"
 
 
 def test_logs_and_state_are_read_together(site, olivia):
     replica = serve().replica_set.get()
     LogTail.objects.create(replica=replica, text="hello\n", at=timezone.now())
-    with opened(site, olivia, log_path(replica)) as log, opened(site, olivia) as state:
-        assert told(log)["text"] == "hello\n"
-        assert told(state)["models"][0]["name"] == "qwen"  # not an empty one of before it looked
+    with open_socket(site, olivia, log_path(replica)) as log, open_socket(site, olivia) as state:
+        assert next_message(log)["text"] == "hello\n"
+        assert next_message(state)["models"][0]["name"] == "qwen"  # not an empty one of before it looked
 
 
 LINE = "INFO 09-01 12:00:00 engine.py:123] Avg generation throughput: 61.5 tokens/s, Running: 3 reqs" + "." * 120 + "\n"
@@ -304,7 +287,7 @@ def test_a_client_that_reads_nothing_is_cut(site, olivia, monkeypatch):
     small = socket.socket()
     small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     small.connect(("127.0.0.1", site.port))
-    with opened(site, olivia, log_path(replica), sock=small, max_queue=1, close_timeout=0):
+    with open_socket(site, olivia, log_path(replica), sock=small, max_queue=1, close_timeout=0):
         for number in range(1000):
             tail.text = f"{number}\n" + "x" * 200_000
             tail.save()
@@ -318,16 +301,16 @@ def test_a_client_that_reads_nothing_is_cut(site, olivia, monkeypatch):
 def test_a_socket_outlives_the_time_that_heads_and_idle_connections_have(site, olivia, monkeypatch):
     monkeypatch.setattr("apiproxy.server.protocol.HEAD_SECONDS", 0.5)
     monkeypatch.setattr(site.server.config, "timeout_keep_alive", 0.5)
-    with opened(site, olivia) as connection:
-        told(connection)
+    with open_socket(site, olivia) as connection:
+        next_message(connection)
         time.sleep(1.5)  # three times as long as either
         serve("qwen")
-        assert told(connection, "change")["models"][0]["name"] == "qwen"
+        assert next_message(connection, "change")["models"][0]["name"] == "qwen"
 
 
 def test_sockets_do_not_hold_up_the_end_of_the_server(site, olivia):
-    with opened(site, olivia) as connection:
-        told(connection)
+    with open_socket(site, olivia) as connection:
+        next_message(connection)
         begun = time.monotonic()
         site.server.should_exit = True
         with pytest.raises(ConnectionClosed):
@@ -345,8 +328,8 @@ def test_a_model_s_name_is_what_its_calls_are_recorded_under(site, olivia, alice
     record = use(key_of(alice, research))
     record.first_token_ms = 120
     record.save()
-    with opened(site, olivia) as connection:
-        assert told(connection)["models"][0]["first_token"] == {"requests": 1, "half": 0.12, "slow": 0.12}
+    with open_socket(site, olivia) as connection:
+        assert next_message(connection)["models"][0]["first_token"] == {"requests": 1, "half": 0.12, "slow": 0.12}
 
 
 # --- as operators start it
@@ -374,13 +357,13 @@ def test_up_serves_sockets_and_ends_in_time(tmp_path):
             origin=installation.url,
             additional_headers={"Cookie": f"sessionid={session}"},
         ) as connection:
-            assert told(connection)["type"] == "snapshot"
+            assert next_message(connection)["type"] == "snapshot"
             assert "permessage-deflate" not in connection.response.headers.get("Sec-WebSocket-Extensions", "")
             url = "http://10.0.0.5:8000"
             installation.manage("registermodel", "far", "--engine", "external", "--url", url)
-            message = told(connection, "change")
+            message = next_message(connection, "change")
             while not message["models"]:
-                message = told(connection, "change")
+                message = next_message(connection, "change")
             assert message["models"][0]["name"] == "far"
             assert installation.stop() == 0
             assert "running task(s)" not in installation.log  # what is said of sockets that do not end by themselves
@@ -392,16 +375,16 @@ def test_x_nobody_opens_live_pages_without_end(site, olivia, alice):
     client = session_of(olivia)
     with ExitStack() as stack:
         for _ in range(websockets.MOST):
-            told(stack.enter_context(opened(site, None, client=client)))
+            next_message(stack.enter_context(open_socket(site, None, client=client)))
         with pytest.raises(InvalidStatus):
-            opened(site, None, client=client)
-        with opened(site, alice, "/ws/usage/") as another:
-            assert told(another)
+            open_socket(site, None, client=client)
+        with open_socket(site, alice, "/ws/usage/") as another:
+            assert next_message(another)
 
     def opens_again() -> bool:
         try:
-            with opened(site, None, client=client) as again:
-                return bool(told(again))
+            with open_socket(site, None, client=client) as again:
+                return bool(next_message(again))
         except InvalidStatus:
             return False
 

@@ -20,6 +20,7 @@ from tests.fleet import fleet, gpu, host, model, replica
 from tests.html import has, one_of
 from tests.modelregistry import paper_models
 from tests.pages import key_of, serve, use
+from tests.portal.browsing import read
 from tests.translations import japanese  # noqa: F401
 
 pytestmark = pytest.mark.django_db
@@ -35,18 +36,6 @@ ADDRESSES = [
     "/operations/unregister/qwen/",
     "/operations/models/of-nobody/",
 ]
-
-
-@pytest.fixture
-def as_olivia(client, olivia):
-    client.force_login(olivia)
-    return client
-
-
-def read(client, path, **headers) -> str:
-    response = client.get(path, headers=headers)
-    assert response.status_code == 200
-    return response.content.decode()
 
 
 class TestWhoMaySeeThem:

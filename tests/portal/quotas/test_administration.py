@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 from django.db import connection
-from django.utils import translation
 
 from portal.accounts.models import Membership
 from portal.notifications.models import Notice
@@ -14,22 +13,11 @@ from portal.quotas.administration import NotAllowed, QuotaKind, QuotaRefused, Qu
 from portal.quotas.models import Quota, QuotaRequest
 from tests.conftest import person
 from tests.pages import key_of, serve, service_key_of
+from tests.portal.recorded import notified
 
 pytestmark = pytest.mark.django_db
 
 DAILY = QuotaKind(unit="tokens", window="day")
-
-
-@pytest.fixture(autouse=True)
-def _english():
-    with translation.override("en"):
-        yield
-
-
-@pytest.fixture
-def carol(research):
-    """Return a second admin of the tenant."""
-    return person("carol", research, role="admin", first_name="Carol")
 
 
 class TestGiving:
@@ -137,10 +125,6 @@ def quota_request(limited, alice, research) -> QuotaRequest:
     return administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200, "a deadline")
 
 
-def told(kind: str) -> set[str]:
-    return {notice.user.username for notice in Notice.objects.filter(kind=kind).select_related("user")}
-
-
 class TestAsking:
     def test_a_member_asks_and_the_admins_are_told(self, quota_request, bob, olivia):
         assert (quota_request.previous_amount, quota_request.amount, quota_request.state, quota_request.reason) == (
@@ -149,17 +133,17 @@ class TestAsking:
             "open",
             "a deadline",
         )
-        assert told("request-asked") == {"bob"}
+        assert notified("request-asked") == ["bob"]
         assert Notice.objects.get().path == "/tenant/research/requests/"
 
     def test_an_admin_asks_for_the_tenant_and_operators_are_told(self, limited, bob, olivia, research):
         quota_request = administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
         assert (quota_request.previous_amount, quota_request.user, quota_request.key) == (1000, None, None)
-        assert told("request-asked") == {"olivia"}
+        assert notified("request-asked") == ["olivia"]
 
     def test_the_only_admin_asks_operators(self, limited, bob, olivia, research):
         administration.create_request(bob, QuotaTarget(tenant=research, user=bob), DAILY, 200)
-        assert told("request-asked") == {"olivia"}
+        assert notified("request-asked") == ["olivia"]
 
     def test_who_answers_for_a_service_key_asks_for_it(self, limited, alice, bob, research):
         administration.set_quota(bob, QuotaTarget(tenant=research, default_for="service"), DAILY, 50)
@@ -207,7 +191,7 @@ class TestDeciding:
         assert (row.state, row.granted, row.decided_by, row.note) == ("granted", 200, bob, "until Friday")
         own = Quota.objects.get(user=alice)
         assert (own.tenant, own.default_for, own.amount) == (research, "", 200)
-        assert told("request-decided") == {"alice"}
+        assert notified("request-decided") == ["alice"]
 
     def test_t1_nobody_decides_what_is_theirs_whoever_asked(self, quota_request, bob):
         QuotaRequest.objects.update(user=bob)
@@ -261,7 +245,7 @@ class TestDeciding:
             administration.refuse_request(bob, quota_request, " ")
         assert administration.refuse_request(bob, quota_request, "not this month").note == "not this month"
         assert not Quota.objects.filter(user=alice).exists()
-        assert told("request-decided") == {"alice"}
+        assert notified("request-decided") == ["alice"]
 
     def test_after_an_answer_the_same_may_be_asked_again(self, quota_request, alice, bob, research):
         administration.refuse_request(bob, quota_request, "not now")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db
 NOW = datetime(2026, 11, 20, 3, 0, tzinfo=UTC)  # noon in Tokyo
 
 
-def told() -> set[tuple[str, str]]:
+def notices_sent() -> set[tuple[str, str]]:
     return set(Notice.objects.values_list("user__username", "kind"))
 
 
@@ -40,7 +40,7 @@ class TestTelling:
         limit(tenant=research, default_for="member")
         use(key, tokens=(79, 0), at=NOW)
         assert quota_alerts.notify_near_limits(NOW) == 0
-        assert told() == set()
+        assert notices_sent() == set()
 
     def test_at_four_fifths_the_member_is_told_once(self, key, alice, research):
         limit(tenant=research, default_for="member")
@@ -82,7 +82,7 @@ class TestTelling:
         limit(tenant=research)
         use(key, tokens=(90, 0), at=NOW)
         quota_alerts.notify_near_limits(NOW)
-        assert told() == {("bob", "quota-near")}
+        assert notices_sent() == {("bob", "quota-near")}
         assert Notice.objects.get().path == "/tenant/research/"
 
     def test_of_a_service_key_who_answers_for_it_is_told_or_else_the_admins(self, alice, bob, research):
@@ -90,11 +90,11 @@ class TestTelling:
         key = service_key_of(research, responsible=alice)
         use(key, tokens=(90, 0), at=NOW)
         quota_alerts.notify_near_limits(NOW)
-        assert told() == {("alice", "quota-near")}
+        assert notices_sent() == {("alice", "quota-near")}
         Notice.objects.all().delete()
         Membership.objects.get(user=alice).delete()
         quota_alerts.notify_near_limits(NOW)
-        assert told() == {("bob", "quota-near")}
+        assert notices_sent() == {("bob", "quota-near")}
 
     def test_what_a_person_has_everywhere_is_summed_over_tenants(self, alice, research, sales):
         Membership.objects.create(user=alice, tenant=sales)
@@ -102,7 +102,7 @@ class TestTelling:
         for tenant in (research, sales):
             use(key_of(alice, tenant), tokens=(40, 0), at=NOW)
         quota_alerts.notify_near_limits(NOW)
-        assert told() == {("alice", "quota-near")}
+        assert notices_sent() == {("alice", "quota-near")}
 
     def test_one_s_own_quota_counts_in_place_of_the_default(self, key, alice, research):
         limit(tenant=research, default_for="member")
@@ -126,7 +126,7 @@ class TestTelling:
         assert quota_alerts.notify_near_limits(NOW) == 0
         use(key, model="qwen", at=NOW)
         quota_alerts.notify_near_limits(NOW)
-        assert told() == {("alice", "quota-reached")}
+        assert notices_sent() == {("alice", "quota-reached")}
 
     def test_who_left_is_told_nothing(self, key, alice, research):
         limit(tenant=research, default_for="member")
@@ -204,4 +204,4 @@ def test_t6_the_key_of_the_playground_has_no_wall_of_its_own(alice, research):
     limit(key=key)
     use(key, tokens=(100, 0), at=NOW)
     assert quota_alerts.notify_near_limits(NOW) == 0
-    assert told() == set()
+    assert notices_sent() == set()

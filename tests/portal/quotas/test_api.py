@@ -13,18 +13,6 @@ pytestmark = pytest.mark.django_db
 DAILY = {"unit": "tokens", "window": "day"}
 
 
-@pytest.fixture
-def call(described):
-    """Provide a caller for a person's session."""
-    return lambda user: Caller(user, described)
-
-
-@pytest.fixture
-def carol(research):
-    """Return a second admin of the tenant."""
-    return person("carol", research, role="admin", first_name="Carol")
-
-
 def amounts(caller: Caller, query: str = "") -> list[int]:
     return sorted(quota["amount"] for quota in caller.get(f"quotas/?{query}")["results"])
 

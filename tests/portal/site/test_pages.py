@@ -18,20 +18,9 @@ from portal.web.templatetags import formatting
 from tests.conftest import person
 from tests.html import has, parse, texts
 from tests.pages import key_of, serve, use
+from tests.portal.browsing import read
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def as_alice(client, alice):
-    client.force_login(alice)
-    return client
-
-
-def read(client, path, **headers) -> str:
-    response = client.get(path, headers=headers)
-    assert response.status_code == 200
-    return response.content.decode()
 
 
 class TestFrame:

@@ -5,7 +5,6 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection
-from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -17,44 +16,11 @@ from portal.quotas.models import Quota, QuotaRequest
 from tests.conftest import person
 from tests.html import all_of, has, one_of, texts
 from tests.pages import key_of, serve, service_key_of, use, use_each
+from tests.portal.browsing import read, send
 
 pytestmark = pytest.mark.django_db
 
 DAILY = QuotaKind(unit="tokens", window="day")
-ENGLISH = {"accept-language": "en"}
-
-
-def client_of(user: User) -> Client:
-    client = Client(headers=ENGLISH)
-    client.force_login(user)
-    return client
-
-
-@pytest.fixture
-def as_alice(alice) -> Client:
-    return client_of(alice)
-
-
-@pytest.fixture
-def as_bob(bob) -> Client:
-    return client_of(bob)
-
-
-@pytest.fixture
-def as_olivia(olivia) -> Client:
-    return client_of(olivia)
-
-
-def read(client: Client, path: str) -> str:
-    response = client.get(path)
-    assert response.status_code == 200, response.status_code
-    return response.content.decode()
-
-
-def send(client: Client, path: str, **form: str) -> str:
-    response = client.post(path, form, follow=True)
-    assert response.status_code == 200, response.status_code
-    return response.content.decode()
 
 
 def success_of(page: str) -> str:

@@ -9,7 +9,7 @@ from portal.audit.models import AuditEvent
 from portal.keys import lifecycle
 from portal.usage import rejections
 from tests.pages import key_of, service_key_of, use
-from tests.portal.calling import Caller
+from tests.portal.recorded import clear_audit_log
 
 pytestmark = pytest.mark.django_db
 
@@ -17,10 +17,10 @@ NOW = datetime(2026, 11, 19, 6, 20, tzinfo=UTC)
 
 
 @pytest.fixture
-def call(described, time_machine):
-    """Provide a caller for a person's session, on a day of November."""
+def call(call, time_machine):
+    """Provide the caller on a day of November."""
     time_machine.move_to(NOW, tick=False)
-    return lambda user: Caller(user, described)
+    return call
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_the_audit_log_is_searched_by_who_may(call, alice, bob, charlie, olivia,
 
 def test_the_audit_log_comes_in_pages_by_the_last_row_seen(call, olivia, research):
     now = timezone.now()
-    AuditEvent.objects.all()._raw_delete("default")
+    clear_audit_log()
     rows = [AuditEvent(at=now, action="x.y", object_kind="x", object_id=str(n), via="command") for n in range(120)]
     AuditEvent.objects.bulk_create(rows)
     caller, seen, mark = call(olivia), [], ""

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.db import OperationalError
 from django.utils import timezone
 from websockets.exceptions import ConnectionClosed
 
@@ -17,7 +16,7 @@ from portal.usage import live
 from portal.usage.live import Answer, LiveUsageFeed, Reader, UsageSnapshot, usage_view
 from portal.web import websockets
 from tests.pages import key_of, serve, use
-from tests.portal.sockets import opened, refused, serving, session_of, told
+from tests.portal.sockets import Database, is_refused, next_message, open_socket, serving, session_of
 from tests.waiting import until
 
 AT = datetime(2026, 11, 22, 12, 0, 2, tzinfo=UTC)  # SETTLED after the end of a slot
@@ -129,26 +128,13 @@ class TestReader:
 
 
 # --- Sockets
-class Database:
-    """A database between the reader and the real one, which may be away."""
-
-    def __init__(self) -> None:
-        self.away = False
-        self.reads = 0
-        self._reader = Reader()
-
-    def __call__(self, number: int) -> UsageSnapshot:
-        self.reads += 1
-        if self.away:
-            raise OperationalError("the database does not answer")
-        return self._reader(number)
 
 
 @pytest.fixture
 def site(monkeypatch) -> Iterator[SimpleNamespace]:
     """Provide the portal on a port, with the `database` that the live view reads."""
     monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
-    database = Database()
+    database = Database(Reader())
     with serving(LiveOperationsFeed(), LiveUsageFeed(lambda: database, poll=0.05)) as site:
         site.database = database
         yield site
@@ -177,35 +163,35 @@ class TestSocket:
     def test_who_is_let_in(self, site, request, alice, bob, charlie, olivia, who, path, let_in):
         somebody = request.getfixturevalue(who) if who else None
         if not let_in:
-            assert refused(site, somebody, path)
+            assert is_refused(site, somebody, path)
         else:
-            with opened(site, somebody, path) as connection:
-                assert told(connection)["type"] == "usage"
+            with open_socket(site, somebody, path) as connection:
+                assert next_message(connection)["type"] == "usage"
 
     def test_it_tells_what_was_answered_to_those_whose_it_is(self, site, alice, bob, charlie, olivia, research, sales):
         serve("qwen")
         Replica.objects.update(live={"running": 3})
         with (
-            opened(site, alice, MINE) as own,
-            opened(site, bob, RESEARCH) as tenant,
-            opened(site, olivia, EVERYTHING) as everything,
+            open_socket(site, alice, MINE) as own,
+            open_socket(site, bob, RESEARCH) as tenant,
+            open_socket(site, olivia, EVERYTHING) as everything,
         ):
             use(key_of(charlie, sales), at=timezone.now())
             use(key_of(bob, research), at=timezone.now())
             use(key_of(alice, research, "laptop"), at=timezone.now(), tokens=(7, 30), first_token_ms=40)
             for connection, requests in ((own, 1), (tenant, 2), (everything, 3)):
-                while len((message := told(connection, "usage"))["last"]) < requests:
+                while len((message := next_message(connection, "usage"))["last"]) < requests:
                     pass
                 assert len(message["last"]) == requests
             assert message["models"][0]["running"] == 3
-            mine = told(own, "usage")["last"][0]
+            mine = next_message(own, "usage")["last"][0]
             assert (mine["key"], mine["tokens_in"], mine["tokens_out"], mine["first"]) == ("laptop", 7, 30, 0.04)
 
     @pytest.mark.parametrize("end", ["no admin any more", "no member any more", "deactivated", "signed out"])
     def test_who_loses_the_right_is_cut(self, site, bob, research, end):
         client = session_of(bob)
-        with opened(site, bob, RESEARCH, client=client) as connection:
-            assert told(connection)["type"] == "usage"
+        with open_socket(site, bob, RESEARCH, client=client) as connection:
+            assert next_message(connection)["type"] == "usage"
             if end == "signed out":
                 client.logout()
             elif end == "deactivated":
@@ -216,26 +202,26 @@ class TestSocket:
             else:
                 Membership.objects.filter(user=bob).delete()
             with pytest.raises(ConnectionClosed) as caught:
-                told(connection, "never")
+                next_message(connection, "never")
             assert caught.value.rcvd.code == 4403
 
     def test_a_database_that_is_away_is_told_once_and_its_return_too(self, site, alice):
-        with opened(site, alice, MINE) as connection:
-            told(connection, "usage")
+        with open_socket(site, alice, MINE) as connection:
+            next_message(connection, "usage")
             site.database.away = True
-            assert told(connection, "stale")
+            assert next_message(connection, "stale")
             reads = site.database.reads
             until(lambda: site.database.reads > reads + 3)
             site.database.away = False
-            assert told(connection)["type"] == "usage"
+            assert next_message(connection)["type"] == "usage"
 
     def test_many_who_look_are_served_by_one_reader_which_ends_with_the_last(self, site, alice, bob):
-        with opened(site, alice, MINE) as one, opened(site, bob, RESEARCH) as other:
-            told(one), told(other)
+        with open_socket(site, alice, MINE) as one, open_socket(site, bob, RESEARCH) as other:
+            next_message(one), next_message(other)
         until(lambda: len(site.server.server_state.connections) == 0)
         reads = site.database.reads
-        with opened(site, alice, MINE) as connection:
-            told(connection)
+        with open_socket(site, alice, MINE) as connection:
+            next_message(connection)
             assert site.database.reads > reads
 
 

@@ -16,7 +16,6 @@ from portal.accounts.ldap import connection as servers
 from portal.accounts.models import DirectoryState, Tenant, User
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
-from portal.notifications.models import Notice
 from tests.domain_controller import (
     DISABLED,
     GROUP_BASE,
@@ -28,18 +27,11 @@ from tests.domain_controller import (
     group_dn,
     person_dn,
 )
+from tests.portal.recorded import notice_facts, roles_of
 
 pytestmark = pytest.mark.django_db
 EXPIRED = 131_000_000_000_000_000  # in 2016, as accountExpires has it
 WRONG = SignInForm.error_messages["invalid_login"]
-
-
-def places(user: User) -> dict[str, str]:
-    return {membership.tenant.slug: membership.role for membership in user.memberships.select_related("tenant")}
-
-
-def notices(kind: str) -> list[dict[str, str]]:
-    return [notice.facts for notice in Notice.objects.filter(kind=kind).order_by("pk")]
 
 
 @pytest.fixture
@@ -84,7 +76,7 @@ class TestSignIn:
         connect_domain(LDAP_SERVER_URI=domain.tls_uri if encryption == "ldaps" else domain.uri)
         user = door.enter("SUZUKI", "password of suzuki")
         assert (user.username, user.first_name, user.last_name) == ("suzuki", "一郎", "鈴木")
-        assert places(user) == {"research": "member"}
+        assert roles_of(user) == {"research": "member"}
         assert door.enter("suzuki", "password of tanaka") is None
 
     def test_d4_every_form_of_a_name_is_the_same_person(self, connect_domain, door, recruit):
@@ -119,7 +111,7 @@ class TestSignIn:
     def test_direct_bind(self, connect_domain, door, template):
         connect_domain(LDAP_USER_DN_TEMPLATE=template, LDAP_BIND_DN=None, LDAP_BIND_PASSWORD=None)
         for name in ("mori", (template % {"user": "Mori"})):
-            assert places(door.enter(name, "password of mori")) == {"research": "admin"}
+            assert roles_of(door.enter(name, "password of mori")) == {"research": "admin"}
         assert door.enter("mori", "password of suzuki") is None
 
     def test_who_gets_a_new_name_is_the_same_person(self, connect_domain, domain, door, recruit):
@@ -131,7 +123,7 @@ class TestSignIn:
             call_command("syncdirectory")
             user.refresh_from_db()
             assert (user.username, user.last_name, user.is_active) == ("hayashi", "林", True)
-            assert places(user) == {"sales": "member"}
+            assert roles_of(user) == {"sales": "member"}
             assert door.enter("hayashi", "password of sasaki") == user
         finally:
             domain.remove(f"CN=hayashi,OU=Elsewhere,{SUFFIX}")
@@ -217,10 +209,10 @@ class TestStates:
 class TestGroups:
     def test_groups_within_groups(self, connect_domain, door):
         connect_domain()
-        assert places(door.enter("tanaka", "password of tanaka")) == {"research": "member"}
+        assert roles_of(door.enter("tanaka", "password of tanaka")) == {"research": "member"}
         connect_domain(LDAP_NESTED_GROUPS="false")
-        assert places(door.enter("tanaka", "password of tanaka")) == {}
-        assert places(door.enter("suzuki", "password of suzuki")) == {"research": "member"}
+        assert roles_of(door.enter("tanaka", "password of tanaka")) == {}
+        assert roles_of(door.enter("suzuki", "password of suzuki")) == {"research": "member"}
 
     def test_operators_are_members_of_their_group(self, connect_domain, door):
         connect_domain()
@@ -238,10 +230,10 @@ class TestGroups:
         people = {door.enter(name, f"password of {name}") for name in names}
         synced = company.look_up_people(found, [user.directory_id for user in people]).people
         for user in people:
-            assert dict(synced[user.directory_id].roles) == places(user)
+            assert dict(synced[user.directory_id].roles) == roles_of(user)
             assert synced[user.directory_id].is_operator == user.is_staff
-            assert places(user)["everybody"] == "member"  # the primary group, which lists no members
-        assert ("circle" in places(User.objects.get(username="tanaka"))) == (nested == "true")
+            assert roles_of(user)["everybody"] == "member"  # the primary group, which lists no members
+        assert ("circle" in roles_of(User.objects.get(username="tanaka"))) == (nested == "true")
 
     def test_a_group_of_which_the_primary_group_is_a_member(self, connect_domain, door, found_group, domain):
         everybody = found_group("Everybody")
@@ -256,8 +248,8 @@ class TestGroups:
         mapping = json.dumps({**TENANTS, users: "everybody"})
         found = connect_domain(LDAP_GROUP_TYPE="memberOf", LDAP_GROUP_BASE=None, LDAP_GROUP_TENANTS=mapping)
         user = door.enter("mori", "password of mori")
-        assert places(user) == {"research": "admin", "everybody": "member"}
-        assert company.look_up_people(found, [user.directory_id]).people[user.directory_id].roles == places(user)
+        assert roles_of(user) == {"research": "admin", "everybody": "member"}
+        assert company.look_up_people(found, [user.directory_id]).people[user.directory_id].roles == roles_of(user)
 
     def test_members_come_in_ranges(self, connect_domain, door, monkeypatch):
         """Samba gives ranges only when asked, Active Directory also unasked, 1,500 at a time."""
@@ -294,7 +286,7 @@ class TestChangedGroups:
         for _ in range(2):
             call_command("syncdirectory")
             assert door.enter("suzuki", "password of suzuki").is_staff
-        [facts] = notices("directory-group")
+        [facts] = notice_facts("directory-group")
         assert (facts["problem"], facts["now"]) == ("moved", f"CN=Wardens,{superior or GROUP_BASE}")
         assert DirectoryState.objects.get().outcome["moved_groups"] == [[operated.lower(), facts["now"]]]
 
@@ -305,7 +297,7 @@ class TestChangedGroups:
                 call_command("syncdirectory")
         assert door.enter("suzuki", "password of suzuki").is_staff
         assert not door.enter("mori", "password of mori").is_staff
-        [facts] = notices("directory-group")
+        [facts] = notice_facts("directory-group")
         assert (facts["problem"], facts["settings"]) == ("missing", "LDAP_OPERATOR_GROUP")
 
     def test_d2_another_group_of_the_same_name_counts_and_is_told(self, operated, domain, door, found_group):
@@ -313,14 +305,14 @@ class TestChangedGroups:
         found_group("Keepers", "kimura")
         call_command("syncdirectory")
         assert list(User.objects.filter(is_staff=True).values_list("username", flat=True)) == ["kimura"]
-        assert {facts["problem"] for facts in notices("directory-group")} == {"replaced"}
+        assert {facts["problem"] for facts in notice_facts("directory-group")} == {"replaced"}
 
     def test_d2_the_last_operator_stays_one_and_is_told(self, operated, domain, door, recruit):
         domain.change(operated, member=[])
         call_command("syncdirectory")
         assert User.objects.get(username="suzuki").is_staff
         assert door.enter("suzuki", "password of suzuki").is_staff
-        assert [facts["person"] for facts in notices("last-operator-kept")] == ["suzuki"]
+        assert [facts["person"] for facts in notice_facts("last-operator-kept")] == ["suzuki"]
         domain.join(person_dn("kimura"), "Keepers")
         call_command("syncdirectory")
         assert list(User.objects.filter(is_staff=True).values_list("username", flat=True)) == ["kimura"]
@@ -332,8 +324,8 @@ class TestChangedGroups:
         domain.remove(labs)
         with pytest.raises(CommandError, match="LDAP_GROUP_TENANTS"):
             call_command("syncdirectory")
-        assert places(user) == {"labs": "admin"}
-        assert places(door.enter("kimura", "password of kimura")) == {"labs": "member"}
+        assert roles_of(user) == {"labs": "admin"}
+        assert roles_of(door.enter("kimura", "password of kimura")) == {"labs": "member"}
 
     def test_d2_without_the_required_group_nobody_leaves_and_nobody_new_comes(
         self, connect_domain, domain, door, found_group

@@ -20,6 +20,7 @@ from portal.accounts.ldap import connection as servers
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
+from tests.portal.recorded import roles_of
 from tests.slapd import (
     PEOPLE,
     SUFFIX,
@@ -41,10 +42,6 @@ WRONG = "The name or the password is wrong"
 
 def password_of(name: str) -> str:
     return PEOPLE[name].password
-
-
-def places(user: User) -> dict[str, str]:
-    return {membership.tenant.slug: membership.role for membership in user.memberships.select_related("tenant")}
 
 
 @pytest.fixture
@@ -87,12 +84,12 @@ class TestConnections:
 
     def test_direct_bind_needs_no_account_of_ours(self, connect, door):
         connect(**DIRECT)
-        assert places(door.enter("bob", password_of("bob"))) == {"research": "admin"}
+        assert roles_of(door.enter("bob", password_of("bob"))) == {"research": "admin"}
         assert door.enter("bob", password_of("alice")) is None
 
     def test_direct_bind_of_a_name_with_a_comma(self, connect, door):
         connect(**DIRECT)
-        assert places(door.enter("smith, john", password_of("smith, john"))) == {"research": "member"}
+        assert roles_of(door.enter("smith, john", password_of("smith, john"))) == {"research": "member"}
 
     def test_direct_bind_by_a_name_that_is_no_dn_is_understood_by_servers_that_know_such(self, connect, door):
         # slapd does not (Active Directory does): it refuses the bind, as it would a wrong password
@@ -157,7 +154,7 @@ class TestNames:
         connect()
         user = door.enter(name, password_of(name))
         assert user.username == name
-        assert places(user) == {"research": "member"}
+        assert roles_of(user) == {"research": "member"}
 
     @pytest.mark.parametrize("mode", [{}, DIRECT])
     @pytest.mark.parametrize(
@@ -304,56 +301,56 @@ class TestChanges:
 class TestGroups:
     def test_groups_lead_to_tenants_and_the_higher_role_wins(self, connect, door):
         connect()
-        assert places(door.enter("alice", password_of("alice"))) == {"research": "member"}
-        assert places(door.enter("bob", password_of("bob"))) == {"research": "admin"}
-        assert places(door.enter("charlie", password_of("charlie"))) == {"sales": "member"}
+        assert roles_of(door.enter("alice", password_of("alice"))) == {"research": "member"}
+        assert roles_of(door.enter("bob", password_of("bob"))) == {"research": "admin"}
+        assert roles_of(door.enter("charlie", password_of("charlie"))) == {"sales": "member"}
 
     def test_one_group_may_lead_to_several_tenants(self, connect, door):
         connect(LDAP_GROUP_TENANTS=json.dumps({group_dn("sales"): ["sales", "research:admin"]}))
-        assert places(door.enter("charlie", password_of("charlie"))) == {"sales": "member", "research": "admin"}
+        assert roles_of(door.enter("charlie", password_of("charlie"))) == {"sales": "member", "research": "admin"}
 
     def test_groups_within_groups_count(self, connect, door):
         connect()
-        assert places(door.enter("yamada", password_of("yamada"))) == {"research": "member"}
+        assert roles_of(door.enter("yamada", password_of("yamada"))) == {"research": "member"}
 
     def test_groups_within_groups_count_only_if_wanted(self, connect, door):
         connect(LDAP_NESTED_GROUPS="false")
-        assert places(door.enter("yamada", password_of("yamada"))) == {}
-        assert places(door.enter("alice", password_of("alice"))) == {"research": "member"}
+        assert roles_of(door.enter("yamada", password_of("yamada"))) == {}
+        assert roles_of(door.enter("alice", password_of("alice"))) == {"research": "member"}
 
     def test_groups_that_hold_each_other_do_no_harm(self, connect, door):
         connect(LDAP_GROUP_TENANTS=json.dumps({group_dn("circle"): "everybody"}))
-        assert places(door.enter("yamada", password_of("yamada"))) == {"everybody": "member"}
+        assert roles_of(door.enter("yamada", password_of("yamada"))) == {"everybody": "member"}
 
     def test_groups_by_memberof(self, connect, door):
         connect(LDAP_GROUP_TYPE="memberOf", LDAP_GROUP_BASE=None)
-        assert places(door.enter("bob", password_of("bob"))) == {"research": "admin"}
+        assert roles_of(door.enter("bob", password_of("bob"))) == {"research": "admin"}
 
     def test_posix_groups_by_list_and_as_primary_group(self, connect, door):
         mapping = json.dumps({f"cn=unix-research,ou=posix,{SUFFIX}": "research"})
         connect(LDAP_GROUP_TYPE="memberUid", LDAP_GROUP_BASE=f"ou=posix,{SUFFIX}", LDAP_GROUP_TENANTS=mapping)
-        assert places(door.enter("alice", password_of("alice"))) == {"research": "member"}
-        assert places(door.enter("bob", password_of("bob"))) == {"research": "member"}
-        assert places(door.enter("charlie", password_of("charlie"))) == {}
+        assert roles_of(door.enter("alice", password_of("alice"))) == {"research": "member"}
+        assert roles_of(door.enter("bob", password_of("bob"))) == {"research": "member"}
+        assert roles_of(door.enter("charlie", password_of("charlie"))) == {}
 
     def test_dns_may_be_written_in_another_way(self, connect, door):
         other = group_dn("research").upper().replace(",", " , ")
         connect(LDAP_GROUP_TENANTS=json.dumps({other: "research"}))
-        assert places(door.enter("alice", password_of("alice"))) == {"research": "member"}
+        assert roles_of(door.enter("alice", password_of("alice"))) == {"research": "member"}
 
     def test_memberships_follow_the_directory_at_every_sign_in(self, connect, door, directory, newcomer):
         connect()
         name = newcomer("mika", "sales")
         user = door.enter(name, "password of mika")
-        assert places(user) == {"sales": "member"}
+        assert roles_of(user) == {"sales": "member"}
         directory.join(name, "research-leads")
         directory.leave(name, "sales")
-        assert places(door.enter(name, "password of mika")) == {"research": "admin"}
+        assert roles_of(door.enter(name, "password of mika")) == {"research": "admin"}
         directory.join(name, "research")
         directory.leave(name, "research-leads")
-        assert places(door.enter(name, "password of mika")) == {"research": "member"}
+        assert roles_of(door.enter(name, "password of mika")) == {"research": "member"}
         directory.leave(name, "research")
-        assert places(door.enter(name, "password of mika")) == {}
+        assert roles_of(door.enter(name, "password of mika")) == {}
 
     def test_memberships_set_by_hand_are_left_alone(self, connect, door, sales, research):
         connect()
@@ -361,7 +358,7 @@ class TestGroups:
         user.memberships.all().delete()
         Membership.objects.create(user=user, tenant=sales)
         Membership.objects.create(user=user, tenant=research, role="admin")
-        assert places(door.enter("alice", password_of("alice"))) == {"sales": "member", "research": "admin"}
+        assert roles_of(door.enter("alice", password_of("alice"))) == {"sales": "member", "research": "admin"}
 
     def test_tenants_are_made_when_first_needed_and_keep_their_names(self, connect, door, sales):
         connect()
@@ -372,7 +369,7 @@ class TestGroups:
     def test_who_is_in_no_tenant_gets_in_and_is_told_whom_to_ask(self, connect, door):
         connect()
         user = door.enter("dave", password_of("dave"))
-        assert places(user) == {}
+        assert roles_of(user) == {}
         assert "ask" in door.client.get("/").content.decode().lower()
 
     def test_operators_follow_their_group_both_ways(self, connect, door, directory, newcomer, olivia):
