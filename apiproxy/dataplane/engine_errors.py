@@ -17,7 +17,7 @@ from apiproxy.dataplane.formats.requests import MAX_TOKENS_MEMBERS, Call, Endpoi
 
 CONTEXT = re.compile(
     r"exceed_context_size|context.{0,20}(length|size|window)|maximum model length|max_model_len"
-    r"|max_tokens.{0,40}too large",
+    r"|max_tokens.{0,40}too large|input \(\d+ tokens\) is too large to process",
     re.I,
 )
 # Where an engine runs and what is on its disk is not shown to clients; what it says about the request is.
@@ -34,7 +34,8 @@ DEAD_ENGINE = re.compile(r"EngineCore (encountered|died)|EngineDeadError")
 # Words with which llama.cpp (b11549) and llama-cpp-python answer 500 to a faulty request.
 REQUEST_FAULTS = re.compile(
     r"^(Failed to parse (messages|tools|input)|(image|audio|video|file) input is not supported|'\w+' is required"
-    r"|Unsupported (content|role|message)|Missing '|Expected '|Invalid '|.{0,40}\[json\.exception\.)"
+    r"|Unsupported (content|role|message)|Missing '|Expected '|Invalid '|.{0,40}\[json\.exception\."
+    r"|input \(\d+ tokens\) is too large to process)"
 )
 # Bytes; an error object has no other members beside it, so longer bodies are answers.
 MAX_ERROR_BODY = 64 * 1024
@@ -132,13 +133,14 @@ class TokenCounts:
 
 # Patterns for vLLM (0.6 to 0.32), llama.cpp, OpenAI and other servers behind us.
 LIMIT = re.compile(
-    r"(?:maximum (?:context|model) length (?:is|of)|max_model_len\D{0,12}|context size \(|context length(?: is)?)"
+    r"(?:maximum (?:context|model) length (?:is|of)|max_model_len\D{0,12}|context size \(|context length(?: is)?"
+    r"|current batch size:)"
     r"\s*(\d+)",
     re.I,
 )
 PROMPT = re.compile(
     r"(?:prompt contains|request has|contains)(?: at least)? (\d+) (?:input )?tokens|\((\d+) in the (?:messages|prompt)"
-    r"|prompt \(length (\d+)\)|request \((\d+) tokens\)",
+    r"|prompt \(length (\d+)\)|(?:request|input) \((\d+) tokens\)",
     re.I,
 )
 ANSWER = re.compile(
@@ -163,7 +165,8 @@ def context_exceeded(found: TokenCounts, endpoint: Endpoint, text: str) -> Conte
     anthropic = "anthropic_" if endpoint.api_format is MESSAGES else ""
     code = "context_length_exceeded"
     if limit is not None and prompt is not None and (prompt >= limit or not answer):
-        return ContextExceeded(f"{anthropic}prompt_too_long", code=code, param="messages", limit=limit, prompt=prompt)
+        name = "input_too_long" if endpoint.costs == "prompt" else f"{anthropic}prompt_too_long"
+        return ContextExceeded(name, code=code, param=endpoint.prompt_name, limit=limit, prompt=prompt)
     if limit is not None and prompt is not None and answer:
         name, total = f"{anthropic}answer_too_long", prompt + answer
         return ContextExceeded(
@@ -171,7 +174,7 @@ def context_exceeded(found: TokenCounts, endpoint: Endpoint, text: str) -> Conte
         )
     if limit is not None and answer is not None and answer > limit:
         return ContextExceeded("answer_over_context", code=code, param="max_tokens", limit=limit, answer=answer)
-    return ContextExceeded(code, param="messages", detail=text)
+    return ContextExceeded(code, param=endpoint.prompt_name, detail=text)
 
 
 def _search_number(pattern: re.Pattern[str], text: str) -> int | None:

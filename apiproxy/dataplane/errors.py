@@ -170,6 +170,12 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "ja": "This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens. "
         "(プロンプトがモデルのコンテキスト長を超えています。会話を短くするか、コンテキスト長の大きいモデルを使ってください。)",
     },
+    "input_too_long": {
+        "en": "This model's maximum context length is {limit} tokens. However, your input has {prompt} tokens. Please divide "
+        "the text into shorter parts.",
+        "ja": "This model's maximum context length is {limit} tokens. "
+        "(入力が {prompt} トークンあり、モデルのコンテキスト長を超えています。文章を短く分割してください。)",
+    },
     "answer_too_long": {
         "en": "This model's maximum context length is {limit} tokens. However, you requested {total} tokens ({prompt} in the "
         "messages, {answer} in the completion). Please reduce the length of the messages or completion: the prompt fits, "
@@ -246,6 +252,11 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": "The quota of this {scope}, {amount} {unit} per {window}, is used up. It returns at {returns}.",
         "ja": "この{scope}の利用上限 (1 {window}あたり {amount} {unit}) を使い切りました。{returns} に回復します。",
     },
+    "blocked_by_quota": {
+        "en": "This {scope} may not call this model: its quota is 0 {unit}. Ask an admin of the tenant or an operator.",
+        "ja": "この{scope}からはこのモデルを利用できません (利用上限が 0 {unit} に設定されています)。"
+        "テナント管理者または運用管理者にお問い合わせください。",
+    },
     "batch_held_back": {
         "en": 'The model "{model}" is busy with interactive requests, which go before those of batch keys. '
         "Try again in {seconds} s.",
@@ -310,7 +321,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "tenant": "テナント",
         "user": "ユーザー",
         "member": "メンバー",
-        "key": "API キー",
+        "key": " API キー",  # always after "この"
         "minute": "分",
         "day": "日",
         "month": "か月",
@@ -359,7 +370,7 @@ class Refusal(Exception):
 
     def message(self, language: Language) -> str:
         """Return the sentence for the caller."""
-        facts = {name: translate(value, language) for name, value in self.facts.items()}
+        facts = {name: translate(name, value, language) for name, value in self.facts.items()}
         return MESSAGES[self.text][language].format(param=self.param, **facts)
 
     def error(self, language: Language) -> dict[str, Any]:
@@ -367,11 +378,15 @@ class Refusal(Exception):
         return {"message": self.message(language), "type": self.type, "param": self.param, "code": self.code}
 
 
-def translate(fact: Any, language: Language) -> Any:
+# Facts that hold words of ours; what callers and engines write stays as it is: a model may be called "chat".
+IN_WORDS = frozenset({"scope", "window", "task", "detail"})
+
+
+def translate(name: str, fact: Any, language: Language) -> Any:
     """Return a fact as a message says it: words that come in each language, or that WORDS knows; else as it is."""
     if isinstance(fact, Mapping):
         return fact[language]
-    return WORDS[language].get(fact, fact) if isinstance(fact, str) else fact
+    return WORDS[language].get(fact, fact) if name in IN_WORDS else fact
 
 
 class InvalidKey(Refusal):
@@ -472,6 +487,9 @@ class ServerBusy(OverMemory):
 class OverQuota(Refusal):
     status = 429
     type = "insufficient_quota"
+
+    def __init__(self, text: str, *, headers: dict[str, str], **facts: Any) -> None:
+        super().__init__(text, code="insufficient_quota", headers=headers, **facts)
 
 
 class BatchBusy(Refusal):

@@ -307,6 +307,14 @@ def test_the_async_sdk_embeds_and_leaves_streams_in_good_order(office):
     assert sorted(row.status for row in office.rows(4)) == ["aborted", *["finished"] * 3]
 
 
+@pytest.mark.parametrize("texts", ["word " * 600, ["word", "word " * 600]])
+def test_the_sdk_learns_that_a_text_is_too_long_to_embed(office, texts):
+    sdk = openai.OpenAI(base_url=office.v1, api_key=office.key, max_retries=0)
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.embeddings.create(model="embedding", input=texts)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
+
+
 # --- Anthropic
 
 

@@ -18,7 +18,7 @@ from django.urls import get_resolver
 from django.utils import translation
 
 from apiproxy.dataplane.catalogue import Scope
-from apiproxy.dataplane.errors import MESSAGES, WORDS
+from apiproxy.dataplane.errors import MESSAGES, WORDS, UnknownModel
 from apiproxy.dataplane.limits.units import UNITS
 from modelregistry.models import ServedModel
 from portal.quotas.models import Quota
@@ -122,6 +122,10 @@ class TestGateway:
         windows = [window for window in Quota.Window.values if window]
         words = {*get_args(Scope), *windows, *ServedModel.Task.values}
         assert {word for word in words if word not in WORDS["ja"]} == set()
+
+    def test_a_model_whose_name_is_one_of_these_words_keeps_it(self):
+        for name in ServedModel.Task.values:
+            assert f"「{name}」" in UnknownModel("model_not_found", model=name).message("ja")
 
     def test_every_unit_has_its_words_in_both_languages(self):
         for unit in UNITS.values():

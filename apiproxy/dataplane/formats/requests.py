@@ -46,6 +46,7 @@ class Endpoint:
     takes_priority: bool = False  # engines that sort waiting calls know its `priority`
     api_format: ApiFormat = CHAT
     bound_names: tuple[str, ...] = ("max_tokens",)  # its members for the most tokens of an answer, the first wins
+    prompt_name: str = "messages"  # its member for what the model reads
     several_answers: bool = False  # has a member for several answers
     short_default: bool = False  # without a bound, vLLM's answers have 16 tokens, as OpenAI's description says
 
@@ -73,6 +74,7 @@ ENDPOINTS = {
             streams=True,
             universal=True,
             takes_priority=True,
+            prompt_name="prompt",
             several_answers=True,
             short_default=True,
         ),
@@ -82,14 +84,17 @@ ENDPOINTS = {
             takes_priority=True,
             api_format=RESPONSES,
             bound_names=("max_output_tokens",),
+            prompt_name="input",
         ),
         Endpoint("/v1/messages", TEXT, "prompt and answer", streams=True, api_format=MESSAGES),
         Endpoint("/v1/messages/count_tokens", TEXT, "nothing", api_format=MESSAGES),
-        Endpoint("/v1/embeddings", VECTORS, "prompt", universal=True),
-        Endpoint("/v1/rerank", RANKING, "prompt"),
-        Endpoint("/v1/score", RANKING, "prompt"),
-        Endpoint("/v1/audio/transcriptions", HEARING, "sound", streams=True, api_format=TRANSCRIPTS),
-        Endpoint("/v1/audio/translations", HEARING, "sound", streams=True, api_format=TRANSCRIPTS),
+        Endpoint("/v1/embeddings", VECTORS, "prompt", universal=True, prompt_name="input"),
+        Endpoint("/v1/rerank", RANKING, "prompt", prompt_name="documents"),
+        Endpoint("/v1/score", RANKING, "prompt", prompt_name="text_2"),
+        *(
+            Endpoint(path, HEARING, "sound", streams=True, api_format=TRANSCRIPTS, prompt_name="file")
+            for path in ("/v1/audio/transcriptions", "/v1/audio/translations")
+        ),
     )
 }
 ENDPOINTS |= dict.fromkeys(RERANKERS, ENDPOINTS["/v1/rerank"])  # requests and answers are the same

@@ -312,6 +312,9 @@ def encoded_headers(names: HeaderNames, amount: int, left: int, seconds: float) 
 
 def refusal(limit: Limit, end: float, now: float) -> Refusal:
     counter, unit = limit.counter, limit.counter.unit
+    if not limit.amount:  # nothing that ends or returns changes that
+        no_retry = {"x-should-retry": "false"}
+        return OverQuota("blocked_by_quota", headers=no_retry, scope=counter.scope, unit=unit.words)
     if unit.while_running:
         return OverRate(
             "too_many_concurrent",

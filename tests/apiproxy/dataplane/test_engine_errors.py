@@ -28,6 +28,7 @@ CONTAINS = (
     "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens, "
     "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
 )
+BATCH = "input (602 tokens) is too large to process. increase the physical batch size (current batch size: 512)"
 OUTPUT = "max_completion_tokens=32000 cannot be greater than max_model_len=2048. Please request fewer output tokens."
 
 
@@ -55,6 +56,19 @@ def test_g10_a_context_error_names_its_cause_and_the_numbers(error, param, numbe
     # LiteLLM and aider look for these words.
     message = refusal.message(language)
     assert f"This model's maximum context length is {numbers['limit']} tokens" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "param"), [("/v1/embeddings", "input"), ("/v1/rerank", "documents"), ("/v1/score", "text_2")]
+)
+@pytest.mark.parametrize(("status", "error"), [(400, LLAMA), (500, {"code": 500, "message": BATCH})])
+def test_a_text_that_is_too_long_for_an_embedding_is_reported_as_such(status, error, path, param):
+    """With llama.cpp also as 500, where a batch is as long as the context."""
+    refusal = refusal_of(error, path, status)
+    assert isinstance(refusal, ContextExceeded)
+    assert (refusal.code, refusal.param) == ("context_length_exceeded", param)
+    assert (refusal.facts["limit"], refusal.facts["prompt"]) in [(512, 1531), (512, 602)]
+    assert "This model's maximum context length is 512 tokens" in refusal.message("ja")
 
 
 def test_g10_anthropics_clients_read_anthropics_words():

@@ -126,8 +126,17 @@ async def test_a_refusal_names_the_members_limit(limits):
         await limits.admit(
             (Limit(Counter("member", 1, None, TOKENS, "day", 7), 0, TOKYO),), MODEL, Consumption(1), NOON
         )
-    assert "this member" in refused.value.message("en")
-    assert "このメンバーの利用上限" in refused.value.message("ja")
+    assert refused.value.facts["scope"] == "member"
+    assert "This member" in refused.value.message("en")
+    assert "このメンバー" in refused.value.message("ja")
+
+
+@pytest.mark.parametrize("unit", ["requests", "tokens", "concurrent"])
+async def test_a_quota_of_nothing_promises_no_return(limits, unit):
+    with pytest.raises(OverQuota) as refused:
+        await limits.admit((limit(unit, 0),), MODEL, Consumption(1), NOON)
+    assert (refused.value.text, refused.value.code) == ("blocked_by_quota", "insufficient_quota")
+    assert refused.value.headers == {"x-should-retry": "false"}
 
 
 async def test_a_call_that_reached_no_engine_costs_nothing(limits):
