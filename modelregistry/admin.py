@@ -44,7 +44,7 @@ class ReplicaInline(admin.TabularInline):  # type: ignore[type-arg]  # generic i
         return False
 
 
-class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+class ServedModelAdminForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
     """A form that never sends a stored key to a browser again."""
 
     upstream_key = forms.CharField(
@@ -61,7 +61,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
 
 @admin.register(ServedModel)
 class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
-    form = ServedModelForm
+    form = ServedModelAdminForm
     list_display = ("name", "engine", "task", "host", "replicas", "context", "slots", "idle_after", "enabled")
     list_filter = ("engine", "task", "enabled", "host")
     search_fields = ("name", "description_ja", "description_en", "path", "url")

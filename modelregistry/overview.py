@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import Host, Replica, ServedModel
 
-# A supervisor gives a sign of life every 2 s. When it is silent for longer, the state of its replicas is not known.
+# A supervisor has a heartbeat every 2 s. When it is silent for longer, the state of its replicas is not known.
 SILENCE = timedelta(seconds=60)
 # `seen_at` of made-up hosts, for demonstrations: no supervisor reports for them, and they count as alive.
 MADE_UP = datetime(9999, 1, 1, tzinfo=UTC)
@@ -171,7 +171,7 @@ def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken] | None =
 
 
 def is_supervised(host: Host, now: datetime) -> bool:
-    """Return whether a host's supervisor gave a recent sign of life.
+    """Return whether a host's supervisor had a recent heartbeat.
 
     One from the future counts as little as an old one: a clock was set back since, and it would count for that long.
     """

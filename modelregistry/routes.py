@@ -38,7 +38,7 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignOfLife:
+class SupervisorHeartbeat:
     """A host's supervisor. `claim` differs for each that ever supervised the host; `quiet`: it has missed beats."""
 
     host_id: int
@@ -127,10 +127,10 @@ def ready_replicas() -> list[Route]:
     ]
 
 
-def signs_of_life() -> list[SignOfLife]:
+def supervisor_heartbeats() -> list[SupervisorHeartbeat]:
     """Return every host that ever had a supervisor, and whether it is quiet, by the database's clock. One query."""
     rows = Host.objects.exclude(seen_at=None).annotate(now=database_now())
     return [
-        SignOfLife(host_id=pk, claim=claim, quiet=seen_at != MADE_UP and abs(now - seen_at) > QUIET)
+        SupervisorHeartbeat(host_id=pk, claim=claim, quiet=seen_at != MADE_UP and abs(now - seen_at) > QUIET)
         for pk, claim, seen_at, now in rows.values_list("pk", "claim", "seen_at", "now")
     ]

@@ -10,8 +10,8 @@ from django.utils.translation import gettext as _
 
 from modelregistry.engines import argument_rules, arguments
 from modelregistry.engines.argument_rules import NamedFile
-from modelregistry.engines.arguments import Arguments, Fault, Options
-from modelregistry.engines.base import Problem, Spec
+from modelregistry.engines.arguments import ArgumentFault, Arguments, Options
+from modelregistry.engines.base import RegistrationProblem, Spec
 from modelregistry.engines.registry import engine_named, launched_by
 from modelregistry.files import bounds, model_files, unreadable
 from modelregistry.files.metadata import ModelMetadata, gettext_noop
@@ -135,7 +135,7 @@ def _engine_problems(model: Registration) -> dict[str, ValidationError]:
     return found | _errors(engine.as_run_by(model.launcher).check_registration(spec, model.url))
 
 
-def _errors(problems: Iterable[Problem]) -> dict[str, ValidationError]:
+def _errors(problems: Iterable[RegistrationProblem]) -> dict[str, ValidationError]:
     return {
         problem.field: ValidationError(_(problem.sentence), code=problem.code, params=dict(problem.values))
         for problem in problems
@@ -392,7 +392,7 @@ def _file_fault(named: NamedFile) -> UnreadableModel | None:
     return None
 
 
-def explain_fault(fault: Fault) -> str:
+def explain_fault(fault: ArgumentFault) -> str:
     """Return what the engine would refuse, as a sentence in the reader's language."""
     return _FAULTS[fault.code]() % {"arg": fault.arg, "more": ", ".join(fault.more)}
 

@@ -20,11 +20,11 @@ from portal.database import use_pool
 from portal.operations.live import LiveOperationsFeed
 from portal.operations.routing import build_sockets
 from portal.usage.live import LiveUsageFeed
-from portal.web.django_handler import Pages
+from portal.web.django_handler import DjangoHandler
 from portal.web.request_bounds import RequestBounds
 
 use_pool(settings.DATABASES["default"])  # before anything asks the database
-pages = RequestBounds(Pages(django))
+pages = RequestBounds(DjangoHandler(django))
 # On the Unix socket a gateway sends the client's address in this header. Elsewhere it comes from clients and is
 # ignored.
 PEER = b"x-madoguchi-peer"

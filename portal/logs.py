@@ -49,7 +49,7 @@ class Text(Formatter):
         return line.replace("\n", "\n    ")  # text from a client cannot pass for a line of its own
 
 
-class Json(Formatter):
+class JsonFormatter(Formatter):
     def format(self, record: logging.LogRecord) -> str:
         whole = {
             "time": self.time(record.created),

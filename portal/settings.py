@@ -232,7 +232,7 @@ REST_FRAMEWORK = {
     # Views that are not for operators only set their own.
     "DEFAULT_PERMISSION_CLASSES": ["portal.accounts.api_permissions.Operators"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["portal.web.rest.parsing.Json"],
+    "DEFAULT_PARSER_CLASSES": ["portal.web.rest.parsing.JsonParser"],
     "DEFAULT_SCHEMA_CLASS": "portal.web.rest.openapi.Operation",
     "EXCEPTION_HANDLER": "portal.web.rest.problems.handle",
 }
@@ -247,7 +247,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "ModelState": "modelregistry.overview.ModelState",
         "ReplicaState": "modelregistry.models.Replica.State",
-        "KeyState": "portal.keys.queries.State",
+        "KeyState": "portal.keys.queries.KeyState",
         "Liveness": "portal.keys.model_access.Liveness",
         "QuotaUnit": "portal.quotas.units.unit_choices",
         "QuotaRequestState": "portal.quotas.models.QuotaRequest.State",
@@ -291,7 +291,7 @@ LOG_FORMAT = env.str("LOG_FORMAT", "text", validate=environs.validate.OneOf(["te
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"text": {"()": "portal.logs.Text"}, "json": {"()": "portal.logs.Json"}},
+    "formatters": {"text": {"()": "portal.logs.Text"}, "json": {"()": "portal.logs.JsonFormatter"}},
     "handlers": {"stderr": {"class": "portal.logs.Stderr", "formatter": LOG_FORMAT}},
     "root": {"handlers": ["stderr"], "level": env.log_level("LOG_LEVEL", logging.INFO)},
     "loggers": {

@@ -19,11 +19,11 @@ from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
 from apiproxy.dataplane.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Timeouts
 from apiproxy.dataplane.client_address import parse_networks
 from apiproxy.dataplane.crash_suspects import Death
-from apiproxy.dataplane.host_watch import SignOfLife
+from apiproxy.dataplane.host_watch import Heartbeat
 from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused
 from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.limits.units import UNITS
-from apiproxy.dataplane.rejection_counts import Group
+from apiproxy.dataplane.rejection_counts import RejectionGroup
 from apiproxy.dataplane.usage_events import Usage
 from modelregistry import routes
 from modelregistry.engines.registry import engine_named
@@ -62,9 +62,9 @@ def revision() -> int:
     return run_query(_current_revision)
 
 
-def signs_of_life() -> dict[int, SignOfLife]:
+def heartbeats_by_host() -> dict[int, Heartbeat]:
     """Return what is known of the supervisors of hosts, by the hosts' ids. Raises DatabaseUnavailable."""
-    return run_query(lambda: {one.host_id: SignOfLife(one.claim, one.quiet) for one in routes.signs_of_life()})
+    return run_query(lambda: {one.host_id: Heartbeat(one.claim, one.quiet) for one in routes.supervisor_heartbeats()})
 
 
 def load() -> Catalogue:
@@ -96,7 +96,7 @@ def record_usage(rows: Sequence[Usage]) -> None:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
 
 
-def record_rejections(counts: Mapping[Group, int]) -> None:
+def record_rejections(counts: Mapping[RejectionGroup, int]) -> None:
     """Add refused calls to the sums of their hours.
 
     Raises RecordRefused, or DatabaseUnavailable: all or none are written.

@@ -27,7 +27,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from apiproxy.dataplane.host_watch import SignOfLife
+from apiproxy.dataplane.host_watch import Heartbeat
 
 Verdict = Literal["suspect", "guilty"]
 
@@ -156,7 +156,7 @@ class CrashSuspects:
                 async with asyncio.timeout(DOUBT):
                     await doubt.over.wait()
 
-    def settle(self, supervisors: Mapping[int, SignOfLife], served: Collection[int]) -> list[int]:
+    def settle(self, supervisors: Mapping[int, Heartbeat], served: Collection[int]) -> list[int]:
         """End doubts by what is known of the hosts' supervisors and by which replicas they say are there.
 
         Return the replicas that died with their hosts. Call it whenever either changes, and about once a second.

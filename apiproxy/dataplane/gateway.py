@@ -44,9 +44,9 @@ from apiproxy.dataplane.formats import requests, transcription
 from apiproxy.dataplane.formats.api_formats import CHAT, MESSAGES, ApiFormat
 from apiproxy.dataplane.formats.requests import ENDPOINTS, Call, Endpoint
 from apiproxy.dataplane.forwarding import Forwarder, OpenCalls
-from apiproxy.dataplane.host_watch import SignOfLife
+from apiproxy.dataplane.host_watch import Heartbeat
 from apiproxy.dataplane.limits.units import Consumption
-from apiproxy.dataplane.metrics import Gauge, State
+from apiproxy.dataplane.metrics import Gauge, WorkerState
 from apiproxy.dataplane.reachability import Reachability
 from apiproxy.dataplane.rejection_counts import RejectionCounts
 from apiproxy.dataplane.relay import Exchange
@@ -314,9 +314,9 @@ class Gateway:
         self.reachability.apply()
         self._inquiry.settle_doubts()
 
-    def note_supervisors(self, signs: Mapping[int, SignOfLife]) -> None:
+    def note_supervisors(self, heartbeats: Mapping[int, Heartbeat]) -> None:
         """Take what is known of the hosts' supervisors now. Call it about once a second, while the database answers."""
-        self.reachability.supervisors = signs
+        self.reachability.supervisors = heartbeats
         self._inquiry.settle_doubts()
 
     def sweep(self) -> None:
@@ -338,10 +338,10 @@ class Gateway:
         """How many batch calls wait for their turn."""
         return self._scheduler.queued
 
-    def state(self, *, backlog: int, database_up: bool, age: float, tasks_down: int) -> State:
+    def state(self, *, backlog: int, database_up: bool, age: float, tasks_down: int) -> WorkerState:
         """Return this worker's part of /metrics. `backlog` of the spool in bytes, `age` of the catalogue in seconds."""
         counting = self.services.limits.counting
-        return State(
+        return WorkerState(
             in_flight=self.in_flight,
             spool_bytes=backlog,
             spool_accepting=self.services.spool.accepting,

@@ -2,7 +2,7 @@
 
 A host whose power or network is gone says nothing at all: a new connection waits for its time-out, and calls that are
 open there wait for minutes. So every host of our engines is asked twice a second whether it takes (or refuses) a
-connection. A supervisor's sign of life would say less: it is also missing while the supervisor restarts and its engines
+connection. A supervisor's heartbeat would say less: it is also missing while the supervisor restarts and its engines
 keep running. Hosts on loopback need not be asked, and external servers have ways and times of their own.
 
 A machine whose processes are all frozen or gone still takes (or refuses) connections, though. So when a supervisor
@@ -51,7 +51,7 @@ def _count_silence(before: Mapping[K, _Silence], asked: float, silent: Iterable[
     return {one: _Silence(silence.since, silence.questions + 1) for one, silence in known.items()}
 
 
-class SignOfLife(NamedTuple):
+class Heartbeat(NamedTuple):
     """Of a host's supervisor: who that is, and whether it has been quiet for a while."""
 
     claim: str

@@ -161,7 +161,7 @@ class Spool:
         return descriptor, memory
 
 
-class Drain:
+class UsageDrain:
     """Moves segments into the database. Blocks; run it in one thread, never in two at once."""
 
     def __init__(self, directory: Path, record: Record, *, own: str = "") -> None:

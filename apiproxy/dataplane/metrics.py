@@ -44,7 +44,7 @@ SILENCE = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class WorkerState:
     """What one worker is doing."""
 
     in_flight: int
@@ -60,7 +60,7 @@ class State:
     tasks_down: int = 0
 
 
-# By the fields of State, which are the metrics' names: help, how several workers' values are combined.
+# By the fields of WorkerState, which are the metrics' names: help, how several workers' values are combined.
 STATES: Mapping[str, tuple[str, Callable[[Iterable[float]], float]]] = {
     "in_flight": ("Calls under way.", sum),
     "spool_bytes": ("Usage not yet in the database.", sum),
@@ -144,7 +144,7 @@ class Metrics:
     def count_task_failure(self, task: str) -> None:
         self._counters.add((FAILURES, task), 1, (0, 1))
 
-    def set_state(self, state: State) -> None:
+    def set_state(self, state: WorkerState) -> None:
         """Publish this worker's state. Call it about once a second, and before `render`."""
         self._counters.put(STATE, [self._clock(), *(float(getattr(state, field)) for field in STATES)])
 

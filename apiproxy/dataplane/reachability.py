@@ -3,7 +3,7 @@
 `host_watch` asks; here its answers become replicas that get no calls, and calls that are given up. In all of these:
 
 - a host or an engine is *silent*: it did not answer when it was asked;
-- a supervisor is *quiet*: it has given no sign of life for a while;
+- a supervisor is *quiet*: its heartbeat has been missing for a while;
 - a replica is *unreachable*: its host or its engine is silent, so it gets no calls;
 - a replica is *skipped*: it refused a call a moment ago, so others are preferred.
 """
@@ -17,7 +17,7 @@ from apiproxy.dataplane.call_meter import CallMeter
 from apiproxy.dataplane.catalogue import Catalogue, Replica
 from apiproxy.dataplane.engine_pools import EnginePools
 from apiproxy.dataplane.errors import ModelUnavailable
-from apiproxy.dataplane.host_watch import EngineWatch, HostWatch, SignOfLife
+from apiproxy.dataplane.host_watch import EngineWatch, Heartbeat, HostWatch
 from apiproxy.dataplane.relay import Exchange
 
 log = logging.getLogger("madoguchi.gateway")
@@ -51,7 +51,7 @@ class Reachability:
         self._catalogue = catalogue
         self._hosts = HostWatch(clock)
         self._engines = EngineWatch(clock)
-        self.supervisors: Mapping[int, SignOfLife] = {}  # by host
+        self.supervisors: Mapping[int, Heartbeat] = {}  # by host
 
     def is_silent(self, host: str) -> bool:
         """Return whether the host with this name or address does not answer."""

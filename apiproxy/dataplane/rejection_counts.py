@@ -16,7 +16,7 @@ QUARTER = 900  # seconds: what hours of any time zone consist of
 MAX_GROUPS = 50_000
 
 
-class Group(NamedTuple):
+class RejectionGroup(NamedTuple):
     """The calls that are counted together."""
 
     hour: int  # Unix seconds at which a quarter of an hour begins
@@ -29,23 +29,23 @@ class Group(NamedTuple):
 
 class RejectionCounts:
     def __init__(self) -> None:
-        self._counts: dict[Group, int] = {}
+        self._counts: dict[RejectionGroup, int] = {}
 
     def count(self, key: Key, model: str, code: str, now: float) -> None:
         """Count one call of this key, at `now` (Unix seconds)."""
-        self._add(Group(int(now) // QUARTER * QUARTER, key.tenant, key.user, key.id, model, code), 1)
+        self._add(RejectionGroup(int(now) // QUARTER * QUARTER, key.tenant, key.user, key.id, model, code), 1)
 
-    def take(self) -> Mapping[Group, int]:
+    def take(self) -> Mapping[RejectionGroup, int]:
         """Return all that was counted since the last time."""
         counts, self._counts = self._counts, {}
         return counts
 
-    def give_back(self, counts: Mapping[Group, int]) -> None:
+    def give_back(self, counts: Mapping[RejectionGroup, int]) -> None:
         """Take back counts that could not be written; `take` returns them again, with what came meanwhile."""
         for group, requests in counts.items():
             self._add(group, requests)
 
-    def _add(self, group: Group, requests: int) -> None:
+    def _add(self, group: RejectionGroup, requests: int) -> None:
         before = self._counts.get(group)
         if before is not None:
             self._counts[group] = before + requests

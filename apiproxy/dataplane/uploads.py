@@ -232,7 +232,7 @@ def is_true(fields: dict[str, str], name: str) -> bool:
     return fields.get(name, "").lower() in ("true", "1", "on", "yes")  # as FastAPI reads a form
 
 
-class Answer(Protocol):
+class EngineExchange(Protocol):
     """The engine's answer, while the upload is on its way: a `relay.Exchange`."""
 
     heard_at: float
@@ -310,7 +310,9 @@ class Upload:
         )
         return self._call
 
-    def start(self, connection: Connection, answer: Answer, model: str, on_complete: Callable[[Call], None]) -> None:
+    def start(
+        self, connection: Connection, answer: EngineExchange, model: str, on_complete: Callable[[Call], None]
+    ) -> None:
         """Begin to pass the upload on as the body of the request just sent, under the model's name there.
 
         `on_complete(call)` is called with the complete call once the engine has all of it.
@@ -357,7 +359,7 @@ class Upload:
     # --- passing on
 
     async def _pass_on(
-        self, connection: Connection, answer: Answer, model: str, on_complete: Callable[[Call], None]
+        self, connection: Connection, answer: EngineExchange, model: str, on_complete: Callable[[Call], None]
     ) -> None:
         """Pass on the whole upload; if that fails, end the answer with the reason."""
         try:
@@ -371,7 +373,7 @@ class Upload:
             log.exception("an upload could not be passed on")
             answer.cut_off(Internal())
 
-    async def _write_body(self, connection: Connection, answer: Answer, model: str) -> None:
+    async def _write_body(self, connection: Connection, answer: EngineExchange, model: str) -> None:
         """Write the whole body, no faster than the engine takes it."""
         while True:
             held = self._form.take(model)

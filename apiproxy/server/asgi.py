@@ -29,7 +29,7 @@ from apiproxy.dataplane.downstream import Receive, Scope, Send, client_of
 from apiproxy.dataplane.executor import DaemonExecutor
 from apiproxy.dataplane.formats.requests import RequestPolicy
 from apiproxy.dataplane.gateway import JSON, Gateway
-from apiproxy.dataplane.ledger import DatabaseUnavailable, Drain, RecordRefused, Spool
+from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused, Spool, UsageDrain
 from apiproxy.dataplane.limits.local import Limits, Spending
 from apiproxy.dataplane.limits.redis import SharedLimits
 from apiproxy.dataplane.memory_budget import MemoryBudget
@@ -77,7 +77,7 @@ class Application:
 
     def __init__(self) -> None:
         self._gateway: Gateway | None = None
-        self._drain: Drain | None = None
+        self._drain: UsageDrain | None = None
         self._watchdog = Watchdog(self._task_failed)
         self._tasks: list[asyncio.Task[None]] = []
         self._moved, self._wait = 0, MOVE  # lines of the spool that are moved; seconds until the next look at it
@@ -164,7 +164,7 @@ class Application:
 
     async def _build(self) -> None:
         spool = Spool(settings.SPOOL)
-        self._drain = Drain(settings.SPOOL, catalogue_loader.record_usage, own=spool.owner)
+        self._drain = UsageDrain(settings.SPOOL, catalogue_loader.record_usage, own=spool.owner)
         limits = self._limits()
         malloc_trim.configure_malloc()
         budget = MemoryBudget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY)
@@ -291,7 +291,9 @@ class Application:
         with contextlib.suppress(DatabaseUnavailable):  # the look reports it; what was known stays
             # First: a supervisor that follows another is known by then before what it says of its replicas.
             loop = asyncio.get_running_loop()
-            gateway.note_supervisors(await loop.run_in_executor(self._catalogue_thread, catalogue_loader.signs_of_life))
+            gateway.note_supervisors(
+                await loop.run_in_executor(self._catalogue_thread, catalogue_loader.heartbeats_by_host)
+            )
         await self._look(gateway)
 
     async def _refresh(self) -> None:

@@ -2,7 +2,7 @@
 
 The one place that looks into argument strings: planner, launcher and validation ask `Arguments`. What an engine takes
 is a table of `Option`s, read off its own parser (`options/`): one of each launcher comes with the product, and one of
-the very version of a host may be given in its place. Each engine has a `Reader` of its own:
+the very version of a host may be given in its place. Each engine has a `ArgumentReader` of its own:
 
 - vLLM (FlexibleArgumentParser over Python's argparse): `--a b`, `--a=b`, `_` for `-`, unique beginnings of names,
   `-tp 2`, `-qawq`, `-O2`, `8k` and `8K`, keys of JSON one by one (`--a.b=c`, `--a.b+ c`), `--no-a`.
@@ -84,7 +84,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class ArgumentFault:
     """What the engine would refuse. `arg` as written; `more`: the names or values that were possible.
 
     `code`: unknown, elsewhere (unknown here, but llama-server has it), ambiguous, joined (an option and its value in
@@ -127,7 +127,7 @@ class Arguments:
 
     launcher: str
     given: tuple[Given, ...] = ()
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[ArgumentFault, ...] = ()
 
     def last(self, *names: str) -> Given | None:
         """Return the one that counts."""
@@ -272,7 +272,7 @@ def dashed(arg: str) -> str:
     return name.replace("_", "-") + dot + keys
 
 
-class Reader:
+class ArgumentReader:
     """Takes a list of arguments apart as one engine's own parser does. `given` and `faults`: what it found so far."""
 
     reads_by_stoi = False  # numbers, as C++ does: the digits that a text begins with
@@ -281,7 +281,7 @@ class Reader:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.given: list[Given] = []
-        self.faults: list[Fault] = []
+        self.faults: list[ArgumentFault] = []
 
     def read(self, args: Sequence[str]) -> None:
         """Read all of them. Called once."""
@@ -296,7 +296,7 @@ class Reader:
         return tuple(found)
 
 
-class ArgparseReader(Reader):
+class ArgparseReader(ArgumentReader):
     """Reads as Python's argparse does."""
 
     def read(self, args: Sequence[str]) -> None:
@@ -324,9 +324,9 @@ class ArgparseReader(Reader):
         option = self.options.by_name[found]
         values, took = self._values(option, inline, words, at)
         if inline is not None and option.values == "0":
-            self.faults.append(Fault(code="needless-value", arg=written[at]))
+            self.faults.append(ArgumentFault(code="needless-value", arg=written[at]))
         if not values and option.values in ("1", "2", "+"):
-            self.faults.append(Fault(code="no-value", arg=written[at]))
+            self.faults.append(ArgumentFault(code="no-value", arg=written[at]))
         on = found not in option.off
         self.given.append(Given(name=found, written=written[at], option=option, values=values, on=on))
         return 1 + took
@@ -363,7 +363,7 @@ class ArgparseReader(Reader):
         if len(meant) == 1:
             return candidates[0]
         if meant:
-            self.faults.append(Fault(code="ambiguous", arg=name, more=tuple(candidates[:8])))
+            self.faults.append(ArgumentFault(code="ambiguous", arg=name, more=tuple(candidates[:8])))
         return None
 
     def _attached(self, word: str) -> tuple[str | None, str | None]:
@@ -374,7 +374,7 @@ class ArgparseReader(Reader):
     def _unknown(self, words: Sequence[str], written: Sequence[str], at: int, name: str, inline: str | None) -> int:
         ambiguous = any(fault.code == "ambiguous" and fault.arg == name for fault in self.faults)
         if self.options.exact and not ambiguous:
-            self.faults.append(Fault(code="unknown", arg=written[at]))
+            self.faults.append(ArgumentFault(code="unknown", arg=written[at]))
         following = words[at + 1 : at + 2]
         takes = inline is None and bool(following) and not self._is_option(following[0])
         values = (inline,) if inline is not None else tuple(following) if takes else ()
@@ -388,10 +388,10 @@ def joined_option(arg: str, options: Options) -> str:
     return name if space and dashed(name) in options.by_name else ""
 
 
-def stray_fault(arg: str, options: Options) -> Fault:
+def stray_fault(arg: str, options: Options) -> ArgumentFault:
     """Return what is wrong with a word that belongs to no option."""
     name = joined_option(arg, options)
-    return Fault(code="joined", arg=arg, more=(name,)) if name else Fault(code="stray", arg=arg)
+    return ArgumentFault(code="joined", arg=arg, more=(name,)) if name else ArgumentFault(code="stray", arg=arg)
 
 
 def dashed_name(arg: str) -> str:
@@ -430,24 +430,24 @@ def _stoi(text: str) -> tuple[int, str] | None:
     return (int(matched[1]), matched[2]) if matched else None
 
 
-def _whole(text: str, kind: str, *, stoi: bool) -> int | Fault | None:
-    """Return a number; None: it need not be one; a Fault without its argument."""
+def _whole(text: str, kind: str, *, stoi: bool) -> int | ArgumentFault | None:
+    """Return a number; None: it need not be one; an ArgumentFault without its argument."""
     if stoi and kind == "int":
         found = _stoi(text)
-        return found[0] if found else Fault(code="not-a-number", arg="")
+        return found[0] if found else ArgumentFault(code="not-a-number", arg="")
     if kind == "size-or-auto" and text.strip().lower() in ("-1", "auto"):
         return -1
     if kind in ("size", "size-or-auto"):
         value = parse_human_number(text)
     else:
         value = int(text) if re.fullmatch(r"\s*[+-]?\d{1,18}\s*", text) else None
-    return Fault(code="not-a-number", arg="") if value is None else value
+    return ArgumentFault(code="not-a-number", arg="") if value is None else value
 
 
-def _value_faults(one: Given, engine: "Engine", *, exact: bool) -> list[Fault]:
+def _value_faults(one: Given, engine: "Engine", *, exact: bool) -> list[ArgumentFault]:
     if one.option is None or one.option.values == "0":
         return []
-    check: Callable[[str], Fault | None] = _CHECKS.get(one.option.kind, lambda text: None)
+    check: Callable[[str], ArgumentFault | None] = _CHECKS.get(one.option.kind, lambda text: None)
     found = []
     for value in one.values:
         if value in engine.reader.words_for_nothing:
@@ -457,49 +457,49 @@ def _value_faults(one: Given, engine: "Engine", *, exact: bool) -> list[Fault]:
         fault = _of_integer(value, one.option.kind, stoi=stoi) or check(value)
         fault = fault or (_of_range(value, one.option.kind, allowed, stoi=stoi) if allowed else None)
         if fault is None and exact and one.option.choices and value not in one.option.choices:
-            fault = Fault(code="not-one-of", arg="", more=one.option.choices)
+            fault = ArgumentFault(code="not-one-of", arg="", more=one.option.choices)
         if fault:
             found.append(replace(fault, arg=f"{one.name} {value}"))
     return found
 
 
-def _of_integer(text: str, kind: str, *, stoi: bool) -> Fault | None:
+def _of_integer(text: str, kind: str, *, stoi: bool) -> ArgumentFault | None:
     if kind not in ("int", "size", "size-or-auto"):
         return None
     value = _whole(text, kind, stoi=stoi)
-    if isinstance(value, Fault):
+    if isinstance(value, ArgumentFault):
         return value
     left = _stoi(text) if stoi else None
-    return Fault(code="half-read", arg="", more=(str(left[0]),)) if left and left[1].strip() else None
+    return ArgumentFault(code="half-read", arg="", more=(str(left[0]),)) if left and left[1].strip() else None
 
 
-def _of_float(text: str) -> Fault | None:
+def _of_float(text: str) -> ArgumentFault | None:
     try:
         finite = math.isfinite(float(text))  # "nan" passes every comparison that an engine makes
     except ValueError:
         finite = False
-    return None if finite else Fault(code="not-a-number", arg="")
+    return None if finite else ArgumentFault(code="not-a-number", arg="")
 
 
-def _of_range(text: str, kind: str, allowed: Range, *, stoi: bool) -> Fault | None:
+def _of_range(text: str, kind: str, allowed: Range, *, stoi: bool) -> ArgumentFault | None:
     value = float(text) if kind == "float" else _whole(text, kind, stoi=stoi)
     if isinstance(value, int | float) and not allowed.allows(value):
-        return Fault(code="out-of-range", arg="", more=allowed.limits)
+        return ArgumentFault(code="out-of-range", arg="", more=allowed.limits)
     return None
 
 
-def _of_json(text: str) -> Fault | None:
+def _of_json(text: str) -> ArgumentFault | None:
     try:
         # vLLM reads 80m in JSON as a number as well.
         json.loads(re.sub(r'("(?:[^"\\]|\\.)*")|\b\d+(?:\.\d+)?[kKmMgGtT]\b', lambda found: found[1] or "0", text))
     except (ValueError, RecursionError):
-        return Fault(code="not-json", arg="")
+        return ArgumentFault(code="not-json", arg="")
     return None
 
 
-def _of_bool(text: str) -> Fault | None:
+def _of_bool(text: str) -> ArgumentFault | None:
     words = ("1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no")
-    return None if text.lower().strip() in words else Fault(code="not-one-of", arg="", more=("true", "false"))
+    return None if text.lower().strip() in words else ArgumentFault(code="not-one-of", arg="", more=("true", "false"))
 
 
-_CHECKS: Mapping[str, Callable[[str], Fault | None]] = {"float": _of_float, "json": _of_json, "bool": _of_bool}
+_CHECKS: Mapping[str, Callable[[str], ArgumentFault | None]] = {"float": _of_float, "json": _of_json, "bool": _of_bool}

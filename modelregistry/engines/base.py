@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelregistry.engines import arguments
 from modelregistry.engines.argument_rules import ArgumentRules
-from modelregistry.engines.arguments import ArgparseReader, Arguments, Options, Reader
+from modelregistry.engines.arguments import ArgparseReader, ArgumentReader, Arguments, Options
 from modelregistry.files.metadata import CHECKPOINT, ModelMetadata
 from modelregistry.memory.estimate import Demand, Prediction, Unpredictable
 
@@ -67,7 +67,7 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class EngineEndpoint:
     """Where one engine listens, what it wants to be shown, and how many seconds it may take to stop."""
 
     address: str
@@ -111,7 +111,7 @@ class MemoryGrant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class EngineCommand:
     """What to execute. The API key is in the environment only: a command line can be read by every user of the host.
 
     `filtered`: its output may hold callers' words, so `log_filter` is in front of its log.
@@ -143,7 +143,7 @@ class MonitoringSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class RegistrationProblem:
     """Why a model cannot be registered so. `field`: of ServedModel; `sentence` and `values`: for `gettext`."""
 
     field: str
@@ -190,7 +190,7 @@ class Engine:
     error_lines: tuple[str, ...] = ()  # patterns of the lines that name a cause, before `_ERROR_LINE`
 
     # --- Its arguments
-    reader: type[Reader] = ArgparseReader
+    reader: type[ArgumentReader] = ArgparseReader
     rules = ArgumentRules()
 
     def launchers(self) -> dict[str, "Engine"]:
@@ -260,7 +260,7 @@ class Engine:
         """Return whether it takes waiting requests by the `priority` that they come with."""
         return False
 
-    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         """Return how it is started, whatever memory it gets."""
         raise NotImplementedError
 
@@ -280,11 +280,11 @@ class Engine:
         self,
         spec: Spec,
         program: tuple[str, ...],
-        endpoint: Endpoint,
+        endpoint: EngineEndpoint,
         environment: Mapping[str, str],
         grant: MemoryGrant | None = None,
         isolation: CallerIsolation = CallerIsolation(),
-    ) -> Command:
+    ) -> EngineCommand:
         """Build the whole command, from our own `environment`.
 
         The operator's arguments come last, and options that they set are left out of ours.
@@ -305,7 +305,7 @@ class Engine:
             env |= {"CUDA_VISIBLE_DEVICES": ",".join(grant.visible), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # NVML's order
             env = {name: value for name, value in env.items() if name not in self.planned_variables}
         given = arguments.render(self.launcher, operators, spec.args)
-        return Command(argv=(*program, *parts.head, *options, *given), env=env, filtered=self.logs_prompts)
+        return EngineCommand(argv=(*program, *parts.head, *options, *given), env=env, filtered=self.logs_prompts)
 
     def _inherited(self, environment: Mapping[str, str]) -> dict[str, str]:
         prefixes = INHERITED_PREFIXES + self.inherited_prefixes
@@ -335,15 +335,15 @@ class Engine:
         """Return whether this launcher can be taken for the task, where the choice is left open."""
         return True
 
-    def check_registration(self, spec: Spec, url: str) -> Iterator[Problem]:
+    def check_registration(self, spec: Spec, url: str) -> Iterator[RegistrationProblem]:
         """Yield what is wrong by the fields alone: no file is looked at."""
         yield from ()
 
-    def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[Problem]:
+    def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[RegistrationProblem]:
         """Yield what is asked of these files that they cannot give. `parsed`: the arguments."""
         yield from ()
 
-    def check_arguments(self, parsed: Arguments, slots: int | None) -> Iterator[Problem]:
+    def check_arguments(self, parsed: Arguments, slots: int | None) -> Iterator[RegistrationProblem]:
         """Yield the options that conflict with each other."""
         yield from ()
 

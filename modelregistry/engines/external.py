@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from modelregistry.engines.base import Engine, Problem, Spec
+from modelregistry.engines.base import Engine, RegistrationProblem, Spec
 from modelregistry.files.metadata import gettext_noop
 
 URL_FAULTS = {
@@ -21,15 +21,15 @@ class External(Engine):
     title = gettext_noop("external (a URL)")
     external = True
 
-    def check_registration(self, spec: Spec, url: str) -> Iterator[Problem]:
+    def check_registration(self, spec: Spec, url: str) -> Iterator[RegistrationProblem]:
         if spec.path:
-            yield Problem(
+            yield RegistrationProblem(
                 field="path", code="needless-path", sentence=gettext_noop("An external engine has a URL, not a path.")
             )
         elif code := _url_fault(url):
-            yield Problem(field="url", code=code, sentence=URL_FAULTS[code], values={"url": url})
+            yield RegistrationProblem(field="url", code=code, sentence=URL_FAULTS[code], values={"url": url})
         if spec.version:
-            yield Problem(
+            yield RegistrationProblem(
                 field="engine_version",
                 code="needless-version",
                 sentence=gettext_noop("The version of an external engine cannot be chosen here."),

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelregistry.engines import llama_cpp_arguments, xllamacpp_launcher
-from modelregistry.engines.arguments import Arguments, Options, Reader, read_arguments
+from modelregistry.engines.arguments import ArgumentReader, Arguments, Options, read_arguments
 from modelregistry.engines.base import (
     CallerIsolation,
     CommandParts,
-    Endpoint,
     Engine,
+    EngineEndpoint,
     MemoryGrant,
     MonitoringSpec,
-    Problem,
+    RegistrationProblem,
     Spec,
 )
 from modelregistry.engines.llama_cpp_arguments import (
@@ -50,7 +50,7 @@ class LlamaCpp(Engine):
     logs_prompts = True
     stops_unary = False
     inherited_prefixes = ("GGML_",)
-    reader: type[Reader] = LlamaCppReader
+    reader: type[ArgumentReader] = LlamaCppReader
     rules = llama_cpp_arguments.RULES
 
     def launchers(self) -> dict[str, Engine]:
@@ -73,7 +73,7 @@ class LlamaCpp(Engine):
         said = spec.arguments(self.launcher).number("--parallel")
         return max(said or 0, 0) or spec.slots or DEFAULT_SLOTS  # -1: it chooses, four
 
-    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         parallel = self.slots(spec) or DEFAULT_SLOTS
         argv = ["--model", spec.path, "--alias", spec.name, "--host", endpoint.address, "--port", str(endpoint.port)]
         argv += ["--metrics", "--parallel", str(parallel)]
@@ -106,9 +106,9 @@ class LlamaCpp(Engine):
 
     # --- What models may be registered with it
 
-    def check_registration(self, spec: Spec, url: str) -> Iterator[Problem]:
+    def check_registration(self, spec: Spec, url: str) -> Iterator[RegistrationProblem]:
         if spec.task == "transcription":
-            yield Problem(
+            yield RegistrationProblem(
                 field="task",
                 code="transcribes-by-chat",
                 sentence=gettext_noop(
@@ -116,10 +116,10 @@ class LlamaCpp(Engine):
                 ),
             )
 
-    def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[Problem]:
+    def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[RegistrationProblem]:
         if spec.task == "embedding" and not facts.pooling and not parsed.says("--pooling", "--pooling-type"):
             # It would have a vector for each token, and answers each call with 400.
-            yield Problem(
+            yield RegistrationProblem(
                 field="task",
                 code="no-pooling",
                 sentence=gettext_noop(
@@ -182,7 +182,7 @@ class LlamaServer(LlamaCpp):
     def read_options(self, output: str) -> list[dict[str, Any]]:
         return help_options(output)
 
-    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         parts = super().command(spec, endpoint)
         # Neither pages of its own nor a look at the internet. (The wheel's server has neither.)
         return replace(parts, options=[*parts.options, "--no-webui", "--offline"])
@@ -213,7 +213,7 @@ class Xllamacpp(LlamaCpp):
     def shipped_options(self) -> Options:
         return Options.of(xllamacpp_launcher.described(), exact=True)
 
-    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         # One second less than it is given, so that it ends by itself.
         head = [str(XLLAMACPP_LAUNCHER), "--grace", f"{max(endpoint.grace - 1, 0):g}"]
         return replace(super().command(spec, endpoint), head=head)
@@ -249,7 +249,7 @@ class LlamaCppPython(LlamaCpp):
     def slots(self, spec: Spec) -> int | None:
         return 1
 
-    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         argv = ["--model", spec.path, "--model_alias", spec.name]
         argv += ["--host", endpoint.address, "--port", str(endpoint.port), "--n_ctx", str(spec.context or 0)]
         # Else any other request ends a running stream early, as if it had finished.
@@ -268,10 +268,10 @@ class LlamaCppPython(LlamaCpp):
     def serves(self, task: str) -> bool:
         return task != "rerank"
 
-    def check_registration(self, spec: Spec, url: str) -> Iterator[Problem]:
+    def check_registration(self, spec: Spec, url: str) -> Iterator[RegistrationProblem]:
         yield from super().check_registration(spec, url)
         if spec.task == "rerank":
-            yield Problem(
+            yield RegistrationProblem(
                 field="launcher",
                 code="cannot-rerank",
                 sentence=gettext_noop("llama-cpp-python cannot rerank; choose llama-server or xllamacpp."),

@@ -17,10 +17,10 @@ from modelregistry.engines.argument_rules import (
 )
 from modelregistry.engines.arguments import (
     ArgparseReader,
+    ArgumentFault,
+    ArgumentReader,
     Arguments,
-    Fault,
     Given,
-    Reader,
     dashed,
     is_negative,
     joined_option,
@@ -108,7 +108,7 @@ RULES = ArgumentRules(ranges=_RANGES, risks=_RISKS, files=_FILES, unplanned=_UNP
 PYTHON_RULES = replace(RULES, ranges=_RANGES_OF_PYTHON)
 
 
-class LlamaCppReader(Reader):
+class LlamaCppReader(ArgumentReader):
     """Reads as common_params_parse_ex of llama.cpp's common/arg.cpp: names as they are, a value is what comes next."""
 
     reads_by_stoi = True
@@ -133,9 +133,9 @@ class LlamaCppReader(Reader):
         count = int(option.values) if option.values.isdigit() else 1  # "?" and "+" are argparse's
         values = ((value,) if equals else ()) + tuple(args[at + 1 : at + 1 + count - bool(equals)])
         if count == 0 and equals:
-            self.faults.append(Fault(code="needless-value", arg=arg))
+            self.faults.append(ArgumentFault(code="needless-value", arg=arg))
         if len(values) < count:
-            self.faults.append(Fault(code="no-value", arg=arg))
+            self.faults.append(ArgumentFault(code="no-value", arg=arg))
         self.given.append(
             Given(name=name, written=arg, option=option, values=values[:count], on=name not in option.off)
         )
@@ -144,7 +144,7 @@ class LlamaCppReader(Reader):
     def _unknown(self, args: Sequence[str], at: int, name: str, value: str | None) -> int:
         """Read an option of another version: what follows is its value unless it looks like an option."""
         if self.options.exact:
-            self.faults.append(Fault(code=self.code_of_unknown(name), arg=args[at]))
+            self.faults.append(ArgumentFault(code=self.code_of_unknown(name), arg=args[at]))
         following = args[at + 1 : at + 2]
         takes = value is None and bool(following) and (not following[0].startswith("-") or is_negative(following[0]))
         values = (value,) if value is not None else tuple(following) if takes else ()
@@ -154,7 +154,7 @@ class LlamaCppReader(Reader):
         return 1 + takes
 
     def code_of_unknown(self, name: str) -> str:
-        """Return the code of the `Fault` for an option that is not in the exact table."""
+        """Return the code of the `ArgumentFault` for an option that is not in the exact table."""
         return "unknown"
 
 

@@ -9,11 +9,11 @@ from modelregistry.engines.arguments import Arguments, read_arguments
 from modelregistry.engines.base import (
     CallerIsolation,
     CommandParts,
-    Endpoint,
     Engine,
+    EngineEndpoint,
     MemoryGrant,
     MonitoringSpec,
-    Problem,
+    RegistrationProblem,
     Spec,
 )
 from modelregistry.engines.option_listings import describe_command, read_description
@@ -98,7 +98,7 @@ class Vllm(Engine):
         policy = read_arguments(self.launcher, args).text("--scheduling-policy")
         return task == "chat" and policy in (None, "priority")
 
-    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         argv = ["--served-model-name", spec.name, "--host", endpoint.address, "--port", str(endpoint.port)]
         # Each health check would be a line in the log. Its description of itself is open to everybody.
         argv += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
@@ -171,10 +171,10 @@ class Vllm(Engine):
 
     # --- What models may be registered with it
 
-    def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[Problem]:
+    def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[RegistrationProblem]:
         if spec.task == "chat" and not facts.has_chat_template and not parsed.says("--chat-template"):
             # llama.cpp takes a general one (ChatML) instead; vLLM answers every chat with 400.
-            yield Problem(
+            yield RegistrationProblem(
                 field="task",
                 code="no-chat-template",
                 sentence=gettext_noop(
@@ -184,7 +184,7 @@ class Vllm(Engine):
             )
         cards = parsed.number("--tensor-parallel-size") or spec.tensor_parallel
         if facts.heads and facts.heads % cards:
-            yield Problem(
+            yield RegistrationProblem(
                 field="tensor_parallel",
                 code="uneven-heads",
                 sentence=gettext_noop(
@@ -193,11 +193,11 @@ class Vllm(Engine):
                 values={"heads": facts.heads, "gpus": cards},
             )
 
-    def check_arguments(self, parsed: Arguments, slots: int | None) -> Iterator[Problem]:
+    def check_arguments(self, parsed: Arguments, slots: int | None) -> Iterator[RegistrationProblem]:
         batch = parsed.number("--max-num-batched-tokens")
         parallel = parsed.number("--max-num-seqs") or slots or memory.SEQUENCES
         if batch is not None and batch < parallel:
-            yield Problem(
+            yield RegistrationProblem(
                 field="args",
                 code="batch-too-small",
                 sentence=gettext_noop(

@@ -20,8 +20,8 @@ from modelregistry.engines.argument_rules import (
 )
 from modelregistry.engines.arguments import (
     ArgparseReader,
+    ArgumentFault,
     Arguments,
-    Fault,
     dashed_name,
     is_negative,
     parse_human_number,
@@ -154,11 +154,11 @@ def _levels(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], li
     return [word for word, _ in new], [spelt for _, spelt in new]
 
 
-def _keys_of_json(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], list[str], list[Fault]]:
+def _keys_of_json(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], list[str], list[ArgumentFault]]:
     """Put `--a.b=c`, `--a.b c` and `--a.b+ c,d` together to one `--a {"b": …}` behind all others, as vLLM does."""
     kept: list[tuple[str, str]] = []
     made: dict[str, dict[str, Any]] = {}
-    faults: list[Fault] = []
+    faults: list[ArgumentFault] = []
     at = 0
     while at < len(words):
         name, equals, value = words[at].partition("=")
@@ -168,7 +168,7 @@ def _keys_of_json(words: Sequence[str], written: Sequence[str]) -> tuple[list[st
             continue
         if not equals:
             if at + 1 == len(words):
-                faults.append(Fault(code="no-value", arg=written[at]))
+                faults.append(ArgumentFault(code="no-value", arg=written[at]))
                 break
             at += 1
             value = words[at]

@@ -29,7 +29,7 @@ Apply = Callable[[Any, Any], None]  # the parameters, and the value as it was re
 
 
 @dataclass(frozen=True)
-class Option:
+class LauncherOption:
     """`off`: names that say no. `kind`: flag, int, float, json or text; `choices`: of a text, if not all will do."""
 
     names: "tuple[str, ...]"
@@ -108,7 +108,7 @@ def finish(params: Any) -> None:
 # --- Reading
 
 
-def read(argv: "Sequence[str]") -> "Iterator[tuple[Option, Any]]":
+def read(argv: "Sequence[str]") -> "Iterator[tuple[LauncherOption, Any]]":
     """Read them as llama.cpp does: `_` for `-` in names, a value is the next word; also `--a=b`. Raises ValueError."""
     words = iter(argv)
     for word in words:
@@ -126,7 +126,7 @@ def read(argv: "Sequence[str]") -> "Iterator[tuple[Option, Any]]":
         yield option, converted(option, name, value)
 
 
-def converted(option: Option, name: str, value: str) -> Any:
+def converted(option: LauncherOption, name: str, value: str) -> Any:
     convert: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "json": json.loads}
     try:
         found = convert.get(option.kind, str)(value)
@@ -299,27 +299,27 @@ def load_mode(mode: str, otherwise: str = "") -> Apply:
 # --- What it takes
 
 
-def text(names: str, apply: Apply, *choices: str) -> Option:
-    return Option(tuple(names.split()), apply, choices=choices)
+def text(names: str, apply: Apply, *choices: str) -> LauncherOption:
+    return LauncherOption(tuple(names.split()), apply, choices=choices)
 
 
-def number(names: str, path: "str | Apply") -> Option:
-    return Option(tuple(names.split()), to(path) if isinstance(path, str) else path, kind="int")
+def number(names: str, path: "str | Apply") -> LauncherOption:
+    return LauncherOption(tuple(names.split()), to(path) if isinstance(path, str) else path, kind="int")
 
 
-def decimal(names: str, path: "str | Apply") -> Option:
-    return Option(tuple(names.split()), to(path) if isinstance(path, str) else path, kind="float")
+def decimal(names: str, path: "str | Apply") -> LauncherOption:
+    return LauncherOption(tuple(names.split()), to(path) if isinstance(path, str) else path, kind="float")
 
 
-def flag(names: str, path: "str | Apply", off: str = "") -> Option:
+def flag(names: str, path: "str | Apply", off: str = "") -> LauncherOption:
     apply = to(path) if isinstance(path, str) else path
-    return Option(tuple(names.split()), apply, kind="flag", off=tuple(off.split()))
+    return LauncherOption(tuple(names.split()), apply, kind="flag", off=tuple(off.split()))
 
 
 GRACE = ("--grace",)  # seconds for running requests after SIGTERM; ours
 FLASH = {"on": "enabled", "off": "disabled", "1": "enabled", "0": "disabled"}
 
-OPTIONS: "tuple[Option, ...]" = (
+OPTIONS: "tuple[LauncherOption, ...]" = (
     decimal("--grace", "port"),
     text("--model -m", to("model.path")),
     text("--alias -a", lambda params, value: setattr(params, "model_alias", {value})),
@@ -438,7 +438,7 @@ OPTIONS: "tuple[Option, ...]" = (
     flag("--jinja", "use_jinja", "--no-jinja"),
     text("--chat-template", to("chat_template")),
     text("--chat-template-file", from_file("chat_template")),
-    Option(("--chat-template-kwargs",), template_arguments, kind="json"),
+    LauncherOption(("--chat-template-kwargs",), template_arguments, kind="json"),
     text(
         "--reasoning-format",
         of("reasoning_format", "common_reasoning_format", "COMMON_REASONING_FORMAT"),

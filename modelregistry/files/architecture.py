@@ -196,7 +196,7 @@ def _whisper(config: Config) -> Iterator[Attention]:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class LayerKind:
     """Of a layer: whether it has a KV cache, how far back that goes (None: all), and whether it keeps a state."""
 
     attends: bool = True
@@ -205,7 +205,7 @@ class Kind:
     state: bool = False
 
 
-def layer_kinds(config: Config, layers: int) -> list[Kind]:
+def layer_kinds(config: Config, layers: int) -> list[LayerKind]:
     """Return what each layer is, by config.json, else by the rule of its architecture."""
     words = _words(config, layers)
     window = config.number("sliding_window", "window_size") or None
@@ -215,16 +215,16 @@ def layer_kinds(config: Config, layers: int) -> list[Kind]:
     return [_kind(config, word, window, chunk) for word in words]
 
 
-def _kind(config: Config, word: str, window: int | None, chunk: int | None) -> Kind:
+def _kind(config: Config, word: str, window: int | None, chunk: int | None) -> LayerKind:
     if word in FULL or (word == "moe" and config.kind != "nemotron_h"):
-        return Kind()
+        return LayerKind()
     if word in ("sliding_attention", "hybrid_sliding"):
-        return Kind(window=window)
+        return LayerKind(window=window)
     if word == "chunked_attention":
-        return Kind(window=chunk, chunked=True)
+        return LayerKind(window=chunk, chunked=True)
     if word in BOTH:
-        return Kind(state=True)
-    return Kind(attends=False, state=word in STATES)
+        return LayerKind(state=True)
+    return LayerKind(attends=False, state=word in STATES)
 
 
 def _words(config: Config, layers: int) -> list[str] | None:
@@ -305,23 +305,23 @@ def _attending_at_intervals(config: Config, layers: int) -> set[int] | None:
     return None
 
 
-def _by_windows(config: Config, layers: int, window: int | None) -> list[Kind]:
+def _by_windows(config: Config, layers: int, window: int | None) -> list[LayerKind]:
     without = config.said.get("no_rope_layers")
     if config.kind.startswith("llama4") and isinstance(without, list) and len(without) >= layers:
         chunk = config.number("attention_chunk_size") or None
-        return [Kind(window=chunk, chunked=True) if rope else Kind() for rope in without[:layers]]
+        return [LayerKind(window=chunk, chunked=True) if rope else LayerKind() for rope in without[:layers]]
     if not window or config.get("use_sliding_window") is False:
-        return [Kind()] * layers
+        return [LayerKind()] * layers
     if config.said.get("use_sliding_window"):  # Qwen: the first layers see everything
         first = config.number("max_window_layers")
-        return [Kind(window=window if layer >= first else None) for layer in range(layers)]
-    return [Kind(window=window)] * layers  # Mistral 7B 0.1, Phi-3
+        return [LayerKind(window=window if layer >= first else None) for layer in range(layers)]
+    return [LayerKind(window=window)] * layers  # Mistral 7B 0.1, Phi-3
 
 
 # --- Keys and values
 
 
-def _attention(config: Config, layer: int, kind: Kind, kv_width: int) -> Iterator[Attention]:
+def _attention(config: Config, layer: int, kind: LayerKind, kv_width: int) -> Iterator[Attention]:
     latent = config.number("kv_lora_rank")
     if latent and config.kind != "minicpm3":  # which vLLM runs with the keys and values written out
         yield Attention(1, latent + config.number("qk_rope_head_dim"), 0, kind="latent")

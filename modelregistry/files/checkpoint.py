@@ -81,7 +81,7 @@ ROBERTAS = frozenset(["roberta", "xlm-roberta", "camembert"])
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class TensorHeader:
     """As a header of safetensors has it; `size` in bytes."""
 
     name: str
@@ -262,7 +262,7 @@ def _all_parts(files: Iterable[Path]) -> list[Path]:
     return sorted(wanted)
 
 
-def read_header(path: Path) -> Iterator[Tensor]:
+def read_header(path: Path) -> Iterator[TensorHeader]:
     """Yield the tensors of a safetensors file that is as long as it says. Raises Unreadable, OSError."""
     actual = path.stat().st_size
     with open_regular_file(path) as file:
@@ -294,11 +294,11 @@ def _check_length(path: Path, *, actual: int, expected: int) -> None:
         raise UnreadableModel("too-long", path=path, actual=actual, expected=expected)
 
 
-def _tensor(name: str, entry: Any, path: Path) -> tuple[Tensor, int]:
+def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorHeader, int]:
     """Return a tensor, and where in the data it ends."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        tensor = Tensor(name, clean_text(dtype, 20), tuple(shape), end - begin)
+        tensor = TensorHeader(name, clean_text(dtype, 20), tuple(shape), end - begin)
         sound = all(type(number) is int and 0 <= number < 2**48 for number in (begin, end, *tensor.shape))
     except (TypeError, ValueError, KeyError):
         raise _damaged(path) from None
@@ -324,7 +324,7 @@ def _see_that_pickles_are_whole(directory: Path, pickles: Sequence[Path]) -> Non
             raise UnreadableModel("cut-off-end", path=file)
 
 
-def _parameters(config: Config, tensors: Sequence[Tensor]) -> int | None:
+def _parameters(config: Config, tensors: Sequence[TensorHeader]) -> int | None:
     """Return how many weights, counted one by one where several are packed into a number."""
     if not tensors:
         return None
@@ -368,7 +368,7 @@ def _weight_groups(said: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [each for each in weights if isinstance(each, dict)]
 
 
-def _memory(config: Config, tensors: Sequence[Tensor]) -> architecture.LayerMemory:
+def _memory(config: Config, tensors: Sequence[TensorHeader]) -> architecture.LayerMemory:
     """Return what its layers keep; nothing for encoders. What neither file nor class says is counted in the tensors."""
     if (ENCODERS.search(config.kind) and "decoder" not in config.kind) or config.get("is_causal") is False:
         return architecture.LayerMemory()
@@ -377,7 +377,7 @@ def _memory(config: Config, tensors: Sequence[Tensor]) -> architecture.LayerMemo
     return architecture.layer_memory(config, kv_width=max(widths, default=0))
 
 
-def _counted(config: Config, tensors: Sequence[Tensor]) -> Config:
+def _counted(config: Config, tensors: Sequence[TensorHeader]) -> Config:
     """Return it with the layers counted in the files, where neither configuration nor class says how many."""
     if config.layers():
         return config
@@ -389,7 +389,7 @@ def _counted(config: Config, tensors: Sequence[Tensor]) -> Config:
     return config.with_layers(max(numbers) + 1) if numbers else config
 
 
-def _guessing_bytes(config: Config, tensors: Sequence[Tensor]) -> int:
+def _guessing_bytes(config: Config, tensors: Sequence[TensorHeader]) -> int:
     """Return bytes of layers behind the last one, or of their own name, which vLLM's files of these models skip."""
     layers = config.layers()
     behind = config.number("num_nextn_predict_layers") and layers
@@ -416,14 +416,14 @@ def _cache_type(directory: Path, config: Config) -> str:
     return "fp8" if isinstance(scheme, str) and scheme.lower() == "fp8" else ""
 
 
-def _embedding_bytes(tensors: Sequence[Tensor]) -> int:
+def _embedding_bytes(tensors: Sequence[TensorHeader]) -> int:
     return sum(tensor.size for tensor in tensors if EMBEDDING.fullmatch(tensor.name))
 
 
 # --- What it says of itself
 
 
-def _quantisation(directory: Path, config: Config, tensors: Sequence[Tensor]) -> str:
+def _quantisation(directory: Path, config: Config, tensors: Sequence[TensorHeader]) -> str:
     said = config.quantisation()
     method = clean_text(said.get("quant_method")).lower().replace("_", "-")
     if not said and (directory / "hf_quant_config.json").is_file():  # ModelOpt
@@ -453,7 +453,7 @@ def _compressed(said: Mapping[str, Any]) -> str:
     return "COMPRESSED"
 
 
-def _most_used(tensors: Sequence[Tensor]) -> str:
+def _most_used(tensors: Sequence[TensorHeader]) -> str:
     elements: dict[str, int] = {}
     for tensor in tensors:
         elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.elements

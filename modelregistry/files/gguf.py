@@ -19,7 +19,7 @@ from modelregistry.files.gguf_constants import (
     GGML_QUANT_SIZES,
     GGMLQuantizationType,
     GGUFValueType,
-    Keys,
+    HeaderKeys,
     LlamaFileType,
     PoolingType,
 )
@@ -111,7 +111,7 @@ def read_gguf(path: Path) -> ModelMetadata:
     parts = _parts(path)
     headers = [_header(part) for part in parts]
     values = headers[0].values
-    if len(parts) == 1 and _number(values, Keys.Split.LLM_KV_SPLIT_COUNT, default=1) > 1:
+    if len(parts) == 1 and _number(values, HeaderKeys.Split.LLM_KV_SPLIT_COUNT, default=1) > 1:
         raise UnreadableModel("unnamed-part", path=path)
     return _facts(path, values, [tensor for header in headers for tensor in header.tensors], len(parts))
 
@@ -227,7 +227,7 @@ def _parse(walk: _Walk, length: int) -> _Header:
     for _ in range(pairs):
         key = walk.text()
         values[key] = _value(walk, walk.number("<I"))
-    alignment = values.get(Keys.General.ALIGNMENT, 32)
+    alignment = values.get(HeaderKeys.General.ALIGNMENT, 32)
     if type(alignment) is not int or not 1 <= alignment <= bounds.SIZE:
         raise _Broken
     found = [_tensor(walk) for _ in range(tensors)]
@@ -304,10 +304,10 @@ def _optional(values: Mapping[str, Any], key: str, most: int = SIZE) -> int | No
 
 
 def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files: int) -> ModelMetadata:
-    architecture = values.get(Keys.General.ARCHITECTURE)
+    architecture = values.get(HeaderKeys.General.ARCHITECTURE)
     if not isinstance(architecture, str) or not architecture:
         raise _broken(path)
-    kind = clean_text(values.get(Keys.General.TYPE, "model"))
+    kind = clean_text(values.get(HeaderKeys.General.TYPE, "model"))
     if kind != "model" or architecture == "clip":
         raise UnreadableModel("component", path=path, kind=kind)
     if not tensors:
@@ -316,23 +316,23 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
     parameters = sum(tensor.elements for tensor in tensors)
     size = sum(tensor.size for tensor in tensors)
     pooling = _pooling(own)
-    layers = _required(own, Keys.LLM.BLOCK_COUNT, bounds.LAYERS)
+    layers = _required(own, HeaderKeys.LLM.BLOCK_COUNT, bounds.LAYERS)
     return ModelMetadata(
         architecture=clean_text(architecture),
         task=_task(architecture, pooling),
         parameters=parameters,
         quantisation=_quantisation(values, tensors),
         bits_per_weight=round(size * 8 / parameters, 2) if parameters else None,
-        context=_optional(own, Keys.LLM.CONTEXT_LENGTH, bounds.CONTEXT),
-        has_chat_template=bool(values.get(Keys.Tokenizer.CHAT_TEMPLATE)),
+        context=_optional(own, HeaderKeys.LLM.CONTEXT_LENGTH, bounds.CONTEXT),
+        has_chat_template=bool(values.get(HeaderKeys.Tokenizer.CHAT_TEMPLATE)),
         weight_bytes=size,
         embedding_weight_bytes=sum(tensor.size for tensor in tensors if tensor.name == "token_embd.weight"),
         layers=layers or None,
         attention=() if ENCODERS.fullmatch(architecture) else tuple(_attention(architecture, own, layers)),
         states=tuple(_states(architecture, own, layers)),
         experts=_experts(tensors, layers),
-        heads=max(_each(own, Keys.Attention.HEAD_COUNT, layers, HEADS)) or None,
-        hidden=_required(own, Keys.LLM.EMBEDDING_LENGTH),
+        heads=max(_each(own, HeaderKeys.Attention.HEAD_COUNT, layers, HEADS)) or None,
+        hidden=_required(own, HeaderKeys.LLM.EMBEDDING_LENGTH),
         vocabulary=_vocabulary(values, own),
         pooling=pooling,
         files=files,
@@ -349,11 +349,11 @@ def _experts(tensors: list[_Tensor], layers: int) -> tuple[int, ...]:
 
 
 def _vocabulary(values: Mapping[str, Any], own: Mapping[str, Any]) -> int | None:
-    return _optional(values, Keys.Tokenizer.LIST) or _optional(own, Keys.LLM.VOCAB_SIZE)
+    return _optional(values, HeaderKeys.Tokenizer.LIST) or _optional(own, HeaderKeys.LLM.VOCAB_SIZE)
 
 
 def _pooling(own: Mapping[str, Any]) -> str | None:
-    number = _number(own, Keys.LLM.POOLING_TYPE)
+    number = _number(own, HeaderKeys.LLM.POOLING_TYPE)
     names = {kind.value: kind.name.lower() for kind in PoolingType if kind != PoolingType.NONE}
     return names.get(number)
 
@@ -366,9 +366,9 @@ def _task(architecture: str, pooling: str | None) -> str:
 
 def _quantisation(values: Mapping[str, Any], tensors: list[_Tensor]) -> str:
     """Return what the file calls itself ("Q4_K_M"), else the type of most of its weights."""
-    said = _number(values, Keys.General.FILE_TYPE) & ~MARKED_AS_GUESSED
+    said = _number(values, HeaderKeys.General.FILE_TYPE) & ~MARKED_AS_GUESSED
     names = {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
-    if said in names and Keys.General.FILE_TYPE in values:
+    if said in names and HeaderKeys.General.FILE_TYPE in values:
         return names[said]
     elements: dict[str, int] = {}
     for tensor in tensors:
@@ -386,18 +386,18 @@ def _each(own: Mapping[str, Any], key: str, layers: int, most: int = SIZE) -> li
 
 
 def _attention(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[Attention]:
-    heads = _each(own, Keys.Attention.HEAD_COUNT, layers, HEADS)
-    kv_heads = _each(own, Keys.Attention.HEAD_COUNT_KV, layers, HEADS)
-    if Keys.Attention.HEAD_COUNT_KV not in own:
+    heads = _each(own, HeaderKeys.Attention.HEAD_COUNT, layers, HEADS)
+    kv_heads = _each(own, HeaderKeys.Attention.HEAD_COUNT_KV, layers, HEADS)
+    if HeaderKeys.Attention.HEAD_COUNT_KV not in own:
         kv_heads = heads
-    head = _required(own, Keys.LLM.EMBEDDING_LENGTH) // max(*heads, 1)
-    key = _number(own, Keys.Attention.KEY_LENGTH, default=head)
-    value = _number(own, Keys.Attention.VALUE_LENGTH, default=head)
-    latent = Keys.Attention.KEY_LENGTH_MLA in own and Keys.Attention.KV_LORA_RANK in own
+    head = _required(own, HeaderKeys.LLM.EMBEDDING_LENGTH) // max(*heads, 1)
+    key = _number(own, HeaderKeys.Attention.KEY_LENGTH, default=head)
+    value = _number(own, HeaderKeys.Attention.VALUE_LENGTH, default=head)
+    latent = HeaderKeys.Attention.KEY_LENGTH_MLA in own and HeaderKeys.Attention.KV_LORA_RANK in own
     windows = _windows(architecture, own, layers)
-    interval = _number(own, Keys.LLM.FULL_ATTENTION_INTERVAL, default=1)
+    interval = _number(own, HeaderKeys.LLM.FULL_ATTENTION_INTERVAL, default=1)
     # The last ones read what an earlier layer keeps.
-    keeping = layers - _number(own, Keys.Attention.SHARED_KV_LAYERS)
+    keeping = layers - _number(own, HeaderKeys.Attention.SHARED_KV_LAYERS)
     for layer in range(layers):
         # No heads: a layer with a state instead of a cache (hybrids with Mamba, short convolutions).
         if not kv_heads[layer] or layer >= keeping or (interval > 1 and (layer + 1) % interval):
@@ -405,8 +405,8 @@ def _attention(architecture: str, own: Mapping[str, Any], layers: int) -> Iterat
         if latent:
             yield Attention(1, key, 0)
         elif windows[layer]:
-            narrow = _number(own, Keys.Attention.KEY_LENGTH_SWA, default=key)
-            narrow_value = _number(own, Keys.Attention.VALUE_LENGTH_SWA, default=value)
+            narrow = _number(own, HeaderKeys.Attention.KEY_LENGTH_SWA, default=key)
+            narrow_value = _number(own, HeaderKeys.Attention.VALUE_LENGTH_SWA, default=value)
             yield Attention(kv_heads[layer], narrow, narrow_value, windows[layer])
         else:
             yield Attention(kv_heads[layer], key, value)
@@ -417,9 +417,9 @@ def _states(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[
     state = _state(own)
     if state is None:
         return
-    heads = _each(own, Keys.Attention.HEAD_COUNT_KV, layers, HEADS)
-    widths = _each(own, Keys.LLM.FEED_FORWARD_LENGTH, layers)
-    interval = _number(own, Keys.LLM.FULL_ATTENTION_INTERVAL, default=1)
+    heads = _each(own, HeaderKeys.Attention.HEAD_COUNT_KV, layers, HEADS)
+    widths = _each(own, HeaderKeys.LLM.FEED_FORWARD_LENGTH, layers)
+    interval = _number(own, HeaderKeys.LLM.FULL_ATTENTION_INTERVAL, default=1)
     for layer in range(layers):
         if interval > 1:
             keeps = bool((layer + 1) % interval)
@@ -431,29 +431,29 @@ def _states(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[
 
 
 def _state(own: Mapping[str, Any]) -> RecurrentState | None:
-    hidden = _number(own, Keys.LLM.EMBEDDING_LENGTH)
-    if size := _number(own, Keys.WKV.HEAD_SIZE):
+    hidden = _number(own, HeaderKeys.LLM.EMBEDDING_LENGTH)
+    if size := _number(own, HeaderKeys.WKV.HEAD_SIZE):
         return RecurrentState(2 * hidden, hidden * size)
-    if cached := _number(own, Keys.ShortConv.L_CACHE):
+    if cached := _number(own, HeaderKeys.ShortConv.L_CACHE):
         return RecurrentState(hidden * (cached - 1), 0)
-    kernel = _number(own, Keys.SSM.CONV_KERNEL)
-    if size := _number(own, Keys.KDA.HEAD_DIM):
-        heads = max(_each(own, Keys.Attention.HEAD_COUNT, 1, HEADS))
+    kernel = _number(own, HeaderKeys.SSM.CONV_KERNEL)
+    if size := _number(own, HeaderKeys.KDA.HEAD_DIM):
+        heads = max(_each(own, HeaderKeys.Attention.HEAD_COUNT, 1, HEADS))
         return RecurrentState(3 * (kernel - 1) * heads * size, heads * size * size)
-    inner, size = (_number(own, key) for key in (Keys.SSM.INNER_SIZE, Keys.SSM.STATE_SIZE))
+    inner, size = (_number(own, key) for key in (HeaderKeys.SSM.INNER_SIZE, HeaderKeys.SSM.STATE_SIZE))
     if not kernel or not inner:
         return None
-    groups = _number(own, Keys.SSM.GROUP_COUNT)
+    groups = _number(own, HeaderKeys.SSM.GROUP_COUNT)
     return RecurrentState((kernel - 1) * (inner + 2 * groups * size), size * inner)
 
 
 def _windows(architecture: str, own: Mapping[str, Any], layers: int) -> list[int | None]:
     """Return how far each layer sees; None: everything."""
-    window = _optional(own, Keys.Attention.SLIDING_WINDOW, bounds.CONTEXT) or WINDOWS.get(architecture)
-    pattern = own.get(Keys.Attention.SLIDING_WINDOW_PATTERN, WINDOWED.get(architecture))
+    window = _optional(own, HeaderKeys.Attention.SLIDING_WINDOW, bounds.CONTEXT) or WINDOWS.get(architecture)
+    pattern = own.get(HeaderKeys.Attention.SLIDING_WINDOW_PATTERN, WINDOWED.get(architecture))
     if not window or not pattern:
         return [None] * layers  # files of other architectures may say a window too, but llama.cpp does not use it
     if isinstance(pattern, list):
         return ([window if narrow else None for narrow in pattern] + [None] * layers)[:layers]
-    every = _number(own, Keys.Attention.SLIDING_WINDOW_PATTERN, default=pattern) or 1
+    every = _number(own, HeaderKeys.Attention.SLIDING_WINDOW_PATTERN, default=pattern) or 1
     return [window if (layer + 1) % every else None for layer in range(layers)]

@@ -157,7 +157,7 @@ class PoolingType(IntEnum):
     RANK = 4
 
 
-class Keys:
+class HeaderKeys:
     """Keys of the header. {arch} is the name of the model's architecture."""
 
     class General:

@@ -15,7 +15,7 @@ from modelregistry.files.metadata import ModelMetadata
 from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.memory import estimate, placement
 from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable
-from modelregistry.memory.placement import NoRoom, NoSuchDevice, Share
+from modelregistry.memory.placement import Commitment, NoRoom, NoSuchDevice
 from modelregistry.process import gpus, process
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import Run
@@ -88,7 +88,7 @@ def allocate(
     program: Sequence[str],
     devices: Sequence[Device],
     *,
-    shares: Sequence[Share] = (),
+    shares: Sequence[Commitment] = (),
     past: Iterable[Measured] = (),
     version: str = "",
 ) -> Allocation:
@@ -143,12 +143,12 @@ class Occupant:
     held: Mapping[int, int]
 
     @property
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[Commitment]:
         promised = dict.fromkeys(self.devices, self.needed) if self.devices else {gpus.RAM: self.needed}
         if self.devices and self.host:
             promised[gpus.RAM] = self.host
         return [
-            Share(name=self.name, device=device, predicted=size, held=self.held.get(device, 0))
+            Commitment(name=self.name, device=device, predicted=size, held=self.held.get(device, 0))
             for device, size in promised.items()
         ]
 

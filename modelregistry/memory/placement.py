@@ -25,7 +25,7 @@ FRACTION_DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class Commitment:
     """What one of our replicas was promised on a device, and what it holds there (of RAM: what cannot be dropped)."""
 
     name: str
@@ -106,7 +106,7 @@ def kind_of(devices: Iterable[Device], *, on_cpu: bool) -> str:
     return "gpu" if not on_cpu and any(device.kind == "gpu" for device in devices) else "ram"
 
 
-def free_room(device: Device, shares: Sequence[Share]) -> Room:
+def free_room(device: Device, shares: Sequence[Commitment]) -> Room:
     here = [share for share in shares if share.device == device.index]
     margin = GPU_MARGIN if device.kind == "gpu" else int(device.total * RAM_MARGIN)
     pledged = sum(share.pledged for share in here)
@@ -126,7 +126,7 @@ def find_place(
     prediction: Prediction,
     demand: Demand,
     devices: Sequence[Device],
-    shares: Sequence[Share] = (),
+    shares: Sequence[Commitment] = (),
     *,
     gpus: Sequence[int] = (),
     overcommit: bool = False,
@@ -164,7 +164,7 @@ def find_place(
 
 
 def _short_of_ram(
-    prediction: Prediction, demand: Demand, devices: Sequence[Device], shares: Sequence[Share]
+    prediction: Prediction, demand: Demand, devices: Sequence[Device], shares: Sequence[Commitment]
 ) -> Room | None:
     """Return the RAM, if a model on GPUs has no room in it for what it takes there. None: it has."""
     if demand.kind != "gpu" or not prediction.host:
@@ -262,7 +262,7 @@ def would_have_to_go(
     prediction: Prediction,
     demand: Demand,
     devices: Sequence[Device],
-    shares: Sequence[Share],
+    shares: Sequence[Commitment],
     *,
     gpus: Sequence[int] = (),
 ) -> tuple[str, ...]:
@@ -286,7 +286,7 @@ def _fits_without(
     prediction: Prediction,
     demand: Demand,
     devices: Sequence[Device],
-    shares: Sequence[Share],
+    shares: Sequence[Commitment],
     gpus: Sequence[int],
 ) -> bool:
     held: dict[int, int] = {}
@@ -325,7 +325,7 @@ def left_after(candidates: Sequence[Candidate], devices: Sequence[Device]) -> di
 
     `devices` as they would be without our engines: see `without_ours`.
     """
-    shares: list[Share] = []
+    shares: list[Commitment] = []
     for one in sorted(candidates, key=lambda one: -one.prediction.total):
         for number in range(one.replicas):
             try:
@@ -336,10 +336,10 @@ def left_after(candidates: Sequence[Candidate], devices: Sequence[Device]) -> di
     return {device.index: free_room(device, shares).free for device in devices}
 
 
-def shares_of(name: str, found: Placement, held: dict[int, int] | None = None) -> list[Share]:
+def shares_of(name: str, found: Placement, held: dict[int, int] | None = None) -> list[Commitment]:
     """Return what this placement promises on each of its devices."""
     return [
-        Share(name=name, device=device, predicted=found.prediction.total, held=(held or {}).get(device, 0))
+        Commitment(name=name, device=device, predicted=found.prediction.total, held=(held or {}).get(device, 0))
         for device in found.devices or (RAM,)
     ]
 

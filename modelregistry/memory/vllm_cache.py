@@ -49,7 +49,7 @@ class CacheSetting:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class CacheGroup:
     """Blocks of layers that share their numbers.
 
     `own`: of a request of the whole context; `under_way`: what batches under way hold beyond that, of any request;
@@ -69,7 +69,7 @@ class CachePlan:
     """`block`: bytes of one on each card, 0: there is no cache."""
 
     block: int
-    groups: tuple[Group, ...] = ()
+    groups: tuple[CacheGroup, ...] = ()
 
     def blocks(self, requests: int) -> int:
         """Return blocks for so many whole contexts, with the one that is never used."""
@@ -123,7 +123,7 @@ def plan_cache(facts: ModelMetadata, setting: CacheSetting) -> CachePlan:
     return CachePlan(
         block=max(sum(layer.page for layer in group) for group in groups),
         groups=tuple(
-            Group(
+            CacheGroup(
                 own=max(layer.own(setting) for layer in group),
                 under_way=max(layer.under_way(setting) for layer in group),
                 most=max(layer.most(setting) for layer in group),

@@ -18,7 +18,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class GpuProcess:
     """A process that holds memory of a GPU."""
 
     pid: int
@@ -41,7 +41,7 @@ class Device:
     total: int
     used: int
     free: int
-    processes: tuple[Holder, ...] = ()
+    processes: tuple[GpuProcess, ...] = ()
     fault: str = ""
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ def _read_gpu(nvml: Any, handle: Any, index: int) -> Device:
     )
 
 
-def _read_holders(nvml: Any, handle: Any) -> Iterator[Holder]:
+def _read_holders(nvml: Any, handle: Any) -> Iterator[GpuProcess]:
     """Yield the processes that hold its memory: those that compute, and displays (a desktop's use some 100 MB)."""
     seen: dict[int, int | None] = {}
     for ask in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
@@ -198,7 +198,7 @@ def _read_holders(nvml: Any, handle: Any) -> Iterator[Holder]:
         except (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission):  # some MIGs, some virtual GPUs
             continue
     for pid, size in seen.items():
-        yield Holder(pid=pid, bytes=size)
+        yield GpuProcess(pid=pid, bytes=size)
 
 
 def _unread_device(before: Device | None, index: int, why: str) -> Device:

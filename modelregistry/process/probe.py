@@ -29,11 +29,11 @@ CHECK_TIMEOUT = 2.0  # seconds; health is answered beside the work, in milliseco
 QUESTION_TIMEOUT = 120.0  # seconds; vLLM's first request may compile, and others may be in front
 
 
-class NoAnswer(Exception):
+class ProbeFailed(Exception):
     """The engine did not answer, or not what it should; the message says what came instead."""
 
 
-class ProbeRefusal(NoAnswer):
+class ProbeRefusal(ProbeFailed):
     """The engine works and refuses: asking again will hardly help."""
 
 
@@ -134,15 +134,15 @@ def _explain_no_api(answer: httpx2.Response) -> str:
 
 
 async def ask_question(client: httpx2.AsyncClient, target: Target, *, within: float = QUESTION_TIMEOUT) -> None:
-    """Have the engine answer one request. Raises NoAnswer (ProbeRefusal if it refuses) in `within` seconds."""
+    """Have the engine answer one request. Raises ProbeFailed (ProbeRefusal if it refuses) in `within` seconds."""
     try:
         async with asyncio.timeout(within):
             askers = {"chat": _chat, "embedding": _embedding, "rerank": _rerank, "transcription": _transcription}
             await askers[target.task](client, target)
     except TimeoutError as error:
-        raise NoAnswer(f"no answer within {within:g} s") from error
+        raise ProbeFailed(f"no answer within {within:g} s") from error
     except httpx2.HTTPError as error:
-        raise NoAnswer(_describe_error(error)) from error
+        raise ProbeFailed(_describe_error(error)) from error
     except (LookupError, TypeError, ValueError) as error:
         raise ProbeRefusal(f"an answer that cannot be read: {error!r}") from error
 
@@ -165,7 +165,7 @@ async def ask_sample(
     try:
         async with asyncio.timeout(within):
             return await askers[target.task](client, target)
-    except (NoAnswer, TimeoutError, httpx2.HTTPError, LookupError, TypeError, ValueError):
+    except (ProbeFailed, TimeoutError, httpx2.HTTPError, LookupError, TypeError, ValueError):
         return None
 
 
@@ -239,7 +239,7 @@ async def _post(client: httpx2.AsyncClient, target: Target, path: str, question:
 
 def _read_answer(answer: httpx2.Response, path: str) -> dict[str, Any]:
     if answer.status_code == 503:
-        raise NoAnswer(f"{path}: 503 {_error_message(answer)}")  # loading
+        raise ProbeFailed(f"{path}: 503 {_error_message(answer)}")  # loading
     if answer.status_code != 200:
         raise ProbeRefusal(f"{path}: {answer.status_code} {_error_message(answer)}")
     body: dict[str, Any] = answer.json()

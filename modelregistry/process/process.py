@@ -19,7 +19,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from modelregistry.engines.base import Command
+from modelregistry.engines.base import EngineCommand
 from modelregistry.process import shim
 from modelregistry.process.shim import Identity
 
@@ -80,7 +80,7 @@ class Runs:
         self.root = root.resolve()
         self.groups = groups
 
-    def start(self, run_id: str, command: Command, *, label: Mapping[str, Any], grace: float) -> Run:
+    def start(self, run_id: str, command: EngineCommand, *, label: Mapping[str, Any], grace: float) -> Run:
         """Execute an engine under a shim of its own; return when it runs (not when it answers), after ~0.1 s.
 
         `grace`: seconds between TERM and KILL when it is stopped. Raises StartFailed.

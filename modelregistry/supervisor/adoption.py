@@ -16,7 +16,7 @@ from modelregistry.process.process import Life, Run, Runs
 from modelregistry.supervisor import plan
 from modelregistry.supervisor.launching import metadata_of
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import Key, State
+from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
 
 log = logging.getLogger(__name__)
@@ -24,19 +24,19 @@ log = logging.getLogger(__name__)
 
 def adopt_runs(
     runs: Runs,
-    known: Mapping[Key, ReplicaFacts],
+    known: Mapping[ReplicaKey, ReplicaFacts],
     desired_models: Mapping[int, DesiredModel],
     *,
     grace: float,
     clock: Callable[[], float],
-) -> dict[Key, ManagedReplica]:
+) -> dict[ReplicaKey, ManagedReplica]:
     """Adopt engines by their runs and states by their rows.
 
     Kills processes of ours that belong to no living shim, and stops the older of two engines of one replica. Deletes
     the runs of models that are gone.
     """
     process.kill(runs.strays())
-    latest: dict[Key, Run] = {}
+    latest: dict[ReplicaKey, Run] = {}
     for run in runs.all():
         key = metadata_of(run).key
         if key in latest and process.life_of(latest[key]) is not Life.ENDED:
@@ -55,12 +55,14 @@ def adopt_runs(
 
 
 def _adopt(
-    key: Key, facts: ReplicaFacts | None, run: Run | None, desired: DesiredModel, grace: float, now: float
+    key: ReplicaKey, facts: ReplicaFacts | None, run: Run | None, desired: DesiredModel, grace: float, now: float
 ) -> ManagedReplica | None:
     lives = run is not None and process.life_of(run) in (Life.RUNNING, Life.ENDING)
     if facts is None and not lives:
         return None
-    replica = ManagedReplica(key=key, desired=desired, fingerprint="", state=State.STARTING, since=now, written=facts)
+    replica = ManagedReplica(
+        key=key, desired=desired, fingerprint="", state=ReplicaState.STARTING, since=now, written=facts
+    )
     if facts:
         replica.restore(facts, now + _seconds_until(facts.retry_at))
     if run:
@@ -71,17 +73,17 @@ def _adopt(
         replica.fingerprint, replica.url, replica.api_key = desired.fingerprint(), desired.url, desired.upstream_key
     elif run and lives:
         _take_over(replica, run, now)
-    elif replica.state in (State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING):
+    elif replica.state in (ReplicaState.STARTING, ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING):
         _record_death(replica, facts, run)
     return replica
 
 
 def _take_over(replica: ManagedReplica, run: Run, now: float) -> None:
     replica.record_launch(run, metadata_of(run), now)
-    if replica.state in (State.READY, State.UNHEALTHY):
+    if replica.state in (ReplicaState.READY, ReplicaState.UNHEALTHY):
         replica.ready_at, replica.unproven = now, True
-    elif replica.state != State.DRAINING:
-        replica.state = State.STARTING
+    elif replica.state != ReplicaState.DRAINING:
+        replica.state = ReplicaState.STARTING
     log.info("%s: adopted, process %d", replica, run.engine.pid)
 
 
@@ -92,7 +94,7 @@ def _record_death(replica: ManagedReplica, facts: ReplicaFacts | None, run: Run 
     if run and run.of_this_boot and not over_before:
         replica.run = run  # the plan will observe that it ended, and how
     else:
-        replica.state = State.STOPPED
+        replica.state = ReplicaState.STOPPED
 
 
 def _seconds_until(instant: datetime | None) -> float:

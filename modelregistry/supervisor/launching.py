@@ -11,7 +11,7 @@ from typing import Any
 
 from modelregistry import failure_advice, placement_messages, validation
 from modelregistry.engines import parsers, programs
-from modelregistry.engines.base import CallerIsolation, Endpoint, Spec
+from modelregistry.engines.base import CallerIsolation, EngineEndpoint, Spec
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine, select_engine
 from modelregistry.engines.version_trials import NoVersion, Trial
@@ -22,7 +22,7 @@ from modelregistry.process import gpus, process
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import Run, Runs
 from modelregistry.supervisor.bidding import Offer
-from modelregistry.supervisor.plan import Key
+from modelregistry.supervisor.plan import ReplicaKey
 
 KEPT_RUNS = 3  # of a replica, the running one included; the logs show what happened before
 
@@ -94,8 +94,8 @@ class RunMetadata:
             return None
 
     @property
-    def key(self) -> Key:
-        return Key(self.model, self.replica)
+    def key(self) -> ReplicaKey:
+        return ReplicaKey(self.model, self.replica)
 
 
 def metadata_of(run: Run) -> RunMetadata:
@@ -208,7 +208,7 @@ def make_offer(
 def launch(
     config: SupervisorConfig,
     runs: Runs,
-    key: Key,
+    key: ReplicaKey,
     spec: Spec,
     engine: ChosenEngine,
     *,
@@ -219,7 +219,7 @@ def launch(
     """Execute an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch."""
     launcher, program, choice = engine.launcher, engine.program, engine.choice
     _check_arguments(config, spec, launcher, program)
-    endpoint = Endpoint(
+    endpoint = EngineEndpoint(
         address=address,
         port=port,
         api_key=secrets.token_urlsafe(24),
@@ -282,7 +282,7 @@ def _can_listen(address: str, port: int) -> bool:
     return True
 
 
-def _forget_old_runs(runs: Runs, key: Key) -> None:
+def _forget_old_runs(runs: Runs, key: ReplicaKey) -> None:
     ended = [
         run
         for run in runs.all()

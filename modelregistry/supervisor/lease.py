@@ -35,7 +35,7 @@ class Claim:
     seen_at: datetime | None
 
 
-class Lease:
+class HostLease:
     """A supervisor's claim on one host. Only decides; the caller reads and writes the rows."""
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
@@ -52,7 +52,7 @@ class Lease:
             return True
         if self.watched is None or self.watched.number != found.number:
             self.watched, self.since = found, self.clock()
-            log.warning("this host is claimed by %s: waiting for a sign of life", found.holder)
+            log.warning("this host is claimed by %s: waiting for its next heartbeat", found.holder)
         elif found.seen_at != self.watched.seen_at:
             raise HeldElsewhere(f"This host has a supervisor already: {found.holder}.")
         return self.clock() - self.since >= STALE_AFTER

@@ -39,7 +39,7 @@ from modelregistry.supervisor.file_watch import FileWatch
 from modelregistry.supervisor.inspection import Inspector
 from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, SupervisorConfig
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import Key, State
+from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import ReplicaFacts, Report
 from modelregistry.supervisor.state_sync import StateSync
 from modelregistry.supervisor.tasks import TaskRunner
@@ -84,7 +84,7 @@ class Supervisor:
         self.clock = clock
         self.rng = rng or random.Random()  # noqa: S311 -- chooses ports
         self.runs = process.Runs(config.runs, groups=process.own_group())
-        self.replicas: dict[Key, ManagedReplica] = {}
+        self.replicas: dict[ReplicaKey, ManagedReplica] = {}
         self.watchdog = Watchdog()
         self.wake = asyncio.Event()
         self.allocation_lock = asyncio.Lock()  # two that start at the same time must not count on the same memory
@@ -121,7 +121,7 @@ class Supervisor:
             await self.sync.close(release=release)
             self.executor.close()
 
-    async def _adopt(self, known: Mapping[Key, ReplicaFacts]) -> None:
+    async def _adopt(self, known: Mapping[ReplicaKey, ReplicaFacts]) -> None:
         grace = self.config.stop_grace
         found = await self.executor.run(
             adopt_runs, self.runs, known, self.sync.desired_models, grace=grace, clock=self.clock
@@ -171,7 +171,7 @@ class Supervisor:
         if self.installed not in (None, installed):
             # A model that had no engine, or one that does not work, may have one now.
             for replica in self.replicas.values():
-                if replica.state in (State.BACKOFF, State.FAILED):
+                if replica.state in (ReplicaState.BACKOFF, ReplicaState.FAILED):
                     replica.retry_at = self.clock()
         self.installed = installed
         found = await self.executor.run(self.inspector.inspect)
@@ -193,7 +193,10 @@ class Supervisor:
         fresh = await self.executor.run(self.file_watch.read_changed, list(self.sync.desired_models.items()))
         self.sync.unwritten_file_facts.update(fresh)
         for replica in self.replicas.values():
-            if replica.key.model in fresh.keys() & known and replica.state in (State.BACKOFF, State.FAILED):
+            if replica.key.model in fresh.keys() & known and replica.state in (
+                ReplicaState.BACKOFF,
+                ReplicaState.FAILED,
+            ):
                 replica.retry_at = self.clock()
 
     def _act_on_plan(self) -> None:
@@ -204,11 +207,11 @@ class Supervisor:
         for action in plan.plan_actions(wanted, observed, now, start_limit=self.config.start_limit):
             self._carry_out(action, now)
 
-    def _wanted_replicas(self) -> dict[Key, plan.Wanted]:
+    def _wanted_replicas(self) -> dict[ReplicaKey, plan.Wanted]:
         # Running engines are not stopped for an address at which nothing could be started.
         address = "" if self.sync.address_fault else self.sync.address
         return {
-            Key(model_id, number): plan.Wanted(
+            ReplicaKey(model_id, number): plan.Wanted(
                 fingerprint=desired.fingerprint(),
                 address="" if desired.external else address,
                 external=desired.external,
@@ -246,7 +249,7 @@ class Supervisor:
         match action:
             case plan.Drain(next_state=next_state):
                 replica.state_after_drain = next_state
-                replica.enter(State.DRAINING, now)
+                replica.enter(ReplicaState.DRAINING, now)
             case plan.Stop():
                 replica.engine_task = self._create_task(replica, "engine_task", self._stop_replica(replica))
             case plan.Fail(reason=reason):
@@ -256,10 +259,10 @@ class Supervisor:
                 self.sync.removed.add(replica.key)
         self.sync.changed.set()
 
-    def _begin_start(self, key: Key, replica: ManagedReplica | None, now: float) -> None:
+    def _begin_start(self, key: ReplicaKey, replica: ManagedReplica | None, now: float) -> None:
         desired = self.sync.desired_models[key.model]
         if replica is None:
-            replica = ManagedReplica(key=key, desired=desired, fingerprint="", state=State.STOPPED, since=now)
+            replica = ManagedReplica(key=key, desired=desired, fingerprint="", state=ReplicaState.STOPPED, since=now)
             self.replicas[key] = replica
             self.sync.removed.discard(key)
         if not desired.external and self._is_unreachable(replica):
@@ -338,7 +341,7 @@ class Supervisor:
                 launching.choose_engine,
                 *(self.config, spec),
                 trials=list(self.sync.trials.get(model, ())),
-                tried_now=[one.installed for one in others if one.trial and one.state == State.STARTING],
+                tried_now=[one.installed for one in others if one.trial and one.state == ReplicaState.STARTING],
             )
             if engine.choice:
                 replica.set_engine(engine.choice)
@@ -375,16 +378,17 @@ class Supervisor:
         desired = self.sync.desired_models.get(model_id)
         if desired is None:
             return False
-        replicas = [self.replicas.get(Key(model_id, number)) for number in range(desired.replicas)]
+        replicas = [self.replicas.get(ReplicaKey(model_id, number)) for number in range(desired.replicas)]
         return not desired.enabled or all(
-            replica and (replica.allotment or replica.run or replica.state != State.STARTING) for replica in replicas
+            replica and (replica.allotment or replica.run or replica.state != ReplicaState.STARTING)
+            for replica in replicas
         )
 
     async def _stop_replica(self, replica: ManagedReplica) -> None:
         left = await self._stop_engine(replica)
         replica.clear_run()
         replica.enter(replica.state_after_drain, self.clock(), left)
-        replica.state_after_drain = State.STOPPED
+        replica.state_after_drain = ReplicaState.STOPPED
 
     async def _fail_replica(self, replica: ManagedReplica, reason: str) -> None:
         run, never_answered = replica.run, replica.ready_at is None
@@ -409,19 +413,19 @@ class Supervisor:
     # --- Probing -------------------------------------------------------------------------------------------------
 
     async def _ask_question(self, replica: ManagedReplica) -> None:
-        if replica.desired.external or replica.state == State.STARTING:
+        if replica.desired.external or replica.state == ReplicaState.STARTING:
             seen = await probe.check_health(self.client, replica.target)
             if not seen.healthy:
                 return
         try:
             await probe.ask_question(self.client, replica.target)
-        except probe.NoAnswer as error:
+        except probe.ProbeFailed as error:
             replica.refusals += isinstance(error, probe.ProbeRefusal)
             replica.last_failure = str(error)
-            if replica.state == State.UNHEALTHY or isinstance(error, probe.ProbeRefusal):
+            if replica.state == ReplicaState.UNHEALTHY or isinstance(error, probe.ProbeRefusal):
                 replica.detail, replica.cause = replica.last_failure, ""
             return
-        if replica.state == State.STARTING and replica.installed and not await self._proves_its_version(replica):
+        if replica.state == ReplicaState.STARTING and replica.installed and not await self._proves_its_version(replica):
             return
         replica.blamed_trial = None
         replica.version = await probe.read_version(self.client, replica.target) or self._installed_version(replica)
@@ -474,11 +478,11 @@ class Supervisor:
         now = self.clock()
         replica.oom_kills = process.oom_kills()
         if replica.desired.external:
-            replica.enter(State.READY if seen.healthy else State.UNHEALTHY, now, seen.detail)
+            replica.enter(ReplicaState.READY if seen.healthy else ReplicaState.UNHEALTHY, now, seen.detail)
             return
         replica.record_health(seen, now)
         replica.version = replica.version or self._installed_version(replica)
-        if replica.state == State.DRAINING:
+        if replica.state == ReplicaState.DRAINING:
             replica.failed_checks = 0 if seen.healthy else replica.failed_checks + 1
             return
         if seen.healthy and not self._is_doubtful(replica, now):
@@ -486,12 +490,12 @@ class Supervisor:
             return
         try:
             await probe.ask_question(self.client, replica.target, within=CHECK_WITHIN)
-        except probe.NoAnswer as error:
+        except probe.ProbeFailed as error:
             if replica.unproven and replica.running and not isinstance(error, probe.ProbeRefusal):
                 return  # busy with requests from before the adoption: asked again at the next check
             replica.failed_checks += 1
             if replica.failed_checks >= plan.FAILED_CHECKS_LIMIT:
-                replica.enter(State.UNHEALTHY, self.clock(), str(error))
+                replica.enter(ReplicaState.UNHEALTHY, self.clock(), str(error))
         else:
             replica.failed_checks, replica.unproven = 0, False
             replica.reported_at = replica.progressed_at = self.clock()
@@ -511,7 +515,7 @@ class Supervisor:
         """
         running = [replica for replica in self.replicas.values() if replica.run]
         for replica in running:
-            replica.enter(State.DRAINING, self.clock())
+            replica.enter(ReplicaState.DRAINING, self.clock())
         await self.sync.last_exchange()
         deadline = self.clock() + BRIEF_DRAIN
         while self.clock() < deadline and not signals.kill.is_set() and await self._any_busy(running):

@@ -17,7 +17,7 @@ from modelregistry.process import probe, process
 from modelregistry.process.process import Life, Run
 from modelregistry.supervisor import plan
 from modelregistry.supervisor.launching import RunMetadata
-from modelregistry.supervisor.plan import Key, Observed, State
+from modelregistry.supervisor.plan import Observed, ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,12 @@ BUSY_CPU = 0.2  # of one core; an idle llama-cpp-python server uses 0.00
 class ManagedReplica:
     """The state of one replica. `since` and `…_at` are monotonic seconds."""
 
-    key: Key
+    key: ReplicaKey
     desired: DesiredModel  # as what runs or last ran was started, like `fingerprint` and `address`
     fingerprint: str
-    state: State
+    state: ReplicaState
     since: float
-    state_after_drain: State = State.STOPPED
+    state_after_drain: ReplicaState = ReplicaState.STOPPED
 
     run: Run | None = None
     oom_kills: int = 0  # of this machine, when the engine was last known to be alive
@@ -135,7 +135,7 @@ class ManagedReplica:
 
     def current_facts(self, now: float) -> ReplicaFacts:
         """Return what its row is to say."""
-        waits = self.state in (State.BACKOFF, State.FAILED)
+        waits = self.state in (ReplicaState.BACKOFF, ReplicaState.FAILED)
         return ReplicaFacts(
             state=self.state,
             url=self.url,
@@ -165,7 +165,7 @@ class ManagedReplica:
 
     # --- Events -------------------------------------------------------------------------------------------------
 
-    def enter(self, state: State, now: float, detail: str = "") -> None:
+    def enter(self, state: ReplicaState, now: float, detail: str = "") -> None:
         if state != self.state:
             sentence = detail.partition("\n")[0]
             log.info("%s: %s%s", self, state, f" ({sentence})" if sentence else "")
@@ -180,13 +180,13 @@ class ManagedReplica:
             self.crashes = self.futile_starts = 0
         self.version = self.installed = self.stamp = self.fallback = ""
         self.trial = False
-        self.desired, self.fingerprint, self.state_after_drain = desired, desired.fingerprint(), State.STOPPED
+        self.desired, self.fingerprint, self.state_after_drain = desired, desired.fingerprint(), ReplicaState.STOPPED
         self.address = address
         self.clear_run()
         self.checked_at = 0.0
         # Until it answers its row shows why it had to be started again.
         detail, cause = (self.detail, self.cause) if self.crashes else ("", "")
-        self.enter(State.STARTING, now, detail)
+        self.enter(ReplicaState.STARTING, now, detail)
         self.cause = cause
 
     def record_launch(self, run: Run, metadata: RunMetadata, now: float) -> None:
@@ -212,7 +212,7 @@ class ManagedReplica:
         self.failed_checks = self.refusals = self.futile_starts = 0
         self.last_failure = ""
         self.unproven = False
-        self.enter(State.READY, now)
+        self.enter(ReplicaState.READY, now)
 
     def record_crash(self, now: float, detail: str, cause: str = "") -> None:
         """Count a crash, and plan the next try by how often it crashed."""
@@ -238,13 +238,13 @@ class ManagedReplica:
         """
         self.retry_at = now + plan.ROOM_PAUSE
         self.needed = need
-        self.enter(State.FAILED, now, detail)
+        self.enter(ReplicaState.FAILED, now, detail)
         self.cause = "does-not-fit"
 
     def record_bad_address(self, now: float, detail: str) -> None:
         """Record that this machine lacks the host's address. It is tried again soon, or at another address."""
         self.retry_at = now + plan.ADDRESS_PAUSE
-        self.enter(State.FAILED, now, detail)
+        self.enter(ReplicaState.FAILED, now, detail)
         self.cause = "bad-address"
 
     def clear_run(self) -> None:

@@ -35,7 +35,7 @@ ADDRESS_PAUSE = 10.0  # seconds until a missing address of the host is looked fo
 FAILED_PAUSE = 600.0  # so rarely, as a failed replica needs an operator
 
 
-class State(StrEnum):
+class ReplicaState(StrEnum):
     """As in `Replica.State`."""
 
     STARTING = "starting"
@@ -48,7 +48,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class Key(NamedTuple):
+class ReplicaKey(NamedTuple):
     """A replica: the model's id and the replica's number."""
 
     model: int
@@ -79,8 +79,8 @@ class Observed:
     on requests; `reported_at`: when it last reported whether it does.
     """
 
-    key: Key
-    state: State
+    key: ReplicaKey
+    state: ReplicaState
     fingerprint: str
     since: float
     address: str = ""
@@ -98,43 +98,43 @@ class Observed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    key: Key
+    key: ReplicaKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskQuestion:
     """Have it answer one request; then it is ready."""
 
-    key: Key
+    key: ReplicaKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckHealth:
     """Health and metrics; a question only if they are bad."""
 
-    key: Key
+    key: ReplicaKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """Take it off the catalogue; stop it when no requests run, and then enter `next_state`."""
 
-    key: Key
-    next_state: State
+    key: ReplicaKey
+    next_state: ReplicaState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """Stop the engine, if there is one."""
 
-    key: Key
+    key: ReplicaKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fail:
     """Clean up an engine that crashed or must be stopped; "" as the reason: it ended by itself. Retry later."""
 
-    key: Key
+    key: ReplicaKey
     reason: str
 
 
@@ -142,14 +142,14 @@ class Fail:
 class Remove:
     """Delete the row of a replica that is not wanted and does not run."""
 
-    key: Key
+    key: ReplicaKey
 
 
 Action = Start | AskQuestion | CheckHealth | Drain | Stop | Fail | Remove
 
 
 def plan_actions(
-    wanted: Mapping[Key, Wanted], observed: Iterable[Observed], now: float, *, start_limit: float
+    wanted: Mapping[ReplicaKey, Wanted], observed: Iterable[Observed], now: float, *, start_limit: float
 ) -> list[Action]:
     """Return at most one action for each replica. `start_limit`: seconds that an engine may take until it answers.
 
@@ -164,14 +164,14 @@ def plan_actions(
     return actions
 
 
-def after_crash(crashes: int, futile: int) -> tuple[State, float]:
+def after_crash(crashes: int, futile: int) -> tuple[ReplicaState, float]:
     """Return the state after so many crashes in a row, and the seconds to wait.
 
     `futile`: how many of the starts never answered.
     """
     if futile >= FUTILE_STARTS or crashes >= QUICK_CRASHES:
-        return State.FAILED, FAILED_PAUSE
-    return State.BACKOFF, backoff(crashes)
+        return ReplicaState.FAILED, FAILED_PAUSE
+    return ReplicaState.BACKOFF, backoff(crashes)
 
 
 def backoff(crashes: int) -> float:
@@ -179,14 +179,14 @@ def backoff(crashes: int) -> float:
     return float(min(2.0 ** min(crashes - 1, 10), LONGEST_BACKOFF))
 
 
-def _plan(key: Key, want: Wanted | None, seen: Observed | None, now: float, start_limit: float) -> Action | None:
+def _plan(key: ReplicaKey, want: Wanted | None, seen: Observed | None, now: float, start_limit: float) -> Action | None:
     if seen is None:
         return Start(key=key) if want and want.enabled else None
     if seen.external:
         return _plan_external(want, seen, now)
-    if seen.state in (State.STOPPED, State.ASLEEP, State.BACKOFF, State.FAILED):
+    if seen.state in (ReplicaState.STOPPED, ReplicaState.ASLEEP, ReplicaState.BACKOFF, ReplicaState.FAILED):
         return _plan_without_engine(want, seen, now)
-    if seen.state == State.DRAINING:
+    if seen.state == ReplicaState.DRAINING:
         return _plan_draining(seen, now)
     return _plan_serving(want, seen, now, start_limit)
 
@@ -195,10 +195,14 @@ def _plan_serving(want: Wanted | None, seen: Observed, now: float, start_limit: 
     if seen.ended:
         return Fail(key=seen.key, reason="")
     if want is None or not _is_as_wanted(want, seen):
-        return Stop(key=seen.key) if seen.state == State.STARTING else Drain(key=seen.key, next_state=State.STOPPED)
-    if seen.state == State.STARTING:
+        return (
+            Stop(key=seen.key)
+            if seen.state == ReplicaState.STARTING
+            else Drain(key=seen.key, next_state=ReplicaState.STOPPED)
+        )
+    if seen.state == ReplicaState.STARTING:
         return _plan_starting(seen, now, start_limit)
-    if seen.state == State.UNHEALTHY:
+    if seen.state == ReplicaState.UNHEALTHY:
         return _plan_unhealthy(seen, now)
     return _plan_ready(want, seen, now)
 
@@ -224,7 +228,7 @@ def _plan_starting(seen: Observed, now: float, start_limit: float) -> Action | N
 def _plan_ready(want: Wanted, seen: Observed, now: float) -> Action | None:
     # Nothing is known of the time since its last report: it may be working.
     if want.idle_after is not None and not want.wake_requested and seen.reported_at - seen.active_at >= want.idle_after:
-        return Drain(key=seen.key, next_state=State.ASLEEP)
+        return Drain(key=seen.key, next_state=ReplicaState.ASLEEP)
     every = CHECK_AGAIN if seen.failed_checks else CHECK_EVERY
     return CheckHealth(key=seen.key) if now - seen.checked_at >= every else None
 
@@ -251,10 +255,10 @@ def _plan_without_engine(want: Wanted | None, seen: Observed, now: float) -> Act
     if want is None:
         return Remove(key=seen.key)
     if not want.enabled:
-        return None if seen.state == State.STOPPED else Stop(key=seen.key)
-    if seen.state == State.ASLEEP:
+        return None if seen.state == ReplicaState.STOPPED else Stop(key=seen.key)
+    if seen.state == ReplicaState.ASLEEP:
         return Start(key=seen.key) if want.wake_requested or want.idle_after is None else None
-    if seen.state == State.STOPPED or _differs(want, seen) or now >= seen.retry_at:
+    if seen.state == ReplicaState.STOPPED or _differs(want, seen) or now >= seen.retry_at:
         return Start(key=seen.key)
     return None
 
@@ -263,7 +267,7 @@ def _plan_external(want: Wanted | None, seen: Observed, now: float) -> Action | 
     if want is None:
         return Remove(key=seen.key)
     if not want.enabled:
-        return None if seen.state == State.STOPPED else Stop(key=seen.key)
-    if want.fingerprint != seen.fingerprint or seen.state == State.STOPPED:
+        return None if seen.state == ReplicaState.STOPPED else Stop(key=seen.key)
+    if want.fingerprint != seen.fingerprint or seen.state == ReplicaState.STOPPED:
         return Start(key=seen.key)
     return CheckHealth(key=seen.key) if now - seen.checked_at >= CHECK_EXTERNAL_EVERY else None

@@ -33,7 +33,7 @@ from modelregistry.models import (
 )
 from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
 from modelregistry.supervisor.lease import STALE_AFTER, Claim
-from modelregistry.supervisor.plan import Key, State
+from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class DesiredModel:
 class ReplicaFacts:
     """A Replica row without its memory."""
 
-    state: State
+    state: ReplicaState
     url: str = ""
     api_key: str = ""
     launcher: str = ""
@@ -134,7 +134,7 @@ def claim_host(row: HostRow, number: str, holder: str) -> bool:
     return bool(as_read.update(claim=number, holder=holder, seen_at=database_now()))
 
 
-def record_sign_of_life(host_id: int, number: str) -> bool:
+def renew_claim(host_id: int, number: str) -> bool:
     """Record, by the database's clock, that the supervisor is alive; False if the host has another one now."""
     return bool(Host.objects.filter(pk=host_id, claim=number).update(seen_at=database_now()))
 
@@ -170,7 +170,7 @@ def unassigned_models() -> dict[int, Unassigned]:
 
 
 def bidders() -> set[int]:
-    """Return the hosts that could take a model: not in maintenance, and with a recent sign of life."""
+    """Return the hosts that could take a model: not in maintenance, and with a recent heartbeat."""
     now, stale = database_now(), timedelta(seconds=STALE_AFTER)
     alive = Host.objects.filter(maintenance=False, seen_at__gte=now - stale, seen_at__lte=now + stale)
     return set(alive.exclude(claim="").values_list("pk", flat=True))
@@ -242,11 +242,11 @@ def clear_wake_requests(model_id: int, since: datetime) -> None:
     WakeRequest.objects.filter(model=model_id, at__lte=since).delete()
 
 
-def replica_facts(host_id: int) -> dict[Key, ReplicaFacts]:
+def replica_facts(host_id: int) -> dict[ReplicaKey, ReplicaFacts]:
     """Return the replicas as last written, by this supervisor or an earlier one."""
     return {
-        Key(row.model_id, row.index): ReplicaFacts(
-            state=State(row.state),
+        ReplicaKey(row.model_id, row.index): ReplicaFacts(
+            state=ReplicaState(row.state),
             url=row.url,
             api_key=row.api_key,
             launcher=row.launcher,
@@ -263,7 +263,7 @@ def replica_facts(host_id: int) -> dict[Key, ReplicaFacts]:
     }
 
 
-def write_replica(host_id: int, key: Key, facts: ReplicaFacts) -> None:
+def write_replica(host_id: int, key: ReplicaKey, facts: ReplicaFacts) -> None:
     """Write the row of a replica. Does nothing if the model was deleted, and its rows with it.
 
     A change that concerns gateways is saved, which notifies them; the rest is updated without a signal.
@@ -282,19 +282,21 @@ def write_replica(host_id: int, key: Key, facts: ReplicaFacts) -> None:
             row.save(update_fields=[*values, "changed_at"])
 
 
-def remove_replica(host_id: int, key: Key) -> None:
+def remove_replica(host_id: int, key: ReplicaKey) -> None:
     for row in Replica.objects.filter(host=host_id, model=key.model, index=key.number):
         row.delete()
 
 
-def record_placement(host_id: int, key: Key, predicted: Mapping[str, Any] | None, devices: Sequence[int]) -> None:
+def record_placement(
+    host_id: int, key: ReplicaKey, predicted: Mapping[str, Any] | None, devices: Sequence[int]
+) -> None:
     """Record where a replica runs and what it was predicted to use there, without notifying gateways."""
     Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(
         predicted=predicted, devices=list(devices)
     )
 
 
-def record_measurement(host_id: int, key: Key, used: MemoryUse) -> None:
+def record_measurement(host_id: int, key: ReplicaKey, used: MemoryUse) -> None:
     """Record the memory that a replica uses, without notifying gateways."""
     Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(
         memory_bytes=used.total,
@@ -364,7 +366,7 @@ def record_trial(host_id: int, model_id: int, trial: Trial) -> None:
         )
 
 
-def record_live_values(host_id: int, key: Key, seen: Mapping[str, Any] | None) -> None:
+def record_live_values(host_id: int, key: ReplicaKey, seen: Mapping[str, Any] | None) -> None:
     """Record what a replica does now, without notifying gateways."""
     Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(live=seen)
 

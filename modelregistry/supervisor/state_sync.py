@@ -29,9 +29,9 @@ from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
 from modelregistry.supervisor.executor import Executor
 from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.launching import SupervisorConfig
-from modelregistry.supervisor.lease import HeldElsewhere, Lease
+from modelregistry.supervisor.lease import HeldElsewhere, HostLease
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import Key, State
+from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, FileFacts, ReplicaFacts, Report
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class StateSync:
     def __init__(
         self,
         config: SupervisorConfig,
-        replicas: dict[Key, ManagedReplica],
+        replicas: dict[ReplicaKey, ManagedReplica],
         executor: Executor,
         *,
         clock: Callable[[], float],
@@ -63,7 +63,7 @@ class StateSync:
         self.clock = clock
         self.on_exchange = on_exchange
         self.desired_models: dict[int, DesiredModel] = {}  # as last read
-        self.removed: set[Key] = set()
+        self.removed: set[ReplicaKey] = set()
         self.changed = asyncio.Event()
         self.host: repository.HostRow
         self.report: Report | None = None
@@ -72,7 +72,7 @@ class StateSync:
         self.unwritten_trials: list[tuple[int, Trial]] = []  # by the model's id
         self.reported_at: datetime | None = None
         self.unwritten_file_facts: dict[int, FileFacts] = {}  # by the model's id
-        self.lease = Lease(config.claim, clock)
+        self.lease = HostLease(config.claim, clock)
         self.beat_at = float("-inf")
         self.maintenance = False  # no engine may run here
         self.address = ""  # where engines are to listen
@@ -84,7 +84,7 @@ class StateSync:
         self.database = Executor(1, "database")
         self.executor = executor
 
-    async def open(self, stop: asyncio.Event) -> dict[Key, ReplicaFacts] | None:
+    async def open(self, stop: asyncio.Event) -> dict[ReplicaKey, ReplicaFacts] | None:
         """Wait for the database and for this host's claim; return the replicas as last written.
 
         Returns None if `stop` is set first. Raises HeldElsewhere.
@@ -210,7 +210,7 @@ class StateSync:
     async def _renew_lease(self) -> None:
         if self.clock() - self.beat_at < lease.BEAT:
             return
-        if not await self.database.run(repository.record_sign_of_life, self.host.id, self.lease.number):
+        if not await self.database.run(repository.renew_claim, self.host.id, self.lease.number):
             raise HeldElsewhere("Another supervisor took this host over; its engines are left as they are.")
         self.beat_at = self.clock()
 
@@ -252,7 +252,7 @@ class StateSync:
             live = replica.live
             await self.database.run(repository.record_live_values, self.host.id, replica.key, live)
             replica.written_live = live
-        if replica.run and replica.state == State.READY and self.clock() - replica.measured_at >= MEASURE_EVERY:
+        if replica.run and replica.state == ReplicaState.READY and self.clock() - replica.measured_at >= MEASURE_EVERY:
             replica.measured_at = self.clock()
             await self._write_measurement(replica, replica.run)
 
@@ -288,7 +288,7 @@ class StateSync:
                 self.log_tails[replica] = text
 
     def _woken_models(self) -> list[int]:
-        ready = {replica.key.model for replica in self.replicas.values() if replica.state == State.READY}
+        ready = {replica.key.model for replica in self.replicas.values() if replica.state == ReplicaState.READY}
         return [
             model_id
             for model_id, desired in self.desired_models.items()

@@ -48,7 +48,7 @@ class PeriodicTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class TaskClaim:
     name: str
     at: datetime
 
@@ -70,13 +70,13 @@ def _registered() -> dict[str, PeriodicTask]:
 # --- Claims: these functions block on the database and raise django.db.Error
 
 
-def claim(task: PeriodicTask, host: str, now: datetime) -> Claim | None:
+def claim(task: PeriodicTask, host: str, now: datetime) -> TaskClaim | None:
     """Claim the task for this host; None if it is not due, is running, or another host was quicker."""
     row, _ = TaskRun.objects.get_or_create(pk=task.name)
     if not is_due(task, row, now):
         return None
     mine = TaskRun.objects.filter(pk=task.name, claimed_at=row.claimed_at)
-    return Claim(task.name, now) if mine.update(claimed_at=now, claimed_by=host[:100]) else None
+    return TaskClaim(task.name, now) if mine.update(claimed_at=now, claimed_by=host[:100]) else None
 
 
 def is_due(task: PeriodicTask, row: TaskRun, now: datetime) -> bool:
@@ -89,14 +89,14 @@ def is_due(task: PeriodicTask, row: TaskRun, now: datetime) -> bool:
     return now - begun >= (task.every if row.succeeded else min(task.every, RETRY))
 
 
-def record_end(claim: Claim, now: datetime, *, succeeded: bool, output: str) -> None:
+def record_end(claim: TaskClaim, now: datetime, *, succeeded: bool, output: str) -> None:
     """Record how the run ended, unless another host has claimed the task since."""
     mine = TaskRun.objects.filter(pk=claim.name, claimed_at=claim.at)
     # Not before the claim, or a clock that was set back would leave it claimed.
     mine.update(ended_at=max(now, claim.at), succeeded=succeeded, output=output[-MOST_OUTPUT:])
 
 
-def release(claim: Claim) -> None:
+def release(claim: TaskClaim) -> None:
     """Give up the claim of an interrupted run, so that the task is due at once."""
     TaskRun.objects.filter(pk=claim.name, claimed_at=claim.at).update(claimed_at=None)
 
@@ -181,7 +181,7 @@ class TaskRunner:
         await self.executor.run(close_old_connections)
         await self.executor.run(record_end, mine, self.clock(), succeeded=succeeded, output=output)
 
-    async def _release(self, claiming: "asyncio.Future[Claim | None]") -> None:
+    async def _release(self, claiming: "asyncio.Future[TaskClaim | None]") -> None:
         """Release the claim that a thread may still be making: a cancellation does not stop it."""
         with contextlib.suppress(Error):
             if mine := await claiming:

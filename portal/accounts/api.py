@@ -16,16 +16,16 @@ from rest_framework.viewsets import GenericViewSet
 
 from portal.accounts import membership, permissions
 from portal.accounts import serializers as shapes
-from portal.accounts.api_permissions import Operators, People
+from portal.accounts.api_permissions import Operators, SignedIn
 from portal.accounts.models import Membership, Tenant
 from portal.accounts.permissions import current_user
-from portal.web.rest.list_pages import Pages
+from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.validation import validated
 
 
 class MeView(APIView):
     subject = ""
-    permission_classes = [People]
+    permission_classes = [SignedIn]
 
     @extend_schema(operation_id="me", summary=_("Who you are, and what this key may do"), responses={200: shapes.Me})
     def get(self, request: Request) -> Response:
@@ -38,7 +38,7 @@ class MeView(APIView):
 
 class SettingsView(APIView):
     subject = "notices"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
 
     @extend_schema(operation_id="settings", summary=_("Your settings"), responses={200: shapes.Settings})
     def get(self, request: Request) -> Response:
@@ -62,13 +62,13 @@ class Tenants(GenericViewSet[Tenant]):
     subject = "tenants"
     queryset = Tenant.objects.none()
     serializer_class = shapes.TenantNow
-    pagination_class = Pages
+    pagination_class = ListPagination
     lookup_field = "slug"
     lookup_value_converter = "slug"
 
     def get_permissions(self) -> list[Any]:
         """Let only operators create and change tenants."""
-        return [People() if self.action in ("list", "retrieve") else Operators()]
+        return [SignedIn() if self.action in ("list", "retrieve") else Operators()]
 
     def get_queryset(self) -> QuerySet[Tenant]:
         return permissions.visible_tenants(current_user(self.request)).order_by("slug")
@@ -111,10 +111,10 @@ class Members(GenericViewSet[Membership]):
     """Members of a tenant, for its admins and operators. Everyone else gets 404."""
 
     subject = "tenants"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     queryset = Membership.objects.none()
     serializer_class = shapes.Member
-    pagination_class = Pages
+    pagination_class = ListPagination
 
     @extend_schema(
         summary=_("Members of a tenant"),

@@ -16,7 +16,7 @@ from portal.accounts.permissions import may_operate
 from portal.web.rest import scopes
 
 
-class People(BasePermission):
+class SignedIn(BasePermission):
     """Everyone who is signed in, or sends a management key whose scopes cover the request."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
@@ -29,7 +29,7 @@ class People(BasePermission):
         return True
 
 
-class Operators(People):
+class Operators(SignedIn):
     """Operators only, at every address: others do not learn which objects exist."""
 
     def has_permission(self, request: Request, view: Any) -> bool:

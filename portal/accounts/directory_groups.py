@@ -10,7 +10,7 @@ from datetime import datetime
 from django.db import transaction
 from django.urls import reverse
 
-from portal.accounts.ldap import Directory, Group, Groups
+from portal.accounts.ldap import DirectorySettings, Groups, LdapGroup
 from portal.accounts.models import DirectoryGroup, User
 from portal.web.notify import notify
 
@@ -20,7 +20,7 @@ def remembered_groups() -> dict[str, str]:
     return dict(DirectoryGroup.objects.exclude(directory_id="").values_list("dn", "directory_id"))
 
 
-def record_groups(directory: Directory, groups: Groups, now: datetime) -> None:
+def record_groups(directory: DirectorySettings, groups: Groups, now: datetime) -> None:
     """Record where each group is, and notify operators once of each change."""
     with transaction.atomic():
         rows = {row.dn: row for row in DirectoryGroup.objects.select_for_update()}
@@ -36,7 +36,7 @@ def record_groups(directory: Directory, groups: Groups, now: datetime) -> None:
                 _notify_operators(directory, dn, "missing", now.isoformat())
 
 
-def _record_found(directory: Directory, row: DirectoryGroup, group: Group) -> None:
+def _record_found(directory: DirectorySettings, row: DirectoryGroup, group: LdapGroup) -> None:
     is_another = bool(row.directory_id and group.id and row.directory_id != group.id)
     if is_another:
         _notify_operators(directory, row.dn, "replaced", group.id)
@@ -48,7 +48,7 @@ def _record_found(directory: Directory, row: DirectoryGroup, group: Group) -> No
         row.save()
 
 
-def _notify_operators(directory: Directory, dn: str, problem: str, occasion: str, now: str = "") -> None:
+def _notify_operators(directory: DirectorySettings, dn: str, problem: str, occasion: str, now: str = "") -> None:
     ref = hashlib.sha256(f"{dn} {problem} {occasion}".encode()).hexdigest()[:40]
     notify(
         User.objects.filter(is_staff=True, is_active=True),

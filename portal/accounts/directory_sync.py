@@ -17,13 +17,13 @@ from django.utils import timezone
 from modelregistry.supervisor.tasks import PeriodicTask
 from portal.accounts import directory_groups, directory_users
 from portal.accounts.ldap import (
-    Directory,
     DirectoryError,
+    DirectorySettings,
+    DirectoryUnavailable,
     Findings,
-    Group,
     Groups,
+    LdapGroup,
     NameTaken,
-    NoAnswer,
     Person,
     look_up_people,
 )
@@ -42,7 +42,7 @@ class SuspiciousChange(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class SyncPlan:
     """What a synchronisation would change."""
 
     leaving: tuple[User, ...]  # active now, to be deactivated
@@ -93,7 +93,7 @@ class Outcome:
         return line + "".join(f"; {dn} is now {now}: change the setting" for dn, now in self.moved_groups)
 
 
-def sync_directory(directory: Directory, *, force: bool = False, now: datetime | None = None) -> Outcome:
+def sync_directory(directory: DirectorySettings, *, force: bool = False, now: datetime | None = None) -> Outcome:
     """Update our people to match the directory, or change nothing; record the result as DirectoryState either way.
 
     Blocks for as long as the directory needs. `force`: even if most of our people would lose their access. Raises
@@ -139,7 +139,7 @@ def _record_failure(now: datetime, error: Exception) -> None:
 
 def _classify_error(error: Exception) -> DirectoryState.Problem:
     match error:
-        case NoAnswer():
+        case DirectoryUnavailable():
             return DirectoryState.Problem.AWAY
         case SuspiciousChange():
             return DirectoryState.Problem.IMPLAUSIBLE
@@ -148,7 +148,7 @@ def _classify_error(error: Exception) -> DirectoryState.Problem:
     return DirectoryState.Problem.FAULT
 
 
-def plan_changes(directory: Directory) -> Plan:
+def plan_changes(directory: DirectorySettings) -> SyncPlan:
     """Look up all our people of the directory, and its groups even if we have no people of it yet.
 
     Changes nothing. Raises DirectoryError.
@@ -169,7 +169,7 @@ def plan_changes(directory: Directory) -> Plan:
         else:
             missing.append(user)
     known = [(user, person) for user, person in staying if person is not None]
-    return Plan(
+    return SyncPlan(
         leaving=tuple(user for user in missing if user.is_active),
         gone=len(missing),
         staying=len(staying),
@@ -205,7 +205,7 @@ def _entry_to_apply(user: User, person: Person | None) -> Person | None:
     return None if is_admission_unknown and not user.is_active else person
 
 
-def apply_changes(plan: Plan) -> Outcome:
+def apply_changes(plan: SyncPlan) -> Outcome:
     """Carry out the plan, BATCH people at a time. What a failure leaves undone, the next run does."""
     changed = returned = 0
     taken = []
@@ -240,7 +240,7 @@ def apply_changes(plan: Plan) -> Outcome:
     )
 
 
-def _moved_groups(groups: Groups) -> list[Group]:
+def _moved_groups(groups: Groups) -> list[LdapGroup]:
     return [group for group in groups.found.values() if group.is_moved]
 
 

@@ -18,8 +18,8 @@ from portal.accounts import ldap, throttle
 # there, while our own lock, which is the same for all names, comes after five. Without the message, people who are
 # locked out by a phone with an old password would keep believing that they mistype.
 SIGN_IN_ERRORS = {
-    ldap.NoAnswer: _("The company directory does not answer; try again in a few minutes."),
-    ldap.Refused: _(
+    ldap.DirectoryUnavailable: _("The company directory does not answer; try again in a few minutes."),
+    ldap.DirectoryRefused: _(
         "The company directory cannot be reached properly right now. Your password is not the reason;"
         " please contact the people who run this server."
     ),
@@ -69,7 +69,7 @@ class SignInForm(AuthenticationForm):
         try:
             with throttle.wait_turn(self.request, self.cleaned_data.get("username", "")):
                 return super().clean()
-        except throttle.TooManyAtOnce as error:
+        except throttle.TooManyAttempts as error:
             self.retry_after = 1
             raise ValidationError(
                 _("There are too many attempts with this name at the same time. Try again in a moment."), code="locked"

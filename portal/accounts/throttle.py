@@ -34,7 +34,7 @@ def counted_name(request: HttpRequest, credentials: dict[str, Any] | None = None
     return f"unknown-{salted_hmac('sign-in attempts', name, algorithm='sha256').hexdigest()[:40]}"
 
 
-class TooManyAtOnce(Exception):
+class TooManyAttempts(Exception):
     """As many attempts with this name from this address as are allowed in all are being made at the same time."""
 
 
@@ -49,12 +49,12 @@ def wait_turn(request: HttpRequest, username: str) -> Iterator[None]:
 
     A failure counts only after the password was tried, so of seventy attempts at once all seventy were tried before one
     counted. An attempt that waits here has made no query yet, and so holds no database connection. Raises
-    TooManyAtOnce.
+    TooManyAttempts.
     """
     attempt = (_strip_domain(_fold_name(username)), client_address(request))
     with _guard:
         if _attempts[attempt] >= settings.AXES_FAILURE_LIMIT:
-            raise TooManyAtOnce
+            raise TooManyAttempts
         _attempts[attempt] += 1
         lock = _locks.setdefault(attempt, threading.Lock())
     try:

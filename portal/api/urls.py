@@ -24,7 +24,7 @@ register_converter(Anything, "anything")
 
 router = SimpleRouter(use_regex_path=False)
 router.register("keys", keys.Keys, basename="api-keys")
-router.register("catalogue", keys.Catalogue, basename="api-catalogue")
+router.register("catalogue", keys.CatalogueModels, basename="api-catalogue")
 router.register("management-keys", keys.ManagementKeys, basename="api-management-keys")
 router.register("quotas", quotas.Quotas, basename="api-quotas")
 router.register("quota-requests", quotas.Requests, basename="api-quota-requests")
@@ -49,7 +49,7 @@ urlpatterns = [
         accounts.Members.as_view({"get": "retrieve", "patch": "partial_update", "delete": "destroy"}),
         name="api-member",
     ),
-    path("v1/usage/", usage.UsageView.as_view(), name="api-usage"),
+    path("v1/usage/", usage.UsageTotalsView.as_view(), name="api-usage"),
     path("v1/usage/series/", usage.UsageSeriesView.as_view(), name="api-usage-series"),
     path("v1/usage/groups/", usage.UsageGroups.as_view({"get": "list"}), name="api-usage-groups"),
     path("v1/usage/scopes/", usage.UsageScopesView.as_view(), name="api-usage-scopes"),

@@ -11,7 +11,7 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from portal.accounts.api_permissions import People
+from portal.accounts.api_permissions import SignedIn
 from portal.web.addresses import base_address
 from portal.web.rest import openapi  # noqa: F401 - registers how keys are described
 
@@ -19,7 +19,7 @@ from portal.web.rest import openapi  # noqa: F401 - registers how keys are descr
 class Schema(SpectacularAPIView):
     """The description of the API (OpenAPI 3), as far as the caller may use it."""
 
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     subject = ""
 
 
@@ -27,7 +27,7 @@ class UnknownAddress(APIView):
     """Every other address, which gets an error of the API instead of a page."""
 
     schema = None
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     subject = ""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:

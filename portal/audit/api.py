@@ -10,7 +10,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from portal.accounts.api_fields import AnyTenant
-from portal.accounts.api_permissions import People
+from portal.accounts.api_permissions import SignedIn
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
 from portal.audit import audit_log
@@ -61,7 +61,7 @@ class AuditPage(serializers.Serializer[Any]):
 
 class AuditView(APIView):
     subject = "audit"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
 
     @extend_schema(
         operation_id="audit",

@@ -11,7 +11,7 @@ from typing import Any
 from modelregistry.models import Alias, FileReport, Host, HostReport, Replica, ServedModel
 from modelregistry.overview import MADE_UP
 from portal.accounts.models import Tenant
-from portal.demo.plan import ENGINES, HOSTS, NEW, OLD, Engine
+from portal.demo.plan import ENGINES, HOSTS, NEW, OLD, SimulatedModel
 from portal.keys.models import ModelAccess
 
 SEEN = timedelta(days=3650)
@@ -49,7 +49,7 @@ def create_hosts(chance: Random, now: datetime, tenants: dict[str, Tenant]) -> d
     return models
 
 
-def _model(engine: Engine, hosts: dict[str, Host], now: datetime, tenants: dict[str, Tenant]) -> ServedModel:
+def _model(engine: SimulatedModel, hosts: dict[str, Host], now: datetime, tenants: dict[str, Tenant]) -> ServedModel:
     directory = engine.engine == "vllm"
     model = ServedModel.objects.create(
         name=engine.name,
@@ -88,7 +88,7 @@ def _model(engine: Engine, hosts: dict[str, Host], now: datetime, tenants: dict[
 
 
 def _replica(
-    engine: Engine,
+    engine: SimulatedModel,
     model: ServedModel,
     host: Host,
     index: int,
@@ -121,7 +121,7 @@ def _replica(
     )
 
 
-def _prediction(engine: Engine, weights: int, cache: int, overhead: int, devices: int) -> dict[str, Any]:
+def _prediction(engine: SimulatedModel, weights: int, cache: int, overhead: int, devices: int) -> dict[str, Any]:
     return {
         "weights": weights,
         "cache": cache,
@@ -137,7 +137,7 @@ def _prediction(engine: Engine, weights: int, cache: int, overhead: int, devices
     }
 
 
-def _live(engine: Engine, chance: Random, now: datetime) -> dict[str, Any]:
+def _live(engine: SimulatedModel, chance: Random, now: datetime) -> dict[str, Any]:
     chat = engine.task == "chat"
     running = chance.choice((1, 2, 3, 5, 8)) if chat else chance.choice((0, 1, 2))
     return {

@@ -323,7 +323,7 @@ SERVICES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
+class SimulatedModel:
     """A model as it is served."""
 
     name: str
@@ -353,7 +353,7 @@ HOSTS: dict[str, tuple[str, float, int]] = {  # name: card, its GB, how many
     "gpu-nagoya-02": ("NVIDIA GeForce RTX 4090", 25.8, 2),
 }
 ENGINES = (
-    Engine(
+    SimulatedModel(
         name=CHAT,
         ja="EZO-Common-9B（FP8）：日本語の文章作成・要約・質問応答に。まずはこれをお使いください。",
         en="EZO-Common-9B (FP8): writing, summaries and questions in Japanese. Begin with this one.",
@@ -367,7 +367,7 @@ ENGINES = (
         parameters=9_241_705_984,
         quantisation="FP8",
     ),
-    Engine(
+    SimulatedModel(
         name=LARGE,
         ja="Swallow 70B（AWQ）：難しい質問や長い文章、翻訳に。回答はやや遅めです。",
         en="Swallow 70B (AWQ): for hard questions, long texts and translation, but slower.",
@@ -382,7 +382,7 @@ ENGINES = (
         parameters=70_553_706_496,
         quantisation="AWQ-INT4",
     ),
-    Engine(
+    SimulatedModel(
         name=CODE,
         ja="Qwen2.5 Coder 32B（AWQ）：プログラムの作成・説明・レビューに。",
         en="Qwen2.5 Coder 32B (AWQ): writes, explains and reviews programs.",
@@ -396,7 +396,7 @@ ENGINES = (
         parameters=32_763_876_352,
         quantisation="AWQ-INT4",
     ),
-    Engine(
+    SimulatedModel(
         name=VISION,
         ja="Qwen2.5-VL 7B：画像や PDF のページを読んで答えます。",
         en="Qwen2.5-VL 7B: reads pictures and pages of PDFs.",
@@ -408,7 +408,7 @@ ENGINES = (
         parameters=8_292_166_656,
         quantisation="BF16",
     ),
-    Engine(
+    SimulatedModel(
         name=SMALL,
         engine="llama.cpp",
         ja="Gemma 3 4B：短い文の分類や言い換えに。速く答えます。",
@@ -421,7 +421,7 @@ ENGINES = (
         parameters=3_880_099_328,
         quantisation="Q4_K_M",
     ),
-    Engine(
+    SimulatedModel(
         name=EMBEDDING,
         engine="vllm",
         task="embedding",
@@ -436,7 +436,7 @@ ENGINES = (
         parameters=314_000_000,
         quantisation="BF16",
     ),
-    Engine(
+    SimulatedModel(
         name=BGE,
         engine="llama.cpp",
         task="embedding",
@@ -450,7 +450,7 @@ ENGINES = (
         parameters=567_754_752,
         quantisation="F16",
     ),
-    Engine(
+    SimulatedModel(
         name=RERANK,
         engine="llama.cpp",
         task="rerank",
@@ -464,7 +464,7 @@ ENGINES = (
         parameters=567_755_777,
         quantisation="F16",
     ),
-    Engine(
+    SimulatedModel(
         name=WHISPER,
         task="transcription",
         ja="Whisper large-v3 turbo：録音を文字に起こします。",
@@ -478,7 +478,7 @@ ENGINES = (
         parameters=808_878_080,
         quantisation="FP16",
     ),
-    Engine(
+    SimulatedModel(
         name=OLD,
         engine="llama.cpp",
         ja="ELYZA Llama 3 8B：提供終了の予定です。ezo-9b をお使いください。",
@@ -491,7 +491,7 @@ ENGINES = (
         parameters=8_030_261_248,
         quantisation="Q4_K_M",
     ),
-    Engine(
+    SimulatedModel(
         name=NEW,
         ja="gpt-oss 120B：評価中のモデルです（研究開発本部と DX 推進室のみ）。",
         en="gpt-oss 120B: being tried (research and DX promotion only).",

@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class SimulatedCall:
     """A call before an engine has it."""
 
     at: datetime
@@ -90,7 +90,7 @@ def _of(chance: Random, holder: Holder, day: date, now: datetime, grown: float, 
         end_user = (
             f"{holder.department.slug}-{_caller(chance, service.callers):04}" if service and service.callers else ""
         )
-        row = _row(chance, Call(at, model, prompt, answer, end_user), day, now)
+        row = _row(chance, SimulatedCall(at, model, prompt, answer, end_user), day, now)
         row["key_id"], row["user_id"], row["tenant_id"] = key.pk, key.user_id, key.tenant_id
         yield row
 
@@ -142,7 +142,7 @@ def _about(chance: Random, median: float, spread: float, most: int) -> int:
     return max(8, min(most, int(chance.lognormvariate(math.log(median), spread))))
 
 
-def _row(chance: Random, call: Call, day: date, now: datetime) -> Row:
+def _row(chance: Random, call: SimulatedCall, day: date, now: datetime) -> Row:
     engine = ENGINE[call.model]
     local = call.at.astimezone(TOKYO)
     load = workdays.OFFICE[local.hour] / BUSIEST
@@ -172,7 +172,7 @@ def _row(chance: Random, call: Call, day: date, now: datetime) -> Row:
     }
 
 
-def _draw_outcome(chance: Random, call: Call, now: datetime) -> tuple[str, int, bool]:
+def _draw_outcome(chance: Random, call: SimulatedCall, now: datetime) -> tuple[str, int, bool]:
     """Return the status, the tokens of the answer, and whether they are estimated."""
     throw = chance.random()
     for ago, begin, end, model, share in INCIDENTS:

@@ -18,22 +18,22 @@ from rest_framework.viewsets import GenericViewSet
 
 from modelregistry import routes
 from portal.accounts import permissions
-from portal.accounts.api_permissions import People
+from portal.accounts.api_permissions import SignedIn
 from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import current_user
 from portal.keys import leaked_keys, lifecycle, management_keys, model_access, queries
 from portal.keys import serializers as shapes
 from portal.keys.models import ApiKey, ManagementKey
-from portal.web.rest.list_pages import Pages
+from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.validation import validated
 
 
 class Keys(GenericViewSet[ApiKey]):
     subject = "keys"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     queryset = ApiKey.objects.none()  # for the schema; see get_queryset
     serializer_class = shapes.Key
-    pagination_class = Pages
+    pagination_class = ListPagination
     lookup_field = "prefix"
     lookup_value_converter = "slug"
 
@@ -131,11 +131,11 @@ class Keys(GenericViewSet[ApiKey]):
         return managed
 
 
-class Catalogue(GenericViewSet[Any]):
+class CatalogueModels(GenericViewSet[Any]):
     subject = "catalogue"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     serializer_class = shapes.CatalogueModel
-    pagination_class = Pages
+    pagination_class = ListPagination
     queryset = routes.offered_models().none()
 
     @extend_schema(
@@ -160,10 +160,10 @@ class ManagementKeys(GenericViewSet[ManagementKey]):
     """The caller's management keys. From a session only: a leaked key must not create keys that outlive it."""
 
     subject = None
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     queryset = ManagementKey.objects.none()
     serializer_class = shapes.ManagementKey
-    pagination_class = Pages
+    pagination_class = ListPagination
     lookup_field = "prefix"
     lookup_value_converter = "slug"
 
@@ -219,10 +219,10 @@ def state_condition(state: str) -> Q:
     """Return the condition of keys for which `queries.state_of` returns `state`."""
     expired = Q(expires_at__isnull=False, expires_at__lte=timezone.now())
     return {
-        queries.State.REVOKED.value: Q(revoked_at__isnull=False),
-        queries.State.EXPIRED.value: Q(revoked_at__isnull=True) & expired,
-        queries.State.STOPPED.value: Q(revoked_at__isnull=True) & ~expired & ~Q(queries.is_usable()),
-        queries.State.WORKS.value: Q(queries.is_usable()),
+        queries.KeyState.REVOKED.value: Q(revoked_at__isnull=False),
+        queries.KeyState.EXPIRED.value: Q(revoked_at__isnull=True) & expired,
+        queries.KeyState.STOPPED.value: Q(revoked_at__isnull=True) & ~expired & ~Q(queries.is_usable()),
+        queries.KeyState.WORKS.value: Q(queries.is_usable()),
     }[state]
 
 

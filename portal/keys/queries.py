@@ -23,7 +23,7 @@ def is_usable() -> Exists:
     return Exists(ApiKey.objects.usable().filter(pk=OuterRef("pk")))
 
 
-class State(models.TextChoices):
+class KeyState(models.TextChoices):
     WORKS = "works", _("works")
     STOPPED = "stopped", _("stopped")
     EXPIRED = "expired", _("expired")
@@ -57,12 +57,12 @@ class KeyRow:
     revoked_because: str
     replaces: str  # a prefix, or ""
     replaced_by: str  # a prefix, or ""
-    state: State
+    state: KeyState
     expires_soon: bool
 
     @property
     def works(self) -> bool:
-        return self.state is State.WORKS
+        return self.state is KeyState.WORKS
 
 
 def keys_of(user: User) -> QuerySet[ApiKey]:
@@ -130,11 +130,11 @@ def with_usable(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
     return keys.annotate(can_be_used=is_usable())
 
 
-def state_of(key: ApiKey) -> State:
+def state_of(key: ApiKey) -> KeyState:
     """Return the state of a key; "revoked" or "expired" before "stopped", as they say more about the cause."""
     if key.state != "active":
-        return State(key.state)
-    return State.WORKS if key.can_be_used else State.STOPPED  # type: ignore[attr-defined]
+        return KeyState(key.state)
+    return KeyState.WORKS if key.can_be_used else KeyState.STOPPED  # type: ignore[attr-defined]
 
 
 def responsible_is_member() -> Exists:

@@ -56,7 +56,7 @@ class Key(serializers.Serializer[ApiKey]):
     def get_models(self, key: ApiKey) -> list[str] | None:
         return None if key.every_model else sorted(model.name for model in key.allowed_models.all())
 
-    def get_state(self, key: ApiKey) -> queries.State:
+    def get_state(self, key: ApiKey) -> queries.KeyState:
         return queries.state_of(key)
 
 
@@ -67,7 +67,7 @@ class KeyWithText(Key):
 class KeyFilter(serializers.Serializer[Any]):
     tenant = AnyTenant(required=False)
     kind = serializers.ChoiceField(["personal", "service"], required=False)
-    state = serializers.ChoiceField(queries.State.choices, required=False)
+    state = serializers.ChoiceField(queries.KeyState.choices, required=False)
     name = CharField(
         required=False, help_text="Part of its name, purpose, service, prefix, tenant or responsible person."
     )

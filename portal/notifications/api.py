@@ -9,21 +9,21 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet
 
-from portal.accounts.api_permissions import People
+from portal.accounts.api_permissions import SignedIn
 from portal.accounts.permissions import current_user
 from portal.notifications import inbox
 from portal.notifications import serializers as shapes
 from portal.notifications.models import Notice
-from portal.web.rest.list_pages import Pages
+from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.validation import validated
 
 
 class Notices(GenericViewSet[Notice]):
     subject = "notices"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     queryset = Notice.objects.none()
     serializer_class = shapes.Notice
-    pagination_class = Pages
+    pagination_class = ListPagination
     lookup_value_converter = "int"
 
     def get_queryset(self) -> QuerySet[Notice]:

@@ -22,7 +22,7 @@ Sentence = Callable[[Facts], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class NoticeKind:
     """A kind of notice."""
 
     required: frozenset[str]  # the facts that its sentences need
@@ -222,23 +222,25 @@ def engine_version_failed_text(facts: Facts) -> str:
 KEY = frozenset({"key", "prefix", "tenant"})
 QUOTA = frozenset({"unit", "window", "model", "amount"})
 
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, NoticeKind] = {
     # `days` left, `at` the expiry
-    "key-expires": Kind(required=KEY | {"days", "at"}, tone="watch", title=key_expires_title, text=key_expires_text),
-    "key-expired": Kind(
+    "key-expires": NoticeKind(
+        required=KEY | {"days", "at"}, tone="watch", title=key_expires_title, text=key_expires_text
+    ),
+    "key-expired": NoticeKind(
         required=KEY | {"at"},
         tone="broken",
         title=lambda facts: _("The key “%(key)s” has expired") % facts,
         text=key_expired_text,
     ),
     # `by` the name of the person who did it ("" unknown), `because` "" or a reason; "leaked" is spelled out
-    "key-revoked": Kind(
+    "key-revoked": NoticeKind(
         required=KEY | {"by", "because"},
         tone="broken",
         title=lambda facts: _("The key “%(key)s” was revoked") % facts,
         text=key_revoked_text,
     ),
-    "management-key-expires": Kind(
+    "management-key-expires": NoticeKind(
         required=frozenset({"key", "prefix", "days", "at"}),
         tone="watch",
         title=lambda facts: _("The management key “%(key)s” expires soon") % facts,
@@ -247,7 +249,7 @@ KINDS: Mapping[str, Kind] = {
             % {**facts, "day": format_day(facts)}
         ),
     ),
-    "management-key-found": Kind(
+    "management-key-found": NoticeKind(
         required=frozenset({"key", "prefix"}),
         tone="broken",
         title=lambda facts: _("The management key “%(key)s” was revoked") % facts,
@@ -260,14 +262,14 @@ KINDS: Mapping[str, Kind] = {
         ),
     ),
     # `person` the name of the person who was responsible
-    "responsible-left": Kind(
+    "responsible-left": NoticeKind(
         required=KEY | {"person"},
         tone="watch",
         title=lambda facts: _("No one is responsible for the service key “%(key)s”") % facts,
         text=responsible_left_text,
     ),
     # `tenant` its name, `keys` how many of the person's stopped
-    "membership-ended": Kind(
+    "membership-ended": NoticeKind(
         required=frozenset({"tenant", "keys"}),
         tone="broken",
         title=lambda facts: _("You no longer belong to %(tenant)s") % facts,
@@ -275,48 +277,48 @@ KINDS: Mapping[str, Kind] = {
         to_leavers=True,
     ),
     # `of`, `owner`: see `format_owner`. `percent` used, `renews_at` when it renews
-    "quota-near": Kind(
+    "quota-near": NoticeKind(
         required=QUOTA | {"of", "owner", "percent", "renews_at"},
         tone="watch",
         title=lambda facts: _("A quota is almost used up"),
         text=quota_near_text,
     ),
-    "quota-reached": Kind(
+    "quota-reached": NoticeKind(
         required=QUOTA | {"of", "owner", "renews_at"},
         tone="broken",
         title=lambda facts: _("A quota is used up"),
         text=quota_reached_text,
     ),
     # `asker` a name, `tenant` a name, `amount` requested, `had` until now, `reason` "" or what for
-    "request-asked": Kind(
+    "request-asked": NoticeKind(
         required=QUOTA | {"asker", "tenant", "had", "reason"},
         tone="watch",
         title=lambda facts: _("%(asker)s requests a higher quota") % facts,
         text=request_asked_text,
     ),
     # `by` a name, `amount` requested, `granted` the amount or None, `note` "" or a text
-    "request-decided": Kind(
+    "request-decided": NoticeKind(
         required=QUOTA | {"by", "granted", "note"},
         tone="fine",
         title=request_decided_title,
         text=request_decided_text,
     ),
     # `account` its name, `address` "" or from where, `at` when
-    "break-glass-used": Kind(
+    "break-glass-used": NoticeKind(
         required=frozenset({"account", "address", "at"}),
         tone="broken",
         title=lambda facts: _("The emergency account was used"),
         text=break_glass_text,
     ),
     # `model`, `host`, `engine` and `version` names, `cause` "" or a code of advice, `detail` what happened
-    "engine-version-failed": Kind(
+    "engine-version-failed": NoticeKind(
         required=frozenset({"model", "host", "engine", "version", "cause", "detail"}),
         tone="watch",
         title=lambda facts: _("%(engine)s %(version)s failed with %(model)s") % facts,
         text=engine_version_failed_text,
     ),
     # `problem` a DirectoryState.Problem, `detail` "" or what it said, `at` when
-    "directory-trouble": Kind(
+    "directory-trouble": NoticeKind(
         required=frozenset({"problem", "detail", "at"}),
         tone="broken",
         title=lambda facts: _("The company directory cannot be synchronised"),
@@ -324,14 +326,14 @@ KINDS: Mapping[str, Kind] = {
     ),
     # `group` its DN in the settings, `settings` which those are, `problem` "missing", "moved" or "replaced", `now` its
     # new DN or ""
-    "directory-group": Kind(
+    "directory-group": NoticeKind(
         required=frozenset({"group", "settings", "problem", "now"}),
         tone="watch",
         title=lambda facts: _("A group of the company directory has changed"),
         text=directory_group_text,
     ),
     # `person` a user name
-    "last-operator-kept": Kind(
+    "last-operator-kept": NoticeKind(
         required=frozenset({"person"}),
         tone="watch",
         title=lambda facts: _("You remain an operator because there is no other"),

@@ -33,7 +33,7 @@ from portal.accounts.permissions import current_user
 from portal.keys.models import ModelAccess
 from portal.operations import actions, directory, live
 from portal.operations import serializers as shapes
-from portal.web.rest.list_pages import Pages
+from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.problems import Conflict
 from portal.web.rest.validation import to_plain, validated
 
@@ -58,7 +58,7 @@ class Hosts(GenericViewSet[Host]):
     subject = SUBJECT
     queryset = Host.objects.select_related("report")
     serializer_class = shapes.HostNow
-    pagination_class = Pages
+    pagination_class = ListPagination
     lookup_value_converter = "int"
 
     @extend_schema(
@@ -101,7 +101,7 @@ class Models(GenericViewSet[ServedModel]):
         Prefetch("trials", EngineTrial.objects.select_related("host")),
     )
     serializer_class = shapes.Model
-    pagination_class = Pages
+    pagination_class = ListPagination
     lookup_value_converter = "int"
 
     @extend_schema(
@@ -289,7 +289,7 @@ class Replicas(GenericViewSet[Replica]):
     subject = SUBJECT
     queryset = Replica.objects.select_related("host", "model")
     serializer_class = shapes.ReplicaDetail
-    pagination_class = Pages
+    pagination_class = ListPagination
     lookup_value_converter = "int"
 
     @extend_schema(

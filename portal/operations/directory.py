@@ -14,7 +14,7 @@ from django.views.decorators.http import require_safe
 
 from portal.accounts import directory_sync, permissions
 from portal.accounts.decorators import operator_required
-from portal.accounts.ldap import Directory, DirectoryError
+from portal.accounts.ldap import DirectoryError, DirectorySettings
 from portal.accounts.models import DirectoryState, User
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
@@ -58,7 +58,7 @@ def synchronise(request: HttpRequest) -> HttpResponse:
     return redirect("operations-directory")
 
 
-def synchronise_now(by: User, directory: Directory, *, force: bool) -> DirectoryState:
+def synchronise_now(by: User, directory: DirectorySettings, *, force: bool) -> DirectoryState:
     """Synchronise and return the result; its `problem` says why nothing was changed. Blocks on the directory."""
     permissions.check_access(by)
     with suppress(DirectoryError, directory_sync.SuspiciousChange):

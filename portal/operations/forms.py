@@ -52,7 +52,7 @@ class NumbersField(WordsField):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Fieldset:
     """Fields that belong together. `folded`: most models need none of them."""
 
     title: Promise | str
@@ -61,13 +61,13 @@ class Group:
 
 
 GROUPS = (
-    Group(title=_("What clients see"), fields=("name", "aliases", "task", "description_ja", "description_en")),
-    Group(title=_("Files and engine"), fields=("engine", "path", "args", "launcher", "engine_version")),
-    Group(title=_("Size"), fields=("context", "slots", "replicas")),
-    Group(title=_("Where it runs"), fields=("host", "gpus", "tensor_parallel", "overcommit"), folded=True),
-    Group(title=_("Who may use it, and how long"), fields=("tenants", "idle_after", "retires_on"), folded=True),
-    Group(title=_("An engine that runs elsewhere"), fields=("url", "upstream_model", "upstream_key"), folded=True),
-    Group(
+    Fieldset(title=_("What clients see"), fields=("name", "aliases", "task", "description_ja", "description_en")),
+    Fieldset(title=_("Files and engine"), fields=("engine", "path", "args", "launcher", "engine_version")),
+    Fieldset(title=_("Size"), fields=("context", "slots", "replicas")),
+    Fieldset(title=_("Where it runs"), fields=("host", "gpus", "tensor_parallel", "overcommit"), folded=True),
+    Fieldset(title=_("Who may use it, and how long"), fields=("tenants", "idle_after", "retires_on"), folded=True),
+    Fieldset(title=_("An engine that runs elsewhere"), fields=("url", "upstream_model", "upstream_key"), folded=True),
+    Fieldset(
         title=_("Time-outs and risks"),
         fields=("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "allowed_risks"),
         folded=True,
@@ -163,7 +163,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         entered: str = self.cleaned_data["upstream_key"]
         return entered or self.instance.upstream_key
 
-    def field_groups(self) -> Iterator[tuple[Group, list[BoundField], bool]]:
+    def field_groups(self) -> Iterator[tuple[Fieldset, list[BoundField], bool]]:
         """Yield (group, its fields, whether it is open): a group with an error or a set value is not folded."""
         for group in GROUPS:
             fields = [self[name] for name in group.fields]

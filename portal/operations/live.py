@@ -53,7 +53,7 @@ class OperationsSnapshot(Snapshot):
     tails: dict[int, Tail | None] = field(default_factory=dict)
 
 
-class Reader:
+class OverviewReader:
     """Reads snapshots. Blocks on the database; raises django.db.Error."""
 
     def __init__(self, clock: Callable[[], datetime] = timezone.now) -> None:
@@ -103,7 +103,7 @@ class LiveOperationsFeed(LiveFeed[OperationsSnapshot]):
 
     def __init__(
         self,
-        make_reader: Callable[[], Callable[..., OperationsSnapshot]] = Reader,
+        make_reader: Callable[[], Callable[..., OperationsSnapshot]] = OverviewReader,
         *,
         poll: float = 1.0,
         patience: float = 5.0,

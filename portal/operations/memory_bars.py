@@ -64,7 +64,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
+class MemoryBar:
     """A device's memory in bytes: shares + others = used, unless measurements were made at different times.
 
     `free` may be less than the rest, part of which no process can have. `fault`: why the numbers are old; empty: they
@@ -110,14 +110,14 @@ def share_of(*, model: str, replica: str, predicted: dict[str, Any] | None, meas
     return replace(made, weights=weights, cache=measured - weights)
 
 
-def memory_bar(device: dict[str, Any], shares: Iterable[Share]) -> Bar:
+def memory_bar(device: dict[str, Any], shares: Iterable[Share]) -> MemoryBar:
     """Return the bar of a device (see `gpus.Device`). Memory that no replica of ours uses is `others`."""
     ordered = sorted(shares, key=lambda one: one.measured is None)
     numbered = tuple(replace(one, number=number) for number, one in enumerate(ordered, 1))
     total, used = device["total"], device["used"]
     others = max(0, used - sum(one.total for one in numbered))
     parts, outlines, labels = lay_out(numbered, others, total)
-    return Bar(
+    return MemoryBar(
         index=device["index"],
         name=device["name"],
         kind=device["kind"],

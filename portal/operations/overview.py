@@ -20,7 +20,7 @@ from modelregistry.overview import (
     host_now,
     model_now,
 )
-from portal.operations.memory_bars import Bar, memory_bar, share_of
+from portal.operations.memory_bars import MemoryBar, memory_bar, share_of
 
 State = Replica.State
 SOON = timedelta(days=30)
@@ -114,7 +114,7 @@ class HostView:
     """A machine as its supervisor last saw it, with a bar for each of its memories."""
 
     now: HostNow
-    bars: tuple[Bar, ...]
+    bars: tuple[MemoryBar, ...]
 
     @property
     def name(self) -> str:
@@ -122,7 +122,7 @@ class HostView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
+class OperationsOverview:
     hosts: tuple[HostView, ...]
     models: tuple[ModelView, ...]
 
@@ -187,7 +187,7 @@ class Overview:
         return max(timed, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
-def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken]) -> Overview:
+def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken]) -> OperationsOverview:
     """Read all hosts and models. Four queries, however many there are."""
     served = list(prefetch_models(ServedModel.objects.all()))
     rows = [replica for model in served for replica in model.replica_set.all()]
@@ -195,7 +195,7 @@ def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken]) -> Over
     for row in rows:
         by_host[row.host_id].append(row)
     hosts = Host.objects.select_related("report")
-    return Overview(
+    return OperationsOverview(
         hosts=tuple(host_view(host, by_host[host.pk], now) for host in hosts),
         models=tuple(model_view(model, now, first_tokens.get(model.name)) for model in served),
     )
@@ -238,13 +238,13 @@ def host_view(host: Host, rows: list[Replica], now: datetime) -> HostView:
     return HostView(now=host_now(host, rows, now), bars=tuple(choose_bars(bars)))
 
 
-def choose_bars(bars: list[Bar]) -> list[Bar]:
+def choose_bars(bars: list[MemoryBar]) -> list[MemoryBar]:
     """Return the bars of the GPUs, and of RAM if the host has no GPU or a model was placed in RAM."""
     gpus = [one for one in bars if one.kind == "gpu"]
     return gpus + [one for one in bars if one.kind == "ram" and (one.shares or not gpus)]
 
 
-def device_bar(device: dict[str, Any], rows: list[Replica]) -> Bar:
+def device_bar(device: dict[str, Any], rows: list[Replica]) -> MemoryBar:
     return memory_bar(
         device,
         [

@@ -138,7 +138,7 @@ class AliasNames(Texts):
         return [alias.name for alias in instance.aliases.all()]
 
 
-class Tenants(serializers.SlugRelatedField[Tenant]):
+class TenantSlugs(serializers.SlugRelatedField[Tenant]):
     def __init__(self, **options: Any) -> None:
         super().__init__(slug_field="slug", queryset=Tenant.objects.all(), **options)
 
@@ -148,7 +148,7 @@ class Aliases(serializers.Serializer[Any]):
 
 
 class Visibility(serializers.Serializer[Any]):
-    tenants = Tenants(many=True, help_text="Short names. Empty: all tenants may use it.")
+    tenants = TenantSlugs(many=True, help_text="Short names. Empty: all tenants may use it.")
 
 
 class Restart(serializers.Serializer[Any]):
@@ -183,7 +183,7 @@ class Model(KnownFields, ModelSerializer[ServedModel]):
     gpus = serializers.ListField(child=serializers.IntegerField(min_value=0), required=False)
     allowed_risks = serializers.ListField(child=serializers.ChoiceField(ServedModel.Risk.choices), required=False)
     aliases = AliasNames(required=False)
-    tenants = Tenants(many=True, required=False)
+    tenants = TenantSlugs(many=True, required=False)
     trials = Trial(many=True, read_only=True)
     unplanned = serializers.ListField(
         child=CharField(), read_only=True, help_text="Options among `args` whose memory is not planned."

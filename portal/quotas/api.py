@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from portal.accounts import permissions
-from portal.accounts.api_permissions import People
+from portal.accounts.api_permissions import SignedIn
 from portal.accounts.models import User
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
@@ -23,16 +23,16 @@ from portal.quotas import administration
 from portal.quotas import serializers as shapes
 from portal.quotas.models import Quota, QuotaRequest
 from portal.quotas.status import Allowance, allowances, allowances_of_key, allowances_of_member, allowances_of_tenant
-from portal.web.rest.list_pages import Pages
+from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.validation import validated
 
 
 class Quotas(GenericViewSet[Quota]):
     subject = "quotas"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     queryset = Quota.objects.none()
     serializer_class = shapes.Quota
-    pagination_class = Pages
+    pagination_class = ListPagination
     lookup_value_converter = "int"
 
     def get_queryset(self) -> QuerySet[Quota]:
@@ -82,10 +82,10 @@ class Quotas(GenericViewSet[Quota]):
 
 class Requests(GenericViewSet[QuotaRequest]):
     subject = "quotas"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     queryset = QuotaRequest.objects.none()
     serializer_class = shapes.Request
-    pagination_class = Pages
+    pagination_class = ListPagination
     lookup_value_converter = "int"
 
     def get_queryset(self) -> QuerySet[QuotaRequest]:
@@ -143,11 +143,11 @@ class Requests(GenericViewSet[QuotaRequest]):
             ).data
         )
 
-    @extend_schema(summary=_("Refuse a request"), request=shapes.Refusal, responses={200: shapes.Request})
+    @extend_schema(summary=_("Refuse a request"), request=shapes.QuotaRefusal, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def refuse(self, request: Request, pk: int) -> Response:
         quota_request = self.get_object()
-        note = validated(shapes.Refusal, request.data)["note"]
+        note = validated(shapes.QuotaRefusal, request.data)["note"]
         return Response(shapes.Request(administration.refuse_request(current_user(request), quota_request, note)).data)
 
     @extend_schema(summary=_("Withdraw a request"), request=None, responses={200: shapes.Request})
@@ -159,7 +159,7 @@ class Requests(GenericViewSet[QuotaRequest]):
 
 class AllowancesView(APIView):
     subject = "quotas"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
 
     @extend_schema(
         operation_id="allowances",

@@ -35,7 +35,7 @@ def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
     }
     if row.works:
         offered = model_access.available_models(model_access.open_to_key(key))
-        context["bars"] = request_pages.bars(current_user(request), allowances_of_key(key, now))
+        context["bars"] = request_pages.quota_bars(current_user(request), allowances_of_key(key, now))
         context["may_give"] = administration.may_set(current_user(request), administration.QuotaTarget(key=key))
         context["offered"] = offered
         context["example"] = make_example(request, offered, chosen=request.GET.get("model", ""))

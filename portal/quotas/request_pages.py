@@ -22,7 +22,7 @@ MOST = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
+class QuotaBar:
     """A quota as its reader sees it. `open_request`: a request for more of it, by any person."""
 
     allowance: Allowance
@@ -30,7 +30,7 @@ class Bar:
     open_request: QuotaRequest | None
 
 
-def bars(reader: User, allowances: Iterable[Allowance]) -> list[Bar]:
+def quota_bars(reader: User, allowances: Iterable[Allowance]) -> list[QuotaBar]:
     """Return quotas with whether this person may request more, and what is requested already. Two queries at most."""
     shown = list(allowances)
     slugs = {one.to.partition(":")[2] for one in shown if one.of == "tenant"}
@@ -42,7 +42,7 @@ def bars(reader: User, allowances: Iterable[Allowance]) -> list[Bar]:
         for row in rows.select_related("tenant", "user", "key", "model"):
             asked[name_of(row), row.user_id or 0, row.unit, row.window, row.model.name if row.model else ""] = row
     return [
-        Bar(
+        QuotaBar(
             allowance=one,
             may_ask=bool(one.to) and (one.of != "tenant" or one.to.partition(":")[2] in mine),
             open_request=asked.get((one.to, one.user, one.unit, one.window, one.model)),

@@ -144,7 +144,7 @@ class Grant(serializers.Serializer[Any]):
     note = CharField(max_length=500, required=False, default="", allow_blank=True)
 
 
-class Refusal(serializers.Serializer[Any]):
+class QuotaRefusal(serializers.Serializer[Any]):
     note = CharField(max_length=500, help_text="Why not, for who asked.")
 
 

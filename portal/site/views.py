@@ -45,7 +45,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "keys": queries.key_rows(queries.usable_keys(request.user), now),
         "example": make_example(request, offered),
         "running": [offer for offer in offered if offer.state is model_access.Liveness.UP],
-        "bars": request_pages.bars(request.user, allowances(request.user, zone, now)),
+        "bars": request_pages.quota_bars(request.user, allowances(request.user, zone, now)),
         "quota_requests": request_pages.requests_of(request.user, now),
         "waiting": administration.waiting_in(request.user),
         "admins": permissions.admins_by_tenant(tenants),

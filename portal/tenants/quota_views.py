@@ -45,7 +45,7 @@ def quota_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
         "tenant": tenant,
         "zone": tenant.zone,
         "q": text,
-        "bars": request_pages.bars(current_user(request), status.allowances_of_tenant(tenant, timezone.now())),
+        "bars": request_pages.quota_bars(current_user(request), status.allowances_of_tenant(tenant, timezone.now())),
         "tenants": rows.filter(tenant=tenant, default_for="", user=None),
         "defaults": [
             (Quota.DefaultFor.MEMBER, "members", rows.filter(tenant=tenant, default_for=Quota.DefaultFor.MEMBER)),

@@ -29,7 +29,7 @@ class Used:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class MemberRow:
     """A line of the list of people. `tightest`: the person's quota of which most is used; None without any."""
 
     membership: Membership
@@ -64,7 +64,7 @@ def rank_members(found: QuerySet[Membership], used: dict[int | None, Used], sort
     return [row[0] for row in sorted(rows, key=lambda row: (-used.get(row[1], none).tokens, row[4].casefold()))]
 
 
-def member_rows(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], now: datetime) -> list[Member]:
+def member_rows(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], now: datetime) -> list[MemberRow]:
     """Return the lines for these memberships, in their order. Four queries at most."""
     rows = {row.pk: row for row in membership.members_of(tenant).filter(pk__in=ids)}
     users = {row.user_id: row.user for row in rows.values()}
@@ -73,7 +73,7 @@ def member_rows(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used]
     names = Names(zone=tenant.zone, tenants={tenant.pk: tenant}, users=users)
     tightest = _tightest_by_owner([bound.user for bound in bounds], status.read_allowances(bounds, names, now))
     return [
-        Member(
+        MemberRow(
             membership=rows[pk],
             used=used.get(rows[pk].user_id, Used()),
             tightest=tightest.get(rows[pk].user_id),

@@ -33,7 +33,7 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
         "usage": recent_usage.read_recent_usage(UsageTenantDay.objects.filter(tenant=tenant), tenant.zone, now),
         "active": sum(user is not None for user in by_user),
         "members": Membership.objects.filter(tenant=tenant).count(),
-        "bars": request_pages.bars(current_user(request), status.allowances_of_tenant(tenant, now)),
+        "bars": request_pages.quota_bars(current_user(request), status.allowances_of_tenant(tenant, now)),
         "waiting": list(administration.waiting_for(current_user(request)).filter(tenant=tenant)[:TOP]),
         "near_limit": alerts.read_allowances(near_limit[:TOP], tenant),
         "more_near_limit": max(0, len(near_limit) - TOP),

@@ -10,7 +10,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from portal.accounts.api_permissions import People
+from portal.accounts.api_permissions import SignedIn
 from portal.accounts.models import User
 from portal.accounts.permissions import current_user
 from portal.keys.models import ApiKey
@@ -18,7 +18,7 @@ from portal.usage import report, scopes
 from portal.usage import serializers as shapes
 from portal.usage.models import UsageDay
 from portal.usage.query import UsageQuery, build_query
-from portal.web.rest.list_pages import Pages
+from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.validation import validated
 
 NO_ROW = "0"  # no row has this number
@@ -54,9 +54,9 @@ def find_key_number(prefix: str) -> str:
     return str(ApiKey.objects.filter(prefix=prefix).values_list("pk", flat=True).first() or NO_ROW)
 
 
-class UsageView(APIView):
+class UsageTotalsView(APIView):
     subject = "usage"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
 
     @extend_schema(
         operation_id="usage",
@@ -87,7 +87,7 @@ def read_totals(query: UsageQuery) -> dict[str, Any]:
 
 class UsageSeriesView(APIView):
     subject = "usage"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
 
     @extend_schema(
         operation_id="usage_series",
@@ -105,10 +105,10 @@ class UsageSeriesView(APIView):
 
 class UsageGroups(GenericViewSet[UsageDay]):
     subject = "usage"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
     queryset = UsageDay.objects.none()
     serializer_class = shapes.Group
-    pagination_class = Pages
+    pagination_class = ListPagination
 
     @extend_schema(
         operation_id="usage_groups",
@@ -147,7 +147,7 @@ def name_rows(by: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 class UsageScopesView(APIView):
     subject = "usage"
-    permission_classes = [People]
+    permission_classes = [SignedIn]
 
     @extend_schema(
         operation_id="usage_scopes",

@@ -32,7 +32,7 @@ Owner = tuple[Literal["tenant", "user"], int] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class AnsweredRequest:
     """A request that has ended, without any of its text. Times are Unix seconds."""
 
     number: int
@@ -48,7 +48,7 @@ class Answer:
     key: int
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Answer":
+    def from_record(cls, record: dict[str, Any]) -> "AnsweredRequest":
         """Return the answer of a record's COLUMNS, by name."""
         began, first = record["started_at"].timestamp(), record["first_token_ms"]
         return cls(
@@ -76,17 +76,17 @@ class UsageSnapshot(Snapshot):
     `running`: requests that engines work on, by model. `keys`: the names of the answers' keys, by number.
     """
 
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[AnsweredRequest, ...] = ()
     running: dict[str, int] | None = None
     keys: dict[int, str] | None = None
 
 
-class Reader:
+class LiveUsageReader:
     """Reads snapshots, each time only the new records. Blocks on the database; raises django.db.Error."""
 
     def __init__(self, clock: Callable[[], datetime] = timezone.now) -> None:
         self._clock = clock
-        self._answers: dict[int, Answer] = {}
+        self._answers: dict[int, AnsweredRequest] = {}
         self._marks: list[tuple[datetime, int]] = []  # (time of a read, highest number known then)
         self._keys: dict[int, str] = {}
 
@@ -113,7 +113,7 @@ class Reader:
         else:  # a long answer may have begun before the window
             rows = rows.filter(started_at__gt=now - timedelta(seconds=4 * WINDOW))
         for record in rows.values(*COLUMNS)[:MAX_ANSWERS]:
-            self._answers[record["pk"]] = Answer.from_record(record)
+            self._answers[record["pk"]] = AnsweredRequest.from_record(record)
         oldest = now.timestamp() - WINDOW - SLOT - SETTLED
         kept = sorted(self._answers.values(), key=lambda answer: answer.ended)[-MAX_ANSWERS:]
         highest = max(self._answers, default=0)
@@ -149,7 +149,7 @@ def usage_view(snapshot: UsageSnapshot, owner: Owner) -> UsageView:
     )
 
 
-def spread_tokens(answers: Iterable[Answer], begin: float, slots: int) -> tuple[float, ...]:
+def spread_tokens(answers: Iterable[AnsweredRequest], begin: float, slots: int) -> tuple[float, ...]:
     """Return the tokens per second in each slot since `begin`, each answer's evenly from its first token to its end."""
     tokens = [0.0] * slots
     for one in answers:
@@ -166,13 +166,15 @@ def spread_tokens(answers: Iterable[Answer], begin: float, slots: int) -> tuple[
     return tuple(round(total / SLOT, 1) for total in tokens)
 
 
-def count_answers(answers: Iterable[Answer], begin: float, slots: int) -> tuple[int, ...]:
+def count_answers(answers: Iterable[AnsweredRequest], begin: float, slots: int) -> tuple[int, ...]:
     """Return how many requests ended in each slot."""
     found = Counter(int((one.ended - begin) // SLOT) for one in answers)
     return tuple(found[at] for at in range(slots))
 
 
-def model_rows(answers: Sequence[Answer], running: dict[str, int] | None, begin: float) -> tuple[dict[str, Any], ...]:
+def model_rows(
+    answers: Sequence[AnsweredRequest], running: dict[str, int] | None, begin: float
+) -> tuple[dict[str, Any], ...]:
     """Return a row for each model that answered since `begin` or is running requests."""
     rows: dict[str, dict[str, Any]] = defaultdict(lambda: {"requests": 0, "tokens": 0, "unanswered": 0})
     for one in answers:
@@ -196,7 +198,7 @@ def model_rows(answers: Sequence[Answer], running: dict[str, int] | None, begin:
     return tuple(sorted(found, key=lambda row: (-(row["running"] or 0), -row["requests"], row["model"])))
 
 
-def request_row(one: Answer, keys: dict[int, str]) -> dict[str, Any]:
+def request_row(one: AnsweredRequest, keys: dict[int, str]) -> dict[str, Any]:
     writing = one.ended - one.first if one.first is not None else 0
     return {
         "number": one.number,
@@ -218,7 +220,7 @@ class LiveUsageFeed(LiveFeed[UsageSnapshot]):
 
     def __init__(
         self,
-        make_reader: Callable[[], Callable[[int], UsageSnapshot]] = Reader,
+        make_reader: Callable[[], Callable[[int], UsageSnapshot]] = LiveUsageReader,
         *,
         poll: float = 2.0,
         patience: float = 5.0,

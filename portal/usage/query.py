@@ -15,7 +15,7 @@ DEFAULT_PERIOD = "this-month"
 class UsageQuery:
     """A scope, of which only the part selected by `focus` is left, in a period of the reader's time zone."""
 
-    scope: scopes.Scope
+    scope: scopes.UsageScope
     focus: scopes.Focus
     period: periods.Period
     zone: ZoneInfo

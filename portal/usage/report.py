@@ -18,7 +18,7 @@ from portal.accounts.models import Tenant, User
 from portal.keys.models import ApiKey
 from portal.usage import failure_reasons, hours, rollups, scopes
 from portal.usage.periods import Period, period_before, start_of_fiscal_year
-from portal.usage.scopes import Focus, Scope
+from portal.usage.scopes import Focus, UsageScope
 from portal.web.templatetags.formatting import person
 
 NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens", "estimated")
@@ -44,13 +44,13 @@ Slot = date | datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class UsageSums:
     """The columns of `models.Sums` summed up, in the order of `rollups.SUMS`."""
 
     counts: tuple[int, ...] = (0,) * len(rollups.SUMS)
 
-    def __add__(self, other: "Sums") -> "Sums":
-        return Sums(tuple(map(operator.add, self.counts, other.counts)))  # a third of the time of a generator
+    def __add__(self, other: "UsageSums") -> "UsageSums":
+        return UsageSums(tuple(map(operator.add, self.counts, other.counts)))  # a third of the time of a generator
 
     def __getitem__(self, name: str) -> int:
         return self.counts[rollups.SUMS.index(name)]
@@ -81,12 +81,12 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
+class UsageSeries:
     """Sums over time, by model."""
 
     unit: str  # of a slot: "hour", "day", "month" or "year" (a fiscal year)
     slots: Sequence[Slot]  # an hour, a day, or the first day of a month or fiscal year; empty ones too
-    sums: dict[tuple[Slot, str], Sums]  # by slot and model
+    sums: dict[tuple[Slot, str], UsageSums]  # by slot and model
 
     @property
     def rows(self) -> Rows:
@@ -94,26 +94,26 @@ class Series:
         return [{"slot": slot, "model": model, **self.sums[slot, model].numbers} for slot, model in sorted(self.sums)]
 
     @property
-    def totals(self) -> Sums:
-        return sum(self.sums.values(), Sums())
+    def totals(self) -> UsageSums:
+        return sum(self.sums.values(), UsageSums())
 
     @property
-    def by_slot(self) -> dict[Slot, Sums]:
-        found: dict[Slot, Sums] = defaultdict(Sums)
+    def by_slot(self) -> dict[Slot, UsageSums]:
+        found: dict[Slot, UsageSums] = defaultdict(UsageSums)
         for (slot, _model), sums in self.sums.items():
             found[slot] += sums
         return found
 
     @property
-    def by_model(self) -> dict[str, Sums]:
-        found: dict[str, Sums] = defaultdict(Sums)
+    def by_model(self) -> dict[str, UsageSums]:
+        found: dict[str, UsageSums] = defaultdict(UsageSums)
         for (_slot, model), sums in self.sums.items():
             found[model] += sums
         return found
 
 
 # --- Over time
-def read_series(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
+def read_series(scope: UsageScope, period: Period, zone: ZoneInfo) -> UsageSeries:
     """Read the sums of each slot of the period. One query."""
     if period.unit == "hour" and (scope.hours is not None or period.first > timezone.now().date() - RECORDS_KEPT):
         return _read_hours(scope, period, zone)
@@ -124,10 +124,10 @@ def read_series(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
     rows = days.order_by().values_list("slot", "model").annotate(**SUM_COLUMNS)
     slot_of = start_of_fiscal_year if period.unit == "year" else None
     unit = "day" if period.unit == "hour" else period.unit
-    return Series(unit=unit, slots=period.slots, sums=_sum_by_slot(rows, slot_of))
+    return UsageSeries(unit=unit, slots=period.slots, sums=_sum_by_slot(rows, slot_of))
 
 
-def _read_hours(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
+def _read_hours(scope: UsageScope, period: Period, zone: ZoneInfo) -> UsageSeries:
     begin, end = period_bounds(period, zone)
     if scope.hours is not None:
         intervals: QuerySet[Any] = scope.hours.filter(hour__gte=begin, hour__lt=end).annotate(slot=F("hour"))
@@ -136,7 +136,7 @@ def _read_hours(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
         records = scope.records.filter(started_at__gte=begin, started_at__lt=end)
         rows = _sum_records(records, begin, end, zone)
     sums = _sum_by_slot(rows, lambda interval: hours.start_of_hour(interval, zone))
-    return Series(unit="hour", slots=hours.hours_between(begin, end, zone), sums=sums)
+    return UsageSeries(unit="hour", slots=hours.hours_between(begin, end, zone), sums=sums)
 
 
 def _sum_records(records: QuerySet[Any], begin: datetime, end: datetime, zone: ZoneInfo) -> Iterator[tuple[Any, ...]]:
@@ -172,11 +172,11 @@ def _build_record_columns() -> dict[str, Any]:
 RECORD_COLUMNS = _build_record_columns()
 
 
-def _sum_by_slot(rows: Iterable[Any], slot_of: Callable[[Any], Slot] | None) -> dict[tuple[Slot, str], Sums]:
+def _sum_by_slot(rows: Iterable[Any], slot_of: Callable[[Any], Slot] | None) -> dict[tuple[Slot, str], UsageSums]:
     """Sum up rows of (time, model, counts) by slot and model. `slot_of` gives the slot of a time; None: it is one."""
-    found: dict[tuple[Slot, str], Sums] = {}
+    found: dict[tuple[Slot, str], UsageSums] = {}
     for at, model, *counts in rows:
-        key, sums = (slot_of(at) if slot_of else at, model), Sums(tuple(counts))
+        key, sums = (slot_of(at) if slot_of else at, model), UsageSums(tuple(counts))
         found[key] = found[key] + sums if key in found else sums
     return found
 
@@ -188,7 +188,7 @@ def period_bounds(period: Period, zone: ZoneInfo) -> tuple[datetime, datetime]:
 
 
 # --- Whole periods
-def read_tokens_before(scope: Scope, period: Period) -> dict[str, int]:
+def read_tokens_before(scope: UsageScope, period: Period) -> dict[str, int]:
     """Read each model's tokens in the period with which this one is compared. One query."""
     rows = period_before(period).filter_days(scope.sums).order_by().values_list("model")
     return dict(rows.annotate(tokens=TOKENS))
@@ -199,14 +199,14 @@ def percent_change(now: int, before: int) -> int | None:
     return round(100 * (now - before) / before) if before else None
 
 
-def split_rows(scope: Scope, period: Period) -> list[QuerySet[Any]]:
+def split_rows(scope: UsageScope, period: Period) -> list[QuerySet[Any]]:
     """Return rows by key, model and end user that add up to the period: whole months, and the days around them."""
     months, around = period.split_months()
     found: list[QuerySet[Any]] = [scope.days.filter(day__range=days) for days in around]
     return [*found, scope.months.filter(month__range=(months[0], months[-1]))] if months else found
 
 
-def count_people(scope: Scope, period: Period) -> int:
+def count_people(scope: UsageScope, period: Period) -> int:
     """Count the people who used anything. Three queries at most."""
     found: set[int] = set()
     for rows in split_rows(scope, period):
@@ -214,7 +214,7 @@ def count_people(scope: Scope, period: Period) -> int:
     return len(found)
 
 
-def count_people_by_slot(scope: Scope, period: Period) -> dict[Slot, int]:
+def count_people_by_slot(scope: UsageScope, period: Period) -> dict[Slot, int]:
     """Count the people who used anything in each day, month or fiscal year; not by hours.
 
     One query, for fiscal years one each.
@@ -234,7 +234,7 @@ def count_people_by_slot(scope: Scope, period: Period) -> dict[Slot, int]:
 
 
 # --- Without a complete answer
-def count_rejections(scope: Scope, period: Period, zone: ZoneInfo) -> dict[tuple[Slot, str], int]:
+def count_rejections(scope: UsageScope, period: Period, zone: ZoneInfo) -> dict[tuple[Slot, str], int]:
     """Count the calls that the gateway rejected, by slot (as in `read_series`) and code. One query."""
     begin, end = period_bounds(period, zone)
     slot = {
@@ -255,7 +255,7 @@ def _slot_of(at: Any, unit: str, zone: ZoneInfo) -> Slot:
     return start_of_fiscal_year(day) if unit == "year" else day
 
 
-def list_failures(series: Series, rejected: dict[tuple[Slot, str], int]) -> list[tuple[Slot, str, int]]:
+def list_failures(series: UsageSeries, rejected: dict[tuple[Slot, str], int]) -> list[tuple[Slot, str, int]]:
     """Return (slot, reason, requests) of all requests without a complete answer: rejected, or ended early."""
     ended = [(slot, name, number) for slot, sums in series.by_slot.items() for name, number in sums.failures.items()]
     slots = set(series.slots)
@@ -275,7 +275,7 @@ def explain_failures(failures: Iterable[tuple[Slot, str, int]]) -> list[failure_
 
 
 # --- By group
-def read_groups(scope: Scope, period: Period, group: str, most: int | None = None) -> tuple[Rows, int]:
+def read_groups(scope: UsageScope, period: Period, group: str, most: int | None = None) -> tuple[Rows, int]:
     """Read the sums by key, user, tenant or end user, most tokens first, and count the rows beyond `most`.
 
     A row has "name", "id" (what Focus or the address takes for it), NUMBERS, "speed", and "change" in per cent against
@@ -322,7 +322,7 @@ def _build_row(counts: list[int], before: int) -> dict[str, Any]:
     return {**row, "speed": speed, "change": percent_change(row["total_tokens"], before)}
 
 
-def group_by_model(series: Series, before: dict[str, int]) -> Rows:
+def group_by_model(series: UsageSeries, before: dict[str, int]) -> Rows:
     """Return the rows that `read_groups` would give by model, with "first_tokens" as well. No query."""
     rows = [
         {
@@ -380,7 +380,7 @@ def label_focus(focus: Focus) -> list[tuple[str, str]]:
 
 
 # --- In full
-def read_details(scope: Scope, period: Period) -> Iterator[dict[str, Any]]:
+def read_details(scope: UsageScope, period: Period) -> Iterator[dict[str, Any]]:
     """Yield each day by tenant, user, key, model and end user, as in the table, while it is read."""
     tenants = dict(Tenant.objects.values_list("pk", "slug"))
     users = dict(User.objects.values_list("pk", "username"))

@@ -19,7 +19,7 @@ SERVICE = "service"  # in place of a user's number: service keys, which belong t
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
+class UsageScope:
     """The usage that a person looks at."""
 
     name: str
@@ -61,11 +61,11 @@ def scope_choices(user: User) -> list[tuple[str, str]]:
     return [(ME, _("mine")), *every, *((TENANT + tenant.slug, tenant.name) for tenant in tenants)]
 
 
-def find_scope(user: User, name: str) -> Scope:
+def find_scope(user: User, name: str) -> UsageScope:
     """Return the scope of this name. Raises the same Http404 if it does not exist and if it is not this person's."""
     if name == ME:
         mine = _filter_rows(user=user)
-        return Scope(
+        return UsageScope(
             name=name,
             label=_("mine"),
             owner=("user", user.pk),
@@ -75,7 +75,7 @@ def find_scope(user: User, name: str) -> Scope:
             groups=("model", "key", "end_user"),
         )
     if name == ALL and permissions.may_operate(user):
-        return Scope(
+        return UsageScope(
             name=name,
             label=_("everything"),
             owner=None,
@@ -89,7 +89,7 @@ def find_scope(user: User, name: str) -> Scope:
     tenant, may_administer = permissions.tenant_for(user, name.removeprefix(TENANT))
     if not may_administer:
         raise Http404
-    return Scope(
+    return UsageScope(
         name=name,
         label=tenant.name,
         owner=("tenant", tenant.pk),
@@ -109,7 +109,7 @@ def _filter_rows(**owner: Any) -> dict[str, Any]:
     }
 
 
-def narrow_scope(scope: Scope, focus: Focus) -> Scope:
+def narrow_scope(scope: UsageScope, focus: Focus) -> UsageScope:
     """Return the part of the scope that `focus` selects.
 
     Raises Http404 if the scope has no such part, so that no one learns of other tenants' keys and people by their

@@ -74,7 +74,7 @@ def usage(request: HttpRequest) -> HttpResponse:
 
 
 def build_charts(
-    request: HttpRequest, query: UsageQuery, series: report.Series, failures: list[tuple[report.Slot, str, int]]
+    request: HttpRequest, query: UsageQuery, series: report.UsageSeries, failures: list[tuple[report.Slot, str, int]]
 ) -> dict[str, chart.Chart]:
     """Return the charts that have anything to show, by name."""
     links = [] if series.unit == "hour" else [link_slot(request, slot, series.unit) for slot in series.slots]
@@ -129,7 +129,7 @@ def live_view(request: HttpRequest) -> HttpResponse:
     """Return the page of the last five minutes; its script keeps it up to date over a socket."""
     assert isinstance(request.user, User)
     scope = scopes.find_scope(request.user, request.GET.get("of", scopes.ME))
-    zone, snapshot = zone_of(request.user), live.Reader()(1)
+    zone, snapshot = zone_of(request.user), live.LiveUsageReader()(1)
     view = live.usage_view(snapshot, scope.owner)
     slots = tuple(slot.astimezone(zone) for slot in view.slots)
     context = {

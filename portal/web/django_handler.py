@@ -16,7 +16,7 @@ Send = Callable[[Message], Awaitable[None]]
 UNREAD_SECONDS = 30.0
 
 
-class Pages:
+class DjangoHandler:
     """Serves `django`, and returns a request's database connection to the pool also when its response breaks off.
 
     Django returns it only at the end of a response; without this, the pool would lose it for good.

@@ -33,7 +33,7 @@ PAUSE = 60.0
 WHOLE = 300.0
 
 
-class Refused(Exception):
+class BodyRefused(Exception):
     """The body cannot be taken. `facts` are formatted into the sentence, in the reader's language."""
 
     def __init__(self, status: int, sentence: Any, **facts: int) -> None:
@@ -83,14 +83,14 @@ class RequestBounds:
             body = await self._read(receive, most)
         except ClientGone:
             return
-        except Refused as refused:
+        except BodyRefused as refused:
             with translation.override(choose_language(headers)):
                 await send_refusal(refused, scope["path"], send)
             return
         await self._app(scope, BufferedReceive(body, receive), send)
 
     async def _read(self, receive: Receive, most: int) -> bytes:
-        """Return the whole body. Raises Refused and ClientGone."""
+        """Return the whole body. Raises BodyRefused and ClientGone."""
         reading = BodyReading()
         try:
             async with asyncio.timeout(self._whole):
@@ -98,7 +98,7 @@ class RequestBounds:
                     if len(reading.body) > most:
                         raise size_refusal(most)
         except TimeoutError:
-            raise Refused(408, _("The rest of the request did not come in time.")) from None
+            raise BodyRefused(408, _("The rest of the request did not come in time.")) from None
         finally:
             self._readings.pop(reading, None)
             self.buffered -= len(reading.body)
@@ -146,8 +146,10 @@ def max_body_size(path: str, headers: dict[bytes, bytes]) -> int:
     return API if path.startswith("/api/") else FORM
 
 
-def size_refusal(most: int) -> Refused:
-    return Refused(413, _("The request is larger than the %(limit)s KB that are accepted here."), limit=most // 1024)
+def size_refusal(most: int) -> BodyRefused:
+    return BodyRefused(
+        413, _("The request is larger than the %(limit)s KB that are accepted here."), limit=most // 1024
+    )
 
 
 def choose_language(headers: dict[bytes, bytes]) -> str:
@@ -156,7 +158,7 @@ def choose_language(headers: dict[bytes, bytes]) -> str:
     return "ja" if (chosen or headers.get(b"accept-language", b"")).startswith(b"ja") else "en"
 
 
-async def send_refusal(refused: Refused, path: str, send: Send) -> None:
+async def send_refusal(refused: BodyRefused, path: str, send: Send) -> None:
     """Answer with a problem of the API, or with a page."""
     sentence = str(refused.sentence) % refused.facts
     if path.startswith("/api/"):

@@ -28,7 +28,7 @@ from modelregistry.memory.allocation import Allocation
 from modelregistry.process import probe, process
 from modelregistry.supervisor import launching
 from modelregistry.supervisor.launching import RunMetadata, SupervisorConfig
-from modelregistry.supervisor.plan import Key
+from modelregistry.supervisor.plan import ReplicaKey
 from tests import engines, random_checkpoint, random_gguf
 from tests.bench import report
 from tests.bench.report import Goal, Part
@@ -238,7 +238,7 @@ async def _taken(combination: Combination, workspace: Path) -> Taken:
     assert allotted, "all of these can be read"
     port = launching.free_port("127.0.0.1", house.ports, [], random.Random())
     run, label = launching.launch(
-        house, runs, Key(1, 0), spec, engine, address="127.0.0.1", port=port, allotted=allotted
+        house, runs, ReplicaKey(1, 0), spec, engine, address="127.0.0.1", port=port, allotted=allotted
     )
     try:
         await _answers(run, label)
@@ -266,7 +266,7 @@ async def _answers(run: process.Run, label: RunMetadata) -> None:
         while process.life_of(run) is process.Life.RUNNING and time.monotonic() - begun < READY_WITHIN:
             try:
                 return await probe.ask_question(client, _target(label))
-            except probe.NoAnswer:
+            except probe.ProbeFailed:
                 await asyncio.sleep(0.5)
     raise SystemExit(f"{label.name} did not answer:\n{process.log_tail(run.directory)}")
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from modelregistry.engines.base import Command
+from modelregistry.engines.base import EngineCommand
 from modelregistry.process import process, shim
 from modelregistry.process.process import Life
 from tests import ports
@@ -39,7 +39,7 @@ def census(tmp_path):
 
 def start(census, run_id="run"):
     """Return a tree that mimics vLLM's under a real shim; returns when it is complete."""
-    command = Command(
+    command = EngineCommand(
         argv=(sys.executable, str(TREE), f"--port={ports.in_a_row(1, random.Random())}", "--host=127.0.0.1"),
         env={"LLAMA_API_KEY": "k"},
     )

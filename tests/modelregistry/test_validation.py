@@ -5,7 +5,7 @@ from django.core.exceptions import ValidationError
 from django.utils import translation
 
 from modelregistry import validation
-from modelregistry.engines.arguments import Fault
+from modelregistry.engines.arguments import ArgumentFault
 from modelregistry.files.metadata import ModelMetadata
 from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.models import Alias, Host, ServedModel
@@ -361,7 +361,7 @@ def test_e6_every_fault_of_arguments_has_its_sentence():
         "out-of-range",
     ]
     for code in (*codes, "not-json", "not-one-of"):
-        fault = Fault(code=code, arg="--some=1", more=("--other",))
+        fault = ArgumentFault(code=code, arg="--some=1", more=("--other",))
         with translation.override("ja"):
             assert "--some=1" in (japanese := validation.explain_fault(fault))
         assert "--some=1" in (english := validation.explain_fault(fault))

@@ -79,10 +79,10 @@ def door(db) -> Door:
 
 
 @pytest.fixture
-def connect(settings, monkeypatch, directory: Directory) -> Callable[..., company.Directory]:
+def connect(settings, monkeypatch, directory: Directory) -> Callable[..., company.DirectorySettings]:
     """Connect the portal to the test directory (`of`: another) with the LDAP_* variables of its `env`, as changed."""
 
-    def connect(of: Any = directory, **overrides: str | None) -> company.Directory:
+    def connect(of: Any = directory, **overrides: str | None) -> company.DirectorySettings:
         with monkeypatch.context() as patch:
             for name, value in of.env(**overrides).items():
                 patch.setenv(name, value)

@@ -118,7 +118,7 @@ def test_t2_the_rows_of_the_other_tenant_are_seen_where_they_belong(foreign, oli
 
 
 def test_t2_a_socket_tells_nothing_of_another_tenant(foreign, alice, bob, research):
-    frame = live.Reader()(1)
+    frame = live.LiveUsageReader()(1)
     assert foreign.seen_in(str(live.usage_view(frame, None)))
     for who, name in ((alice, scopes.ME), (bob, scopes.ME), (bob, scopes.TENANT + research.slug)):
         assert not foreign.seen_in(str(live.usage_view(frame, scopes.find_scope(who, name).owner)))

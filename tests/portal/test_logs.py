@@ -15,9 +15,9 @@ from portal import logs
 
 SCRIPT = """
 import logging, os, sys, time
-from portal.logs import Json, Stderr
+from portal.logs import JsonFormatter, Stderr
 handler = Stderr()
-handler.setFormatter(Json())
+handler.setFormatter(JsonFormatter())
 logging.getLogger().addHandler(handler)
 log = logging.getLogger("t")
 """
@@ -38,7 +38,7 @@ def failed() -> logging.LogRecord:
 
 
 def test_json_is_an_object_a_line_with_its_facts():
-    text = logs.Json().format(record("窓口 %s\nx", 7, facts={"request_id": "req_1", "ms": 3}))
+    text = logs.JsonFormatter().format(record("窓口 %s\nx", 7, facts={"request_id": "req_1", "ms": 3}))
     assert "\n" not in text
     found = json.loads(text)
     assert re.fullmatch(STAMP, found.pop("time"))
@@ -51,14 +51,14 @@ def test_text_is_a_line_and_what_belongs_to_it_is_indented():
 
 
 def test_exceptions_are_told():
-    assert "RuntimeError: a fault" in json.loads(logs.Json().format(failed()))["exception"]
+    assert "RuntimeError: a fault" in json.loads(logs.JsonFormatter().format(failed()))["exception"]
     lines = logs.Text().format(failed()).splitlines()
     assert all(line.startswith("    ") for line in lines[1:])
 
 
 @pytest.mark.parametrize("odd", ["\ud83d", 2**70, {1}, object()])
 def test_nothing_is_too_odd_to_be_told(odd):
-    assert json.loads(logs.Json().format(record("x", facts={"odd": odd})))["logger"] == "t"
+    assert json.loads(logs.JsonFormatter().format(record("x", facts={"odd": odd})))["logger"] == "t"
     assert "odd=" in logs.Text().format(record("x", facts={"odd": odd}))
 
 
@@ -136,7 +136,7 @@ os.waitpid(pid, 0)
     assert sorted(json.loads(line)["message"] for line in lines) == ["child", "parent", "parent again"]
 
 
-@pytest.mark.parametrize("layout", [logs.Text(), logs.Json()])
+@pytest.mark.parametrize("layout", [logs.Text(), logs.JsonFormatter()])
 def test_p3_what_strangers_send_is_one_line_without_a_traceback(layout, client, settings):
     settings.ALLOWED_HOSTS = ["localhost"]
     lines: list[str] = []

@@ -6,7 +6,7 @@ applies it to accounts. Django's settings import this package, so nothing here i
 """
 
 from portal.accounts.ldap.backend import Backend, auth_settings
-from portal.accounts.ldap.configuration import Directory, read_settings
+from portal.accounts.ldap.configuration import DirectorySettings, read_settings
 from portal.accounts.ldap.entries import Findings, Person, find_person, look_up_people
 from portal.accounts.ldap.errors import (
     AccountDisabled,
@@ -14,17 +14,17 @@ from portal.accounts.ldap.errors import (
     AccountLocked,
     AccountRefused,
     DirectoryError,
+    DirectoryRefused,
+    DirectoryUnavailable,
     NameTaken,
-    NoAnswer,
     NotAdmitted,
     PasswordExpired,
     PasswordMustChange,
-    Refused,
     SignInRestricted,
 )
 from portal.accounts.ldap.examination import Section, examine_directory
 from portal.accounts.ldap.findings import Finding
-from portal.accounts.ldap.groups import Group, Groups
+from portal.accounts.ldap.groups import Groups, LdapGroup
 
 __all__ = [
     "AccountDisabled",
@@ -32,19 +32,19 @@ __all__ = [
     "AccountLocked",
     "AccountRefused",
     "Backend",
-    "Directory",
     "DirectoryError",
+    "DirectoryRefused",
+    "DirectorySettings",
+    "DirectoryUnavailable",
     "Finding",
     "Findings",
-    "Group",
     "Groups",
+    "LdapGroup",
     "NameTaken",
-    "NoAnswer",
     "NotAdmitted",
     "PasswordExpired",
     "PasswordMustChange",
     "Person",
-    "Refused",
     "Section",
     "SignInRestricted",
     "auth_settings",

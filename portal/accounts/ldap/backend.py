@@ -11,8 +11,8 @@ from django_auth_ldap.backend import LDAPBackend, ldap_error
 from django_auth_ldap.config import LDAPSearch
 
 from portal.accounts.ldap import account_state, connection, entries
-from portal.accounts.ldap.configuration import Directory, normalize_dn
-from portal.accounts.ldap.errors import AccountLocked, DirectoryError, NotAdmitted, Refused
+from portal.accounts.ldap.configuration import DirectorySettings, normalize_dn
+from portal.accounts.ldap.errors import AccountLocked, DirectoryError, DirectoryRefused, NotAdmitted
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 REFUSED_SIGN_IN = (ldap.INAPPROPRIATE_AUTH, ldap.INVALID_DN_SYNTAX, ldap.NO_SUCH_OBJECT)
 
 
-def auth_settings(directory: Directory) -> dict[str, Any]:
+def auth_settings(directory: DirectorySettings) -> dict[str, Any]:
     """Return the settings of django-auth-ldap, without what `Connections` and `NameSearch` do in its place."""
     direct = bool(directory.user_dn_template)
     return {
@@ -42,7 +42,7 @@ def auth_settings(directory: Directory) -> dict[str, Any]:
 class NameSearch(LDAPSearch):  # type: ignore[misc]
     """The search for the person meant by what was typed: `entries.find_entry`."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: DirectorySettings) -> None:
         super().__init__(directory.user_base, ldap.SCOPE_SUBTREE, directory.user_filter, directory.attributes)
         self.directory = directory
 
@@ -55,7 +55,7 @@ class Connections:
     """Opens the connections of django-auth-ldap, in place of the module `ldap`."""
 
     @staticmethod
-    def initialize(_uri: str, **_: Any) -> connection.Connection:
+    def initialize(_uri: str, **_: Any) -> connection.LdapConnection:
         """Connect to the directory. Raises DirectoryError, which django-auth-ldap lets through."""
         directory = settings.DIRECTORY
         assert directory is not None  # without it this backend is not in the settings
@@ -108,7 +108,9 @@ class Backend(LDAPBackend):  # type: ignore[misc]
             raise account_state.END_REASONS[person.end_reason](f"{ldap_user.dn} is {person.end_reason}")
         if person.is_admitted is None:  # people with an account still get in, but no new ones
             if not User.objects.filter(directory_id=person.id, is_active=True).exists():
-                raise Refused(f"There is no {directory.required_group}, or we may not read it (LDAP_REQUIRED_GROUP)")
+                raise DirectoryRefused(
+                    f"There is no {directory.required_group}, or we may not read it (LDAP_REQUIRED_GROUP)"
+                )
         elif not person.is_admitted:
             raise NotAdmitted(f"not in {directory.required_group}")
         return directory_users.apply_entry(person)[0], False
@@ -131,18 +133,18 @@ def _strip_template(username: str) -> str:
     return inner if inner and name.casefold() == f"{before}{inner}{after}".casefold() else username
 
 
-def _load_person(directory: Directory, ldap_user: Any) -> entries.Person:
+def _load_person(directory: DirectorySettings, ldap_user: Any) -> entries.Person:
     from portal.accounts import directory_groups
 
     if ldap_user.attrs is None:
-        raise Refused(f"{ldap_user.dn} may not read its own entry")
+        raise DirectoryRefused(f"{ldap_user.dn} may not read its own entry")
     if directory.user_dn_template and not directory.binds_by_dn and not is_bound_as(directory, ldap_user):
         raise ldap_user.AuthenticationFailed("the account that bound is not the one that was found")
     entry = connection.Entry(ldap_user.dn, ldap_user.attrs)
     return entries.read_person(directory, ldap_user.connection, entry, directory_groups.remembered_groups())
 
 
-def is_bound_as(directory: Directory, ldap_user: Any) -> bool:
+def is_bound_as(directory: DirectorySettings, ldap_user: Any) -> bool:
     """Return whether the account that bound is the entry that was found.
 
     In Active Directory alice@corp.example may be one person's userPrincipalName and `alice` another's sAMAccountName.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from portal.accounts.ldap.configuration import Directory
-from portal.accounts.ldap.errors import NoAnswer
+from portal.accounts.ldap.configuration import DirectorySettings
+from portal.accounts.ldap.errors import DirectoryUnavailable
 from portal.accounts.ldap.reachability import host_and_port
 
 # ExtendedRequest of StartTLS (RFC 4511 4.14.1) with message id 1: 1.3.6.1.4.1.1466.20037
@@ -26,17 +26,22 @@ class Certificate:
     expires: str
 
 
-def read_certificate(directory: Directory, server: str) -> Certificate:
-    """Return the server's certificate. Raises NoAnswer, with the reason, if it is not trusted for the server's name."""
+def read_certificate(directory: DirectorySettings, server: str) -> Certificate:
+    """Return the server's certificate.
+
+    Raises DirectoryUnavailable, with the reason, if it is not trusted for the server's name.
+    """
     try:
         return _fetch_certificate(directory, server, check_name=True)
     except ssl.SSLCertVerificationError as error:
-        raise NoAnswer(f"its certificate is not trusted: {_explain_distrust(directory, server, error)}") from error
+        raise DirectoryUnavailable(
+            f"its certificate is not trusted: {_explain_distrust(directory, server, error)}"
+        ) from error
     except OSError as error:
-        raise NoAnswer(f"no certificate could be read ({error.strerror or error})") from error
+        raise DirectoryUnavailable(f"no certificate could be read ({error.strerror or error})") from error
 
 
-def _explain_distrust(directory: Directory, server: str, error: ssl.SSLCertVerificationError) -> str:
+def _explain_distrust(directory: DirectorySettings, server: str, error: ssl.SSLCertVerificationError) -> str:
     match error.verify_code:
         case code if code in OTHER_NAME:
             names = ", ".join(_read_names(directory, server)) or "another name"
@@ -54,7 +59,7 @@ def _explain_distrust(directory: Directory, server: str, error: ssl.SSLCertVerif
     return error.verify_message
 
 
-def _read_names(directory: Directory, server: str) -> tuple[str, ...]:
+def _read_names(directory: DirectorySettings, server: str) -> tuple[str, ...]:
     """Return the names in a certificate that is trusted except for its name."""
     try:
         return _fetch_certificate(directory, server, check_name=False).names[:5]
@@ -62,8 +67,8 @@ def _read_names(directory: Directory, server: str) -> tuple[str, ...]:
         return ()
 
 
-def _fetch_certificate(directory: Directory, server: str, *, check_name: bool) -> Certificate:
-    """Connect and return the certificate. Raises OSError (ssl.SSLCertVerificationError is one) and NoAnswer."""
+def _fetch_certificate(directory: DirectorySettings, server: str, *, check_name: bool) -> Certificate:
+    """Connect and return the certificate. Raises OSError (also ssl.SSLCertVerificationError), DirectoryUnavailable."""
     host, port = host_and_port(server)
     context = ssl.create_default_context(cafile=directory.ca_file)
     context.check_hostname = check_name
@@ -72,7 +77,7 @@ def _fetch_certificate(directory: Directory, server: str, *, check_name: bool) -
         if urlsplit(server).scheme == "ldap":
             plain.sendall(START_TLS)
             if SUCCESS not in plain.recv(1024):
-                raise NoAnswer("it does not do StartTLS: use ldaps://, or have it set up there")
+                raise DirectoryUnavailable("it does not do StartTLS: use ldaps://, or have it set up there")
         with context.wrap_socket(plain, server_hostname=host) as tls:
             return _parse_certificate(tls.getpeercert() or {})
 

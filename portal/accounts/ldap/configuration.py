@@ -68,7 +68,7 @@ LONGEST_HOST = 253  # characters (RFC 1035 2.3.4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Directory:
+class DirectorySettings:
     """The LDAP_* settings; deploy/LDAP.md explains them. DNs of groups are in normal form (`normalize_dn`)."""
 
     servers: tuple[str, ...]
@@ -178,7 +178,7 @@ class Directory:
         return roles
 
 
-def read_settings(env: environs.Env) -> Directory | None:
+def read_settings(env: environs.Env) -> DirectorySettings | None:
     """Return the LDAP_* settings, or None without LDAP_SERVER_URI.
 
     Raises environs.EnvError, whose text names the variable, for what is unreadable, misspelt or contradictory.
@@ -198,7 +198,7 @@ def normalize_dn(dn: str) -> str:
     return str(ldap.dn.dn2str(ldap.dn.str2dn(dn))).lower()
 
 
-def _read_directory(env: environs.Env) -> Directory | None:
+def _read_directory(env: environs.Env) -> DirectorySettings | None:
     uri = env.str("LDAP_SERVER_URI", "")
     if not uri.strip():
         for name in VARIABLES:
@@ -212,7 +212,7 @@ def _read_directory(env: environs.Env) -> Directory | None:
     group_type = _read_choice(env, "LDAP_GROUP_TYPE", "member", GROUP_TYPES)
     start_tls = _read_flag(env, "LDAP_START_TLS", default=servers[0].startswith("ldap:"))
     mail = _read_attribute(env, "LDAP_MAIL_ATTRIBUTE", MAIL)
-    directory = Directory(
+    directory = DirectorySettings(
         servers=servers,
         kind=kind,
         start_tls=start_tls,
@@ -265,21 +265,21 @@ def _check_texts(env: environs.Env) -> None:
             )
 
 
-def _check_consistency(directory: Directory) -> None:
+def _check_consistency(directory: DirectorySettings) -> None:
     """Raise for values that are valid by themselves but not together."""
     _check_encryption(directory)
     _check_base_and_account(directory)
     _check_groups(directory)
 
 
-def _check_encryption(directory: Directory) -> None:
+def _check_encryption(directory: DirectorySettings) -> None:
     if directory.start_tls and directory.servers[0].startswith("ldaps:"):
         raise _invalid("LDAP_START_TLS", "ldaps:// is encrypted from the first byte; StartTLS goes with ldap://")
     if directory.ca_file and not (directory.start_tls or directory.servers[0].startswith("ldaps:")):
         raise _invalid("LDAP_CA_FILE", "LDAP_START_TLS is off and the address is ldap://, so nothing is encrypted")
 
 
-def _check_base_and_account(directory: Directory) -> None:
+def _check_base_and_account(directory: DirectorySettings) -> None:
     if directory.user_dn_template:
         if not directory.binds_by_dn and not directory.user_base:
             raise _invalid(
@@ -293,7 +293,7 @@ def _check_base_and_account(directory: Directory) -> None:
         raise _invalid("LDAP_BIND_DN", "needed for LDAP_BIND_PASSWORD")
 
 
-def _check_groups(directory: Directory) -> None:
+def _check_groups(directory: DirectorySettings) -> None:
     if directory.nested_groups and not GROUP_TYPES[directory.group_type]:
         raise _invalid(
             "LDAP_NESTED_GROUPS", f"groups by {directory.group_type} are not nested; use LDAP_GROUP_TYPE=member"

@@ -17,17 +17,17 @@ from ldap.ldapobject import SimpleLDAPObject
 
 from portal.accounts.ldap import account_state
 from portal.accounts.ldap.certificates import read_certificate
-from portal.accounts.ldap.configuration import Directory
+from portal.accounts.ldap.configuration import DirectorySettings
 from portal.accounts.ldap.errors import (
     AccountDisabled,
     AccountExpired,
     AccountLocked,
     AccountRefused,
     DirectoryError,
-    NoAnswer,
+    DirectoryRefused,
+    DirectoryUnavailable,
     PasswordExpired,
     PasswordMustChange,
-    Refused,
     SignInRestricted,
 )
 from portal.accounts.ldap.reachability import SILENCE, UNREACHED, check_answer
@@ -73,7 +73,7 @@ class Entry(NamedTuple):
     attributes: Mapping[str, Any]
 
 
-class Connection(SimpleLDAPObject):  # type: ignore[misc]
+class LdapConnection(SimpleLDAPObject):  # type: ignore[misc]
     """A connection to one server.
 
     Binding as a person raises AccountRefused if the server says that the password is not the reason.
@@ -101,30 +101,30 @@ class Connection(SimpleLDAPObject):  # type: ignore[misc]
         return answer
 
 
-def connect(directory: Directory, *, bind: bool) -> Connection:
+def connect(directory: DirectorySettings, *, bind: bool) -> LdapConnection:
     """Connect to the first server that answers and is trusted; with `bind` also bind as LDAP_BIND_DN.
 
-    Blocks for `timeout` seconds for each server that does not answer. Raises NoAnswer if none does, with the cause for
-    each, and Refused if one does not accept our account.
+    Blocks for `timeout` seconds for each server that does not answer. Raises DirectoryUnavailable if none
+    does, with the cause for each, and DirectoryRefused if one does not accept our account.
     """
     troubles = []
     for server in directory.servers:
         try:
             connection = connect_to(directory, server, bind=bind)
-        except NoAnswer as error:
+        except DirectoryUnavailable as error:
             troubles.append(f"{server}: {error}")
         else:
             for trouble in troubles:
                 log.warning("A server of the directory was skipped. %s", trouble)
             return connection
-    raise NoAnswer(f"The directory does not answer. {'; '.join(troubles)}")
+    raise DirectoryUnavailable(f"The directory does not answer. {'; '.join(troubles)}")
 
 
-def connect_to(directory: Directory, server: str, *, bind: bool) -> Connection:
-    """Connect to this server. Raises NoAnswer and Refused, both with the cause, as far as it can be found."""
+def connect_to(directory: DirectorySettings, server: str, *, bind: bool) -> LdapConnection:
+    """Connect to this server. Raises DirectoryUnavailable and DirectoryRefused, with the cause if it can be found."""
     with translate_errors():
         check_answer(server, directory.timeout)
-        connection = Connection(server, directory.bind_dn)
+        connection = LdapConnection(server, directory.bind_dn)
     try:
         for option, value in directory.connection_options().items():
             connection.set_option(option, value)
@@ -146,20 +146,20 @@ def connect_to(directory: Directory, server: str, *, bind: bool) -> Connection:
     return connection
 
 
-def _start_tls(connection: Connection) -> None:
-    """Start TLS. Raises NoAnswer also for a refusal: a server that is not trusted is as good as none."""
+def _start_tls(connection: LdapConnection) -> None:
+    """Start TLS. Raises DirectoryUnavailable also for a refusal: a server that is not trusted is as good as none."""
     try:
         connection.start_tls_s()
     except SILENCE:
         raise
     except ldap.LDAPError as error:
-        raise NoAnswer(
+        raise DirectoryUnavailable(
             f"it does not do StartTLS: use ldaps://, or have it set up there ({_server_message(error)})"
         ) from error
 
 
-def _bind(directory: Directory, connection: Connection) -> None:
-    """Bind as our own account. Raises Refused with the reason if the server does not accept it."""
+def _bind(directory: DirectorySettings, connection: LdapConnection) -> None:
+    """Bind as our own account. Raises DirectoryRefused with the reason if the server does not accept it."""
     try:
         connection.simple_bind_s(directory.bind_dn, directory.bind_password)
     except SILENCE:
@@ -168,22 +168,22 @@ def _bind(directory: Directory, connection: Connection) -> None:
         who = f"our account {directory.bind_dn}" if directory.bind_dn else "us without an account (LDAP_BIND_DN)"
         refusal = account_state.classify_refusal(error)
         known = ACCOUNT_TROUBLE.get(type(refusal)) if refusal else BIND_TROUBLE.get(type(error))
-        raise Refused(
+        raise DirectoryRefused(
             f"The directory does not take {who}: {known or 'no more is known'}. It says: {_server_message(error)}"
         ) from error
 
 
-def _explain_disconnect(directory: Directory, server: str, error: ldap.LDAPError) -> NoAnswer:
+def _explain_disconnect(directory: DirectorySettings, server: str, error: ldap.LDAPError) -> DirectoryUnavailable:
     """Return why libldap closed a connection to a server that answers: nearly always because of its certificate."""
     if directory.ca_file:
         try:
             read_certificate(directory, server)
-        except NoAnswer as found:
+        except DirectoryUnavailable as found:
             return found
-    return NoAnswer(f"it closes the connection ({_server_message(error)})")
+    return DirectoryUnavailable(f"it closes the connection ({_server_message(error)})")
 
 
-def _probe(connection: Connection) -> None:
+def _probe(connection: LdapConnection) -> None:
     """Connect, which checks the certificate. Any answer of the server will do."""
     try:
         connection.search_s("", ldap.SCOPE_BASE, attrlist=["1.1"])
@@ -194,13 +194,15 @@ def _probe(connection: Connection) -> None:
 
 
 @contextmanager
-def service_connection(directory: Directory) -> Iterator[Connection]:
+def service_connection(directory: DirectorySettings) -> Iterator[LdapConnection]:
     """Open a connection bound as LDAP_BIND_DN, or anonymously if that is unset.
 
-    Raises NoAnswer and Refused, also for LDAP's errors inside.
+    Raises DirectoryUnavailable and DirectoryRefused, also for LDAP's errors inside.
     """
     if not directory.can_look_up:
-        raise Refused("LDAP_USER_BASE and LDAP_BIND_DN are needed to look people up who do not sign in themselves")
+        raise DirectoryRefused(
+            "LDAP_USER_BASE and LDAP_BIND_DN are needed to look people up who do not sign in themselves"
+        )
     connection = connect(directory, bind=True)
     with translate_errors():
         try:
@@ -211,7 +213,7 @@ def service_connection(directory: Directory) -> Iterator[Connection]:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise NoAnswer or Refused in place of LDAP's errors inside."""
+    """Raise DirectoryUnavailable or DirectoryRefused in place of LDAP's errors inside."""
     try:
         yield
     except ldap.LDAPError as error:
@@ -219,11 +221,14 @@ def translate_errors() -> Iterator[None]:
 
 
 def to_directory_error(error: ldap.LDAPError) -> DirectoryError:
-    """Return the error as NoAnswer or Refused. Its sentence is for operators; people see one for the class."""
+    """Return the error as DirectoryUnavailable or DirectoryRefused.
+
+    Its sentence is for operators; people see one for the class.
+    """
     if isinstance(error, SILENCE):
-        return NoAnswer(f"The directory does not answer ({_server_message(error)})")
+        return DirectoryUnavailable(f"The directory does not answer ({_server_message(error)})")
     known = QUESTION_TROUBLE.get(type(error))
-    return Refused(
+    return DirectoryRefused(
         f"The directory refuses what the portal asks ({_server_message(error)}){f'; {known}' if known else ''}"
     )
 
@@ -278,7 +283,7 @@ def exists(connection: Any, dn: str) -> bool:
     return True
 
 
-def ranged_attribute(directory: Directory, name: str) -> str:
+def ranged_attribute(directory: DirectorySettings, name: str) -> str:
     """Return the name by which to request the first values of an attribute that may have thousands."""
     return f"{name};range=0-{RANGE - 1}" if directory.kind == "activedirectory" else name
 

@@ -12,17 +12,17 @@ import ldap.dn
 import ldap.filter
 
 from portal.accounts.ldap import account_state
-from portal.accounts.ldap.configuration import Directory
+from portal.accounts.ldap.configuration import DirectorySettings
 from portal.accounts.ldap.connection import (
-    Connection,
     Entry,
+    LdapConnection,
     exists,
     read_entry,
     search,
     search_sample,
     service_connection,
 )
-from portal.accounts.ldap.errors import Refused
+from portal.accounts.ldap.errors import DirectoryRefused
 from portal.accounts.ldap.groups import Groups, find_groups_of, locate_groups
 from portal.accounts.ldap.values import escape_guid, first_bytes, first_text, format_guid
 
@@ -57,21 +57,25 @@ class Findings:
     groups: Groups = field(default_factory=Groups)
 
 
-def look_up_people(directory: Directory, ids: Collection[str], remembered: Mapping[str, str] | None = None) -> Findings:
+def look_up_people(
+    directory: DirectorySettings, ids: Collection[str], remembered: Mapping[str, str] | None = None
+) -> Findings:
     """Return which of these people are in the directory.
 
     `remembered`: ids of the groups of the settings, by their DN in the settings. Blocks for as long as the directory
     needs: a search for every 50 people, and one or two for each group. Makes requests even if `ids` is empty, to test
-    the settings. Raises NoAnswer or Refused; then nothing is known about anyone.
+    the settings. Raises DirectoryUnavailable or DirectoryRefused; then nothing is known about anyone.
     """
     wanted = sorted(ids)
     people: dict[str, Person] = {}
     unclear: dict[str, str] = {}
     with service_connection(directory) as connection:
         if not exists(connection, directory.user_base):
-            raise Refused(f"There is no {directory.user_base}, or we may not read it (LDAP_USER_BASE)")
+            raise DirectoryRefused(f"There is no {directory.user_base}, or we may not read it (LDAP_USER_BASE)")
         if not wanted and not search_sample(connection, directory.user_base, directory.filter_of_all, ["1.1"], 1):
-            raise Refused(f"No one below {directory.user_base} matches LDAP_USER_FILTER {directory.user_filter}")
+            raise DirectoryRefused(
+                f"No one below {directory.user_base} matches LDAP_USER_FILTER {directory.user_filter}"
+            )
         groups = locate_groups(directory, connection, remembered or {})
         entries: list[Entry] = []
         for start in range(0, len(wanted), CHUNK):
@@ -81,7 +85,7 @@ def look_up_people(directory: Directory, ids: Collection[str], remembered: Mappi
         for entry, group_dns in zip(entries, find_groups_of(directory, connection, groups, entries), strict=True):
             try:
                 person = build_person(directory, entry, group_dns, groups)
-            except Refused as error:
+            except DirectoryRefused as error:
                 log.warning("%s stays as it is here: %s", entry.dn, error)
                 unclear[entry_id(directory, entry.attributes)] = str(error)
             else:
@@ -89,15 +93,19 @@ def look_up_people(directory: Directory, ids: Collection[str], remembered: Mappi
     return Findings(people=people, unclear=unclear, groups=groups)
 
 
-def find_person(directory: Directory, username: str, remembered: Mapping[str, str] | None = None) -> Person | None:
-    """Return the person who signs in by this name, or None. Raises NoAnswer or Refused."""
+def find_person(
+    directory: DirectorySettings, username: str, remembered: Mapping[str, str] | None = None
+) -> Person | None:
+    """Return the person who signs in by this name, or None. Raises DirectoryUnavailable or DirectoryRefused."""
     with service_connection(directory) as connection:
         entry = find_entry(directory, connection, username)
         return read_person(directory, connection, entry, remembered or {}) if entry else None
 
 
-def read_person(directory: Directory, connection: Connection, entry: Entry, remembered: Mapping[str, str]) -> Person:
-    """Return the person of an entry, with what follows from groups. Raises LDAPError and Refused."""
+def read_person(
+    directory: DirectorySettings, connection: LdapConnection, entry: Entry, remembered: Mapping[str, str]
+) -> Person:
+    """Return the person of an entry, with what follows from groups. Raises LDAPError and DirectoryRefused."""
     groups = locate_groups(directory, connection, remembered)
     return build_person(directory, entry, find_groups_of(directory, connection, groups, [entry])[0], groups)
 
@@ -105,13 +113,13 @@ def read_person(directory: Directory, connection: Connection, entry: Entry, reme
 # --- names by which people sign in
 
 
-def find_entry(directory: Directory, connection: Connection, typed: str) -> Entry | None:
+def find_entry(directory: DirectorySettings, connection: LdapConnection, typed: str) -> Entry | None:
     """Return the entry of the person who signs in by what was typed; None if none or several. Raises LDAPError."""
     found = find_entries(directory, connection, typed)
     return found[0] if len(found) == 1 else None
 
 
-def find_entries(directory: Directory, connection: Connection, typed: str) -> list[Entry]:
+def find_entries(directory: DirectorySettings, connection: LdapConnection, typed: str) -> list[Entry]:
     """Return the entries that what was typed may mean. If there are several, no one can sign in by it.
 
     An account name takes precedence, so that one person's mail address cannot block another person's account name.
@@ -124,7 +132,7 @@ def find_entries(directory: Directory, connection: Connection, typed: str) -> li
     return []
 
 
-def _name_filters(directory: Directory, connection: Connection, name: str) -> list[str]:
+def _name_filters(directory: DirectorySettings, connection: LdapConnection, name: str) -> list[str]:
     """Return filters to try one after the other."""
     domain, separator, account = name.rpartition("\\")
     if directory.kind == "activedirectory" and separator:
@@ -139,7 +147,7 @@ def _name_filters(directory: Directory, connection: Connection, name: str) -> li
     return queries
 
 
-def domain_names(connection: Connection) -> frozenset[str]:
+def domain_names(connection: LdapConnection) -> frozenset[str]:
     """Return the two names of this domain, in lower case, as written before a backslash or after an @."""
     names = ["defaultNamingContext", "configurationNamingContext"]
     root = read_entry(connection, "", names)
@@ -159,10 +167,10 @@ def domain_names(connection: Connection) -> frozenset[str]:
 LONGEST_NAME, LONGEST_ID = 150, 255
 
 
-def build_person(directory: Directory, entry: Entry, group_dns: Collection[str], groups: Groups) -> Person:
+def build_person(directory: DirectorySettings, entry: Entry, group_dns: Collection[str], groups: Groups) -> Person:
     """Return the person of an entry. `group_dns`: the groups of the settings that they are in.
 
-    Raises Refused for an entry without a name or an id, or with one that is longer than our columns.
+    Raises DirectoryRefused for an entry without a name or an id, or with one that is longer than our columns.
     """
     attributes, now = entry.attributes, datetime.now(UTC)
     username = account_name(directory, attributes)
@@ -172,9 +180,11 @@ def build_person(directory: Directory, entry: Entry, group_dns: Collection[str],
         (id, LONGEST_ID, "LDAP_ID_ATTRIBUTE"),
     ):
         if not value:
-            raise Refused(f"{entry.dn} has no value, or none that we may read, of the attribute in {variable}")
+            raise DirectoryRefused(f"{entry.dn} has no value, or none that we may read, of the attribute in {variable}")
         if len(value) > most:  # cut off, it might equal another person's
-            raise Refused(f"{entry.dn} has a value of more than {most} characters in the attribute in {variable}")
+            raise DirectoryRefused(
+                f"{entry.dn} has a value of more than {most} characters in the attribute in {variable}"
+            )
     return Person(
         id=id,
         username=username,
@@ -205,19 +215,19 @@ def token_groups(connection: Any) -> list[bytes]:
     return [value for _, attributes in answer for value in attributes.get("tokenGroups", []) if value]
 
 
-def account_name(directory: Directory, attributes: Mapping[str, Any]) -> str:
+def account_name(directory: DirectorySettings, attributes: Mapping[str, Any]) -> str:
     """Return the account name as the portal stores it: NFKC, lower case."""
     return unicodedata.normalize("NFKC", first_text(attributes, directory.username_attribute)).strip().lower()
 
 
-def entry_id(directory: Directory, attributes: Mapping[str, Any]) -> str:
+def entry_id(directory: DirectorySettings, attributes: Mapping[str, Any]) -> str:
     """Return the id of the entry, which stays when the person's name changes."""
     if directory.id_attribute.lower() == "objectguid":
         return format_guid(attributes, directory.id_attribute)
     return first_text(attributes, directory.id_attribute)
 
 
-def _id_filter(directory: Directory, id: str) -> str:
+def _id_filter(directory: DirectorySettings, id: str) -> str:
     if directory.id_attribute.lower() == "objectguid":
         return f"({directory.id_attribute}={escape_guid(str(uuid.UUID(id)))})"
     return f"({directory.id_attribute}={ldap.filter.escape_filter_chars(id)})"

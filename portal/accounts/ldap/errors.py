@@ -1,11 +1,11 @@
 """What can go wrong besides a wrong password. None of it counts as a failed attempt to sign in.
 
 DirectoryError
-├── NoAnswer            no server answers within the time-out, or none that we may trust
-├── Refused             a server answers, but refuses the request: our own account, a base or a filter is wrong
-├── NotAdmitted         the password is right, but the person is not in the group that may sign in
-├── NameTaken           the password is right, but the name belongs to a local account
-└── AccountRefused      the directory refuses this account, whatever the password, or with the right one
+├── DirectoryUnavailable  no server answers within the time-out, or none that we may trust
+├── DirectoryRefused      a server answers, but refuses the request: our own account, a base or a filter is wrong
+├── NotAdmitted           the password is right, but the person is not in the group that may sign in
+├── NameTaken             the password is right, but the name belongs to a local account
+└── AccountRefused        the directory refuses this account, whatever the password, or with the right one
     ├── AccountDisabled     switched off there
     ├── AccountExpired      its last day has passed
     ├── AccountLocked       after too many wrong passwords, for a while or until it is unlocked there
@@ -19,11 +19,11 @@ class DirectoryError(Exception):
     """The directory cannot say whether this person may sign in, or says no for a reason other than the password."""
 
 
-class NoAnswer(DirectoryError):
+class DirectoryUnavailable(DirectoryError):
     pass
 
 
-class Refused(DirectoryError):
+class DirectoryRefused(DirectoryError):
     pass
 
 

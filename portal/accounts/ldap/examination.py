@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from portal.accounts.ldap.certificates import read_certificate
-from portal.accounts.ldap.configuration import Directory
-from portal.accounts.ldap.connection import Connection, read_entry, translate_errors
+from portal.accounts.ldap.configuration import DirectorySettings
+from portal.accounts.ldap.connection import LdapConnection, read_entry, translate_errors
 from portal.accounts.ldap.entries import Person
 from portal.accounts.ldap.errors import DirectoryError
 from portal.accounts.ldap.findings import Finding, collect_findings, open_connection
@@ -26,7 +26,7 @@ class Section:
     person: Person | None = None  # the person that the directory found
 
 
-def examine_directory(directory: Directory, remembered: Mapping[str, str], name: str = "") -> Iterator[Section]:
+def examine_directory(directory: DirectorySettings, remembered: Mapping[str, str], name: str = "") -> Iterator[Section]:
     """Yield each section as soon as it is known. `name`: a person whose groups and roles are examined as well.
 
     Blocks for as long as the servers need, a few time-outs for each that does not answer. Failures become findings.
@@ -56,13 +56,13 @@ def examine_directory(directory: Directory, remembered: Mapping[str, str], name:
             yield Section(f"Person “{name}”", findings, is_person=True, person=person[0] if person else None)
 
 
-def _examine_trust(directory: Directory) -> Finding:
+def _examine_trust(directory: DirectorySettings) -> Finding:
     if directory.ca_file:
         return Finding(None, f"trusted certificate authorities: those in {directory.ca_file}")
     return Finding(None, "nothing is encrypted: passwords can be read on the network")
 
 
-def _examine_server(directory: Directory, server: str) -> Finding:
+def _examine_server(directory: DirectorySettings, server: str) -> Finding:
     try:
         with open_connection(directory, server, bind=False):
             pass
@@ -78,7 +78,7 @@ def _examine_server(directory: Directory, server: str) -> Finding:
     return Finding(True, f"{server}: answers; certificate for {names}, from {facts.issuer}, until {facts.expires}")
 
 
-def _examine_account(directory: Directory, server: str) -> Finding:
+def _examine_account(directory: DirectorySettings, server: str) -> Finding:
     who = directory.bind_dn or "us without an account (LDAP_BIND_DN)"
     try:
         with open_connection(directory, server, bind=True):
@@ -87,14 +87,14 @@ def _examine_account(directory: Directory, server: str) -> Finding:
         return Finding(False, f"{server}: {error}")
 
 
-def _report_no_account(directory: Directory) -> Finding:
+def _report_no_account(directory: DirectorySettings) -> Finding:
     lacks = "LDAP_BIND_DN" if directory.user_base else "LDAP_USER_BASE"
     return Finding(
         False, f"{lacks} is not set: people can sign in, but leavers go unnoticed, and no more can be checked here"
     )
 
 
-def _examine_kind(directory: Directory, connection: Connection) -> Iterator[Finding]:
+def _examine_kind(directory: DirectorySettings, connection: LdapConnection) -> Iterator[Finding]:
     root = read_entry(connection, "", ["supportedCapabilities", "namingContexts"])
     if root is None or not root.attributes.get("namingContexts"):
         yield Finding(None, "the server does not show what kind it is")

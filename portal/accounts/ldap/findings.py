@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import ldap.dn
 
-from portal.accounts.ldap.configuration import Directory
-from portal.accounts.ldap.connection import Connection, Entry, connect_to, exists, read_entry, translate_errors
+from portal.accounts.ldap.configuration import DirectorySettings
+from portal.accounts.ldap.connection import Entry, LdapConnection, connect_to, exists, read_entry, translate_errors
 from portal.accounts.ldap.errors import DirectoryError
 from portal.accounts.ldap.values import decode_text
 
@@ -19,7 +19,7 @@ class Finding:
 
 
 @contextmanager
-def open_connection(directory: Directory, server: str, *, bind: bool) -> Iterator[Connection]:
+def open_connection(directory: DirectorySettings, server: str, *, bind: bool) -> Iterator[LdapConnection]:
     connection = connect_to(directory, server, bind=bind)
     try:
         yield connection
@@ -38,7 +38,7 @@ def collect_findings(findings: Iterator[Finding]) -> tuple[Finding, ...]:
     return tuple(found)
 
 
-def describe_nearest(directory: Directory, connection: Connection, dn: str) -> str:
+def describe_nearest(directory: DirectorySettings, connection: LdapConnection, dn: str) -> str:
     """Describe how far the path to a missing or unreadable entry leads, as a hint at the right one."""
     if not directory.bind_dn:
         return "LDAP_BIND_DN is not set, so nothing is shown that needs an account"
@@ -53,7 +53,7 @@ def describe_nearest(directory: Directory, connection: Connection, dn: str) -> s
     return f"the server has {', '.join(own[:5]) or 'nothing that it shows'}"
 
 
-def describe_missing(directory: Directory, connection: Connection, dn: str) -> str:
+def describe_missing(directory: DirectorySettings, connection: LdapConnection, dn: str) -> str:
     return f"there is no such place, or our account may not read it; {describe_nearest(directory, connection, dn)}"
 
 
@@ -61,7 +61,7 @@ def object_classes(entry: Entry) -> str:
     return ", ".join(map(decode_text, entry.attributes.get("objectClass", []))) or "unknown"
 
 
-def describe_purpose(directory: Directory, configured: str) -> str:
+def describe_purpose(directory: DirectorySettings, configured: str) -> str:
     places = [f"{tenant}:{role}" for tenant, role in directory.group_tenants.get(configured, ())]
     named = {
         "LDAP_GROUP_TENANTS": f"tenants {', '.join(places)}",

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import ldap.dn
 import ldap.filter
 
-from portal.accounts.ldap.configuration import Directory, normalize_dn
-from portal.accounts.ldap.connection import Connection, Entry, exists, read_entry, search, search_sample
+from portal.accounts.ldap.configuration import DirectorySettings, normalize_dn
+from portal.accounts.ldap.connection import Entry, LdapConnection, exists, read_entry, search, search_sample
 from portal.accounts.ldap.findings import Finding, describe_missing, describe_nearest, describe_purpose, object_classes
-from portal.accounts.ldap.groups import FEW, Group, Groups, GroupWalk, is_below, locate_groups, read_posix_members
+from portal.accounts.ldap.groups import FEW, Groups, GroupWalk, LdapGroup, is_below, locate_groups, read_posix_members
 from portal.accounts.ldap.values import decode_text
 
 # Object classes of entries that are named in place of a group by mistake.
@@ -24,7 +24,7 @@ LISTS = ("member", "uniqueMember", "memberUid")  # the attributes in which group
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class GroupMembers:
     """How many people a group gives access; if none, why."""
 
     count: int
@@ -33,7 +33,9 @@ class Members:
     is_empty: bool = False  # it lists no member at all, as far as LDAP_GROUP_TYPE shows
 
 
-def examine_groups(directory: Directory, connection: Connection, remembered: Mapping[str, str]) -> Iterator[Finding]:
+def examine_groups(
+    directory: DirectorySettings, connection: LdapConnection, remembered: Mapping[str, str]
+) -> Iterator[Finding]:
     """Yield findings about each group of the settings: whether it is found, and how many members it gives access."""
     if directory.group_base and not exists(connection, directory.group_base):
         place = describe_missing(directory, connection, directory.group_base)
@@ -65,7 +67,7 @@ def examine_groups(directory: Directory, connection: Connection, remembered: Map
 
 
 def _examine_members(
-    directory: Directory, configured: str, name: str, members: Members, *, is_all_empty: bool
+    directory: DirectorySettings, configured: str, name: str, members: GroupMembers, *, is_all_empty: bool
 ) -> Finding:
     if members.count:
         return Finding(True, f"{name}: {members.words}")
@@ -80,7 +82,9 @@ def _examine_members(
     return Finding(False if is_wrong else None, f"{name}: {words}")
 
 
-def _admits_no_operator(directory: Directory, connection: Connection, walk: GroupWalk, groups: Groups) -> bool:
+def _admits_no_operator(
+    directory: DirectorySettings, connection: LdapConnection, walk: GroupWalk, groups: Groups
+) -> bool:
     """Return whether LDAP_REQUIRED_GROUP shuts out all of LDAP_OPERATOR_GROUP, which lists its members."""
     operators, admitted = groups.found.get(directory.operator_group), groups.found.get(directory.required_group)
     if operators is None or admitted is None or directory.group_type not in LISTS[:2]:
@@ -91,13 +95,13 @@ def _admits_no_operator(directory: Directory, connection: Connection, walk: Grou
     return bool(people) and len(members) <= FEW and not any(map(walk.closure(admitted.dn).holds, people))
 
 
-def _has_people(directory: Directory, connection: Connection) -> bool:
+def _has_people(directory: DirectorySettings, connection: LdapConnection) -> bool:
     """Return whether any people are found to compare members with. If not, that is a finding of its own."""
     base = directory.user_base
     return exists(connection, base) and bool(search_sample(connection, base, directory.filter_of_all, ["1.1"], 1))
 
 
-def _examine_places(directory: Directory) -> Iterator[Finding]:
+def _examine_places(directory: DirectorySettings) -> Iterator[Finding]:
     """Yield groups of the settings outside LDAP_GROUP_BASE. In Active Directory the place does not matter."""
     if directory.kind == "activedirectory" or not directory.group_base:
         return
@@ -114,8 +118,8 @@ def _examine_places(directory: Directory) -> Iterator[Finding]:
 
 
 def _count_members(
-    directory: Directory, connection: Connection, walk: GroupWalk, group: Group, *, has_people: bool
-) -> Members:
+    directory: DirectorySettings, connection: LdapConnection, walk: GroupWalk, group: LdapGroup, *, has_people: bool
+) -> GroupMembers:
     match directory.group_type:
         case "memberOf":
             members = _count_by_member_of(directory, connection, group, has_people=has_people)
@@ -128,29 +132,33 @@ def _count_members(
     return replace(members, trouble=_explain_empty(directory, connection, group))
 
 
-def _count_by_member_of(directory: Directory, connection: Connection, group: Group, *, has_people: bool) -> Members:
+def _count_by_member_of(
+    directory: DirectorySettings, connection: LdapConnection, group: LdapGroup, *, has_people: bool
+) -> GroupMembers:
     query = f"(&{directory.filter_of_all}(memberOf={ldap.filter.escape_filter_chars(group.dn)}))"
     count = len(search(connection, directory.user_base, query, ["1.1"])) if has_people else 0
-    return Members(count, f"{count} people have it in memberOf", is_empty=not count)
+    return GroupMembers(count, f"{count} people have it in memberOf", is_empty=not count)
 
 
-def _count_by_member_uid(directory: Directory, connection: Connection, group: Group, *, has_people: bool) -> Members:
+def _count_by_member_uid(
+    directory: DirectorySettings, connection: LdapConnection, group: LdapGroup, *, has_people: bool
+) -> GroupMembers:
     names, number = read_posix_members(connection, group)
     words = f"{len(names)} names, and all people with gidNumber {number or '?'}"
     if not names and not number:
-        return Members(0, "empty", is_empty=True)
+        return GroupMembers(0, "empty", is_empty=True)
     pairs = [(directory.username_attribute, name) for name in sorted(names)[:FEW]]
     pairs += [("gidNumber", number)] if number else []
     those = "".join(f"({attribute}={ldap.filter.escape_filter_chars(value)})" for attribute, value in pairs)
     query = f"(&{directory.filter_of_all}(|{those}))"
     if has_people and len(names) <= FEW and not search_sample(connection, directory.user_base, query, ["1.1"], 1):
-        return Members(0, words, f"none of the people found is in it ({directory.username_attribute}, gidNumber)")
-    return Members(max(len(names), 1), words)
+        return GroupMembers(0, words, f"none of the people found is in it ({directory.username_attribute}, gidNumber)")
+    return GroupMembers(max(len(names), 1), words)
 
 
 def _count_by_member(
-    directory: Directory, connection: Connection, walk: GroupWalk, group: Group, *, has_people: bool
-) -> Members:
+    directory: DirectorySettings, connection: LdapConnection, walk: GroupWalk, group: LdapGroup, *, has_people: bool
+) -> GroupMembers:
     closure = walk.closure(group.dn)
     inner = [node for node in closure.path if node != normalize_dn(group.dn)]
     members = closure.members - set(closure.path)
@@ -162,22 +170,22 @@ def _count_by_member(
         query = f"(&{directory.filter_of_all}(|{numbers}))"
         primary = len(search(connection, directory.user_base, query, ["1.1"]))
         if primary:
-            return Members(count + primary, f"{words}, and {primary} people whose primary group it is")
+            return GroupMembers(count + primary, f"{words}, and {primary} people whose primary group it is")
     if not count:
-        return Members(0, "empty", is_empty=True)
+        return GroupMembers(0, "empty", is_empty=True)
     if has_people and count <= FEW and not any(_is_person(directory, connection, dn) for dn in sorted(members)):
         places = "LDAP_USER_BASE, LDAP_USER_FILTER" + ("" if directory.nested_groups else ", LDAP_NESTED_GROUPS")
-        return Members(0, f"{words}, but none of the people found is among them ({places})")
-    return Members(count, words)
+        return GroupMembers(0, f"{words}, but none of the people found is among them ({places})")
+    return GroupMembers(count, words)
 
 
-def _is_person(directory: Directory, connection: Connection, dn: str) -> bool:
+def _is_person(directory: DirectorySettings, connection: LdapConnection, dn: str) -> bool:
     if not is_below(dn, directory.user_base):
         return False
     return read_entry(connection, dn, ["1.1"], directory.filter_of_all) is not None
 
 
-def _explain_empty(directory: Directory, connection: Connection, group: Group) -> str:
+def _explain_empty(directory: DirectorySettings, connection: LdapConnection, group: LdapGroup) -> str:
     """Return what suggests that another group, or another LDAP_GROUP_TYPE, is meant; empty if nothing does."""
     entry = read_entry(connection, group.dn, ["objectClass", *LISTS])
     if entry is None:
@@ -193,7 +201,7 @@ def _explain_empty(directory: Directory, connection: Connection, group: Group) -
     return f"its members are in {used}, but LDAP_GROUP_TYPE is {directory.group_type}"
 
 
-def _lists_people(directory: Directory, connection: Connection, group: Entry) -> bool:
+def _lists_people(directory: DirectorySettings, connection: LdapConnection, group: Entry) -> bool:
     """Return whether people are members of the group, whatever their memberOf says."""
     members = [decode_text(value) for name in LISTS[:2] for value in group.attributes.get(name, [])]
     return any(_is_person(directory, connection, normalize_dn(dn)) for dn in members[:FEW] if ldap.dn.is_dn(dn))

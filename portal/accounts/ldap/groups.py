@@ -13,18 +13,18 @@ import ldap
 import ldap.dn
 import ldap.filter
 
-from portal.accounts.ldap.configuration import Directory, normalize_dn
+from portal.accounts.ldap.configuration import DirectorySettings, normalize_dn
 from portal.accounts.ldap.connection import (
     ABSENT,
-    Connection,
     Entry,
+    LdapConnection,
     all_values,
     exists,
     ranged_attribute,
     read_entry,
     search,
 )
-from portal.accounts.ldap.errors import Refused
+from portal.accounts.ldap.errors import DirectoryRefused
 from portal.accounts.ldap.values import decode_text, first_bytes, first_text, format_guid
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ FEW = 50  # entries that are read one by one before all groups are listed instea
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class LdapGroup:
     configured: str  # the DN in the settings, in normal form
     dn: str  # where it is now, as the server writes it
     id: str  # stays when it is renamed or moved; empty if the server has no such attribute
@@ -51,30 +51,30 @@ class Group:
 class Groups:
     """The groups of the settings, by their DN there."""
 
-    found: Mapping[str, Group] = field(default_factory=dict)
+    found: Mapping[str, LdapGroup] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
 
-    def undecided_tenants(self, directory: Directory) -> frozenset[str]:
+    def undecided_tenants(self, directory: DirectorySettings) -> frozenset[str]:
         """Return the tenants that a missing group leads to: their members must not lose their membership."""
         return frozenset(tenant for group in self.missing for tenant, _ in directory.group_tenants.get(group, ()))
 
 
-def locate_groups(directory: Directory, connection: Connection, remembered: Mapping[str, str]) -> Groups:
-    """Look up each group by its DN, else by the id that `remembered` has for that DN. Raises LDAPError and Refused."""
+def locate_groups(directory: DirectorySettings, connection: LdapConnection, remembered: Mapping[str, str]) -> Groups:
+    """Look up each group by its DN, else by the id that `remembered` has for it. Raises LDAPError, DirectoryRefused."""
     if directory.groups and directory.group_base and not exists(connection, directory.group_base):
-        raise Refused(f"There is no {directory.group_base}, or we may not read it (LDAP_GROUP_BASE)")
+        raise DirectoryRefused(f"There is no {directory.group_base}, or we may not read it (LDAP_GROUP_BASE)")
     found = {}
     for configured in directory.groups:
         entry = read_entry(connection, configured, list(IDS))
         if entry is None and (id := remembered.get(configured)):
             entry = _find_by_id(directory, connection, id)
         if entry is not None:
-            found[configured] = Group(configured, entry.dn, _group_id(entry.attributes))
+            found[configured] = LdapGroup(configured, entry.dn, _group_id(entry.attributes))
     return Groups(found, frozenset(directory.groups) - found.keys())
 
 
 def find_groups_of(
-    directory: Directory, connection: Connection, groups: Groups, people: Sequence[Entry]
+    directory: DirectorySettings, connection: LdapConnection, groups: Groups, people: Sequence[Entry]
 ) -> list[frozenset[str]]:
     """Return the groups of each person, by their DN in the settings. Raises LDAPError."""
     match directory.group_type:
@@ -103,7 +103,7 @@ class PrimaryGroups:
     Such a group lists no members and is in no memberOf: the person's entry has the last part of its security id.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: LdapConnection) -> None:
         self.connection = connection
         self.known: dict[bytes, str] = {}
 
@@ -123,19 +123,19 @@ class PrimaryGroups:
 
 
 def _groups_by_member_of(
-    connection: Connection, person: Entry, by_dn: Mapping[str, str], primary: str
+    connection: LdapConnection, person: Entry, by_dn: Mapping[str, str], primary: str
 ) -> frozenset[str]:
     named = {normalize_dn(dn) for dn in (primary, *map(decode_text, all_values(connection, person, "memberOf"))) if dn}
     return frozenset(configured for dn, configured in by_dn.items() if dn in named)
 
 
-def read_posix_members(connection: Connection, group: Group) -> tuple[frozenset[str], str]:
+def read_posix_members(connection: LdapConnection, group: LdapGroup) -> tuple[frozenset[str], str]:
     entry = read_entry(connection, group.dn, ["memberUid", "gidNumber"])
     attributes: Mapping[str, Any] = entry.attributes if entry else {}
     return frozenset(map(decode_text, attributes.get("memberUid", []))), first_text(attributes, "gidNumber")
 
 
-def _is_posix_member(directory: Directory, person: Entry, names: Collection[str], number: str) -> bool:
+def _is_posix_member(directory: DirectorySettings, person: Entry, names: Collection[str], number: str) -> bool:
     primary = first_text(person.attributes, "gidNumber")
     return first_text(person.attributes, directory.username_attribute) in names or bool(number and number == primary)
 
@@ -143,7 +143,9 @@ def _is_posix_member(directory: Directory, person: Entry, names: Collection[str]
 # --- one person of Active Directory: the server follows groups within groups
 
 
-def _groups_by_chain(directory: Directory, connection: Connection, groups: Groups, person: Entry) -> frozenset[str]:
+def _groups_by_chain(
+    directory: DirectorySettings, connection: LdapConnection, groups: Groups, person: Entry
+) -> frozenset[str]:
     primary = PrimaryGroups(connection).find_dn(person)
     members = [person.dn, *([primary] if primary else [])]
     attribute = f"member:{IN_CHAIN}:" if directory.nested_groups else "member"
@@ -195,7 +197,7 @@ class GroupWalk:
     `people`: DNs, in normal form, of members that are known to be people and need not be tried as groups.
     """
 
-    def __init__(self, directory: Directory, connection: Connection, people: Iterable[str]) -> None:
+    def __init__(self, directory: DirectorySettings, connection: LdapConnection, people: Iterable[str]) -> None:
         self.directory, self.connection = directory, connection
         self.people = frozenset(people)
         self.nodes: dict[str, Node | None] = {}
@@ -303,7 +305,7 @@ def _group_id(attributes: Mapping[str, Any]) -> str:
     return ""
 
 
-def _find_by_id(directory: Directory, connection: Connection, id: str) -> Entry | None:
+def _find_by_id(directory: DirectorySettings, connection: LdapConnection, id: str) -> Entry | None:
     name, _, value = id.partition("=")
     if name not in IDS:
         return None

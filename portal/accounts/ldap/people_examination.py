@@ -6,8 +6,8 @@ import ldap
 import ldap.dn
 import ldap.filter
 
-from portal.accounts.ldap.configuration import FIRST_NAME, LAST_NAME, MAIL, Directory, normalize_dn
-from portal.accounts.ldap.connection import Connection, Entry, exists, search_sample
+from portal.accounts.ldap.configuration import FIRST_NAME, LAST_NAME, MAIL, DirectorySettings, normalize_dn
+from portal.accounts.ldap.connection import Entry, LdapConnection, exists, search_sample
 from portal.accounts.ldap.entries import account_name, domain_names, entry_id
 from portal.accounts.ldap.errors import DirectoryError
 from portal.accounts.ldap.findings import Finding, describe_missing, object_classes, open_connection
@@ -16,7 +16,7 @@ from portal.accounts.ldap.values import first_text
 ANY_NAME = "madoguchi-checkdirectory"  # a placeholder that no account has as its name
 
 
-def examine_people(directory: Directory, connection: Connection) -> Iterator[Finding]:
+def examine_people(directory: DirectorySettings, connection: LdapConnection) -> Iterator[Finding]:
     base = directory.user_base
     if not exists(connection, base):
         yield Finding(False, f"{base}: {describe_missing(directory, connection, base)}")
@@ -33,7 +33,7 @@ def examine_people(directory: Directory, connection: Connection) -> Iterator[Fin
         yield from _examine_template(directory, connection, people)
 
 
-def _describe_no_match(directory: Directory, connection: Connection) -> str:
+def _describe_no_match(directory: DirectorySettings, connection: LdapConnection) -> str:
     """Say that no entry matches the filter, and show one that does not match, for comparison."""
     made_of = "" if directory.has_own_filter else ", which LDAP_KIND and LDAP_USERNAME_ATTRIBUTE make"
     words = f"no entry there matches LDAP_USER_FILTER {directory.user_filter}{made_of}"
@@ -47,7 +47,7 @@ def _describe_no_match(directory: Directory, connection: Connection) -> str:
     return f"{words}; an entry there is {entry.dn} (objectClass {object_classes(entry)})"
 
 
-def _examine_uniqueness(directory: Directory, people: list[Entry]) -> Iterator[Finding]:
+def _examine_uniqueness(directory: DirectorySettings, people: list[Entry]) -> Iterator[Finding]:
     """Yield findings about names and ids that are missing or not unique: two people with one id share an account."""
     for attribute, variable, values in (
         (directory.id_attribute, "LDAP_ID_ATTRIBUTE", [entry_id(directory, entry.attributes) for entry in people]),
@@ -86,7 +86,7 @@ def _describe_absence(people: list[Entry]) -> str:
     return f"none of {len(people)} people has it, such as {people[0].dn}, or our account may not read it"
 
 
-def _examine_attributes(directory: Directory, people: list[Entry]) -> Iterator[Finding]:
+def _examine_attributes(directory: DirectorySettings, people: list[Entry]) -> Iterator[Finding]:
     """Yield attributes that no person has: a failure if the settings name them, else only worth knowing."""
     for attribute, variable, default in (
         (directory.first_name_attribute, "LDAP_FIRST_NAME_ATTRIBUTE", FIRST_NAME),
@@ -98,7 +98,7 @@ def _examine_attributes(directory: Directory, people: list[Entry]) -> Iterator[F
             yield Finding(None if is_default else False, f"{attribute} ({variable}): {_describe_absence(people)}")
 
 
-def _examine_filter(directory: Directory, connection: Connection, person: Entry) -> Iterator[Finding]:
+def _examine_filter(directory: DirectorySettings, connection: LdapConnection, person: Entry) -> Iterator[Finding]:
     name = account_name(directory, person.attributes)
     found = search_sample(connection, directory.user_base, directory.filter_by_name(name), ["1.1"], 2) if name else []
     if len(found) > 1:
@@ -109,7 +109,9 @@ def _examine_filter(directory: Directory, connection: Connection, person: Entry)
         )
 
 
-def _examine_template(directory: Directory, connection: Connection, people: list[Entry]) -> Iterator[Finding]:
+def _examine_template(
+    directory: DirectorySettings, connection: LdapConnection, people: list[Entry]
+) -> Iterator[Finding]:
     template = directory.user_dn_template
     if directory.binds_by_dn:
         fitting = [entry for entry in people if _matches_template(entry.dn, template % {"user": ANY_NAME})]
@@ -129,7 +131,7 @@ def _matches_template(dn: str, pattern: str) -> bool:
     return is_as_deep and normalize_dn(dn).startswith(before) and normalize_dn(dn).endswith(after)
 
 
-def _examine_template_domain(directory: Directory, connection: Connection) -> Finding:
+def _examine_template_domain(directory: DirectorySettings, connection: LdapConnection) -> Finding:
     template = directory.user_dn_template
     filled = template % {"user": ""}
     domain = filled.strip("@\\").casefold()
@@ -144,7 +146,7 @@ def _examine_template_domain(directory: Directory, connection: Connection) -> Fi
     return Finding(False, f"{words}: {domain} is not a name of this domain ({names}), nor in any userPrincipalName")
 
 
-def _takes_only_dns(directory: Directory, connection: Connection) -> bool:
+def _takes_only_dns(directory: DirectorySettings, connection: LdapConnection) -> bool:
     """Try to bind by a name that no account has, so that none is locked by it."""
     with open_connection(directory, connection.server, bind=False) as other:
         try:

@@ -3,16 +3,20 @@
 from collections.abc import Iterator, Mapping
 
 from portal.accounts.ldap import account_state
-from portal.accounts.ldap.configuration import Directory, normalize_dn
-from portal.accounts.ldap.connection import Connection, Entry
+from portal.accounts.ldap.configuration import DirectorySettings, normalize_dn
+from portal.accounts.ldap.connection import Entry, LdapConnection
 from portal.accounts.ldap.entries import Person, build_person, domain_names, find_entries
-from portal.accounts.ldap.errors import Refused
+from portal.accounts.ldap.errors import DirectoryRefused
 from portal.accounts.ldap.findings import Finding, describe_purpose
 from portal.accounts.ldap.groups import Groups, GroupWalk, find_groups_of, locate_groups
 
 
 def examine_person(
-    directory: Directory, connection: Connection, remembered: Mapping[str, str], name: str, people: list[Person]
+    directory: DirectorySettings,
+    connection: LdapConnection,
+    remembered: Mapping[str, str],
+    name: str,
+    people: list[Person],
 ) -> Iterator[Finding]:
     """Yield findings about the person who signs in by `name`, and append that person to `people` if found."""
     entries = find_entries(directory, connection, name)
@@ -25,7 +29,7 @@ def examine_person(
     group_dns = find_groups_of(directory, connection, groups, [entry])[0]
     try:
         person = build_person(directory, entry, group_dns, groups)
-    except Refused as error:
+    except DirectoryRefused as error:
         yield Finding(False, str(error))
         return
     people.append(person)
@@ -42,7 +46,9 @@ def examine_person(
     yield Finding(None, f"operator: {operator}")
 
 
-def _describe_no_match(directory: Directory, connection: Connection, name: str, entries: list[Entry]) -> str:
+def _describe_no_match(
+    directory: DirectorySettings, connection: LdapConnection, name: str, entries: list[Entry]
+) -> str:
     if entries:
         dns = "; ".join(entry.dn for entry in entries[:5])
         return f"{len(entries)} people are meant by this name, so no one can sign in by it: {dns}"
@@ -56,7 +62,7 @@ def _describe_no_match(directory: Directory, connection: Connection, name: str, 
     )
 
 
-def _examine_admission(directory: Directory, person: Person, remarks: tuple[str, ...]) -> Iterator[Finding]:
+def _examine_admission(directory: DirectorySettings, person: Person, remarks: tuple[str, ...]) -> Iterator[Finding]:
     """Yield whether they may sign in: by the state of their account, and by LDAP_REQUIRED_GROUP."""
     if person.end_reason:
         yield Finding(False, f"the account is {person.end_reason} there: no sign-in, and keys stop with the next sync")
@@ -80,7 +86,7 @@ def _examine_admission(directory: Directory, person: Person, remarks: tuple[str,
 
 
 def _examine_group(
-    directory: Directory, walk: GroupWalk, groups: Groups, configured: str, person: Entry, is_held: bool
+    directory: DirectorySettings, walk: GroupWalk, groups: Groups, configured: str, person: Entry, is_held: bool
 ) -> Finding:
     """Return the path from the person to a group of the settings, over the groups between."""
     named = describe_purpose(directory, configured)

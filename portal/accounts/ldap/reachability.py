@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import ldap
 
-from portal.accounts.ldap.errors import NoAnswer
+from portal.accounts.ldap.errors import DirectoryUnavailable
 
 PORTS = {"ldap": 389, "ldaps": 636}
 # What libldap says of a server that is gone as well as of one that it does not trust.
@@ -28,7 +28,7 @@ def host_and_port(server: str) -> tuple[str, int]:
 
 
 def check_answer(server: str, timeout: float) -> None:
-    """Raise NoAnswer with the cause unless the server speaks what the address says: LDAP, or TLS for ldaps://.
+    """Raise DirectoryUnavailable with the cause unless the server speaks what the address says: LDAP, or TLS for ldaps://.
 
     Whether it is the right server is for libldap to check. Called before every connection, because libldap itself (2.5
     with GnuTLS, as in Debian 12) never returns, with one core at 100 %, when a server accepts the connection and then
@@ -46,8 +46,10 @@ def _check_tls(server: str, timeout: float) -> None:
     if _speaks_tls(host, port, timeout):
         return
     if _speaks_ldap(plain if urlsplit(server).port else f"{plain}:{port}", timeout):
-        raise NoAnswer("it speaks LDAP there, but not TLS from the first byte: write ldap:// for StartTLS, or its port")
-    raise NoAnswer(f"the server on port {port} does not speak TLS: is that the port of LDAPS?")
+        raise DirectoryUnavailable(
+            "it speaks LDAP there, but not TLS from the first byte: write ldap:// for StartTLS, or its port"
+        )
+    raise DirectoryUnavailable(f"the server on port {port} does not speak TLS: is that the port of LDAPS?")
 
 
 def _check_ldap(server: str, timeout: float) -> None:
@@ -62,12 +64,12 @@ def _check_ldap(server: str, timeout: float) -> None:
         hint = "; on the port of LDAPS write ldaps://" if port == PORTS["ldaps"] else ""
         raise _no_answer(timeout, hint) from error
     except SILENCE as error:
-        raise NoAnswer(f"it is too busy, or stopping ({type(error).__name__})") from error
+        raise DirectoryUnavailable(f"it is too busy, or stopping ({type(error).__name__})") from error
     else:
         return
     if _speaks_tls(host, port, timeout):
-        raise NoAnswer("it speaks TLS from the first byte there: write ldaps://, or the port for StartTLS")
-    raise NoAnswer(f"the server on port {port} does not speak LDAP: is that the right port?")
+        raise DirectoryUnavailable("it speaks TLS from the first byte there: write ldaps://, or the port for StartTLS")
+    raise DirectoryUnavailable(f"the server on port {port} does not speak LDAP: is that the right port?")
 
 
 def _probe_ldap(server: str, timeout: float) -> None:
@@ -94,7 +96,7 @@ def _speaks_ldap(server: str, timeout: float) -> bool:
 
 
 def _speaks_tls(host: str, port: int, timeout: float) -> bool:
-    """Return whether the server speaks TLS. Raises NoAnswer if none listens there, or if it does not answer."""
+    """Return whether the server speaks TLS. Raises DirectoryUnavailable if none listens there or answers."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -102,13 +104,13 @@ def _speaks_tls(host: str, port: int, timeout: float) -> bool:
         with socket.create_connection((host, port), timeout) as plain:
             return _shakes_hands(context, plain, host)
     except socket.gaierror as error:
-        raise NoAnswer(f"this machine does not know the name {host} ({error.strerror})") from error
+        raise DirectoryUnavailable(f"this machine does not know the name {host} ({error.strerror})") from error
     except ConnectionRefusedError as error:
-        raise NoAnswer(f"no server listens on port {port} of {host} (connection refused)") from error
+        raise DirectoryUnavailable(f"no server listens on port {port} of {host} (connection refused)") from error
     except TimeoutError as error:
         raise _no_answer(timeout) from error
     except OSError as error:
-        raise NoAnswer(f"it cannot be reached ({error.strerror or error})") from error
+        raise DirectoryUnavailable(f"it cannot be reached ({error.strerror or error})") from error
 
 
 def _shakes_hands(context: ssl.SSLContext, plain: socket.socket, host: str) -> bool:
@@ -121,5 +123,5 @@ def _shakes_hands(context: ssl.SSLContext, plain: socket.socket, host: str) -> b
         return error.reason not in NOT_TLS
 
 
-def _no_answer(timeout: float, hint: str = "") -> NoAnswer:
-    return NoAnswer(f"no answer within {timeout:g} s (LDAP_TIMEOUT){hint}")
+def _no_answer(timeout: float, hint: str = "") -> DirectoryUnavailable:
+    return DirectoryUnavailable(f"no answer within {timeout:g} s (LDAP_TIMEOUT){hint}")

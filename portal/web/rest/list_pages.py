@@ -10,7 +10,7 @@ from rest_framework.serializers import ValidationError
 LEAST, MOST = 1, 500
 
 
-class Pages(PageNumberPagination):
+class ListPagination(PageNumberPagination):
     page_size = 50
     page_size_query_param = "page_size"
 

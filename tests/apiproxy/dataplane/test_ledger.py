@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from apiproxy.dataplane import file_locks, ledger, quarantine, usage_events
-from apiproxy.dataplane.ledger import DatabaseUnavailable, Drain, RecordRefused, Spool, replay
+from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused, Spool, UsageDrain, replay
 from apiproxy.dataplane.quarantine import Quarantine, QuarantinedRecord
 from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT
 from apiproxy.dataplane.usage_events import Usage
@@ -46,7 +46,7 @@ def files(directory) -> list[str]:
 
 def test_what_was_closed_reaches_the_database_once(tmp_path, database):
     spool = Spool(tmp_path)
-    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain = UsageDrain(tmp_path, database.record, own=spool.owner)
     spool.close_call(usage("a"))
     spool.close_call(usage("b"))
     assert drain.run() == 2
@@ -58,8 +58,8 @@ def test_what_was_closed_reaches_the_database_once(tmp_path, database):
 def test_an_open_stream_is_not_recorded_while_its_gateway_lives(tmp_path, database):
     spool = Spool(tmp_path)
     spool.open_call(usage("a", status="interrupted"))
-    Drain(tmp_path, database.record, own=spool.owner).run()
-    Drain(tmp_path, database.record, own="another gateway").run()
+    UsageDrain(tmp_path, database.record, own=spool.owner).run()
+    UsageDrain(tmp_path, database.record, own="another gateway").run()
     assert database.rows == {}
 
 
@@ -69,7 +69,7 @@ def test_a_dead_gateways_spool_is_moved_and_its_open_streams_were_interrupted(tm
     dead.open_call(usage("cut", status="interrupted"))
     dead.close_call(usage("finished"))
     dead.close()  # the kernel drops the lock of a killed process just so
-    Drain(tmp_path, database.record).run()
+    UsageDrain(tmp_path, database.record).run()
     assert {name: row.status for name, row in database.rows.items()} == {"finished": "finished", "cut": "interrupted"}
     assert files(tmp_path) == []
 
@@ -79,7 +79,7 @@ def test_the_lock_of_one_that_died_before_its_first_segment_is_removed(tmp_path,
     living = Spool(tmp_path)
     (segment,) = tmp_path.glob(f"{living.owner}-*")
     segment.unlink()  # as when it is just being made
-    Drain(tmp_path, database.record).run()
+    UsageDrain(tmp_path, database.record).run()
     assert files(tmp_path) == [f"{living.owner}.lock"]
 
 
@@ -111,10 +111,10 @@ def test_a_dead_ones_spool_is_drained_by_one_at_a_time(tmp_path, database):
     others: list[int] = []
 
     def meanwhile(rows) -> None:
-        others.append(Drain(tmp_path, database.record).run())
+        others.append(UsageDrain(tmp_path, database.record).run())
         database.record(rows)
 
-    assert Drain(tmp_path, meanwhile).run() == 1
+    assert UsageDrain(tmp_path, meanwhile).run() == 1
     assert others == [0]
     assert files(tmp_path) == []
 
@@ -126,7 +126,7 @@ def test_a_line_torn_by_a_crash_harms_no_other(tmp_path, database):
     (segment,) = tmp_path.glob("*.jsonl")
     with segment.open("ab") as file:
         file.write(b'{"close":{"request_id":"b"')
-    Drain(tmp_path, database.record).run()
+    UsageDrain(tmp_path, database.record).run()
     assert list(database.rows) == ["a"]
 
 
@@ -136,14 +136,14 @@ def test_a_line_that_cannot_be_read_is_set_aside(tmp_path, database):
     dead.close()
     (segment,) = tmp_path.glob("*.jsonl")
     segment.write_bytes(b"\xffnonsense\n" + segment.read_bytes() + b'{"close":{"request_id":"old"}}\n')
-    Drain(tmp_path, database.record).run()
+    UsageDrain(tmp_path, database.record).run()
     assert list(database.rows) == ["a"]
     assert (tmp_path / "refused.txt").read_text().count("\n") == 2
 
 
 def test_the_spool_waits_for_a_database_that_is_away(tmp_path, database):
     spool = Spool(tmp_path)
-    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain = UsageDrain(tmp_path, database.record, own=spool.owner)
     database.away = True
     spool.close_call(usage("a"))
     for _ in range(3):
@@ -158,7 +158,7 @@ def test_one_row_that_the_database_refuses_holds_up_no_other(tmp_path, database)
     database.refuses = {"b"}
     for name in "abc":
         spool.close_call(usage(name))
-    Drain(tmp_path, database.record, own=spool.owner).run()
+    UsageDrain(tmp_path, database.record, own=spool.owner).run()
     assert sorted(database.rows) == ["a", "c"]
     assert "bad row" in (tmp_path / "refused.txt").read_text()
 
@@ -166,7 +166,7 @@ def test_one_row_that_the_database_refuses_holds_up_no_other(tmp_path, database)
 def test_segments_are_removed_when_everything_in_them_is_recorded(tmp_path, database, monkeypatch):
     monkeypatch.setattr(ledger, "SEGMENT_BYTES", 1000)
     spool = Spool(tmp_path)
-    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain = UsageDrain(tmp_path, database.record, own=spool.owner)
     spool.open_call(usage("long", status="interrupted"))
     for number in range(20):
         spool.close_call(usage(f"r{number}"))
@@ -193,7 +193,7 @@ def test_a_full_disk_stops_new_work_and_loses_nothing(tmp_path, database, monkey
     monkeypatch.setattr(os, "posix_fallocate", reserve)
     spool.retry()
     assert spool.accepting
-    Drain(tmp_path, database.record, own=spool.owner).run()
+    UsageDrain(tmp_path, database.record, own=spool.owner).run()
     assert list(database.rows) == ["a", "b", "c"]
 
 
@@ -207,7 +207,7 @@ def test_a_gateway_that_starts_on_a_full_disk_takes_work_when_there_is_room(tmp_
     spool.retry()
     assert spool.accepting
     spool.close_call(usage("a"))
-    Drain(tmp_path, database.record, own=spool.owner).run()
+    UsageDrain(tmp_path, database.record, own=spool.owner).run()
     assert list(database.rows) == ["a"]
 
 
@@ -222,7 +222,7 @@ def test_an_event_that_is_being_copied_is_read_when_it_is_whole(tmp_path, databa
         file.seek(middle)
         file.write(b"\0")
         file.flush()
-        drain = Drain(tmp_path, database.record, own=spool.owner)
+        drain = UsageDrain(tmp_path, database.record, own=spool.owner)
         drain.run()
         assert list(database.rows) == ["a"]
         file.seek(middle)
@@ -241,7 +241,7 @@ def test_lines_of_a_gateway_that_did_not_record_where_calls_came_from_are_moved(
     facts = {name: value for name, value in vars(usage("old")).items() if name not in ("address", "client")}
     (tmp_path / "0123456789ab-000000.jsonl").write_text(json.dumps({"close": facts}) + "\n")
     moved: list[Usage] = []
-    assert Drain(tmp_path, moved.extend).run() == 1
+    assert UsageDrain(tmp_path, moved.extend).run() == 1
     assert (moved[0].request_id, moved[0].address, moved[0].client) == ("old", "", "")
 
 
@@ -270,7 +270,7 @@ def test_m7_a_value_that_no_database_takes_is_set_aside_and_holds_up_no_other(tm
     spool.close_call(usage("a"))
     spool.close_call(usage("bad", **{name: value}) if name != "request_id" else usage(value))
     spool.close_call(usage("z"))
-    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain = UsageDrain(tmp_path, database.record, own=spool.owner)
     drain.run()
     assert list(database.rows) == ["a", "z"]
     (refused,) = drain.set_aside
@@ -318,7 +318,7 @@ def test_m7_lines_of_any_kind_are_set_aside(tmp_path, database):
     (tmp_path / "0123456789ab-000000.jsonl").write_bytes(
         b"\n".join([*odd, json.dumps({"close": facts}).encode()]) + b"\n"
     )
-    drain = Drain(tmp_path, database.record)
+    drain = UsageDrain(tmp_path, database.record)
     drain.run()
     assert list(database.rows) == ["a"]
     assert len(drain.set_aside) == len(odd)
@@ -334,7 +334,7 @@ def test_m7_whatever_bit_flips_all_other_lines_are_recorded(tmp_path_factory, da
     damaged[data.draw(st.integers(0, len(damaged) - 2))] ^= 1 << data.draw(st.integers(0, 7))
     (directory / "0123456789ab-000000.jsonl").write_bytes(lines[0] + damaged + lines[2])
     database = Database()
-    drain = Drain(directory, database.record)
+    drain = UsageDrain(directory, database.record)
     drain.run()
     assert {"one", "three"} <= database.rows.keys()
     assert len(database.rows) + (1 if len(drain.set_aside) else 0) >= 3
@@ -352,7 +352,7 @@ def test_m7_what_the_database_refuses_is_found_by_halves(tmp_path, database):
         asked.append(len(rows))
         database.record(rows)
 
-    drain = Drain(tmp_path, record, own=spool.owner)
+    drain = UsageDrain(tmp_path, record, own=spool.owner)
     drain.run()
     assert len(database.rows) == 998
     assert {one.request_id for one in drain.set_aside} == database.refuses
@@ -365,7 +365,7 @@ def test_m7_damage_in_a_dead_ones_segment_costs_only_what_it_hit(tmp_path, datab
     whole = bytearray(b"".join(lines))
     whole[4096:8192] = bytes(4096)
     (tmp_path / "0123456789ab-000000.jsonl").write_bytes(whole + bytes(500))
-    drain = Drain(tmp_path, database.record)
+    drain = UsageDrain(tmp_path, database.record)
     drain.run()
     assert {"r0", "r39"} <= database.rows.keys()
     assert 40 - len(database.rows) < 4096 // len(lines[0]) + 3
@@ -377,7 +377,7 @@ def test_m7_a_file_that_cannot_be_read_holds_up_no_other(tmp_path, database):
     spool = Spool(tmp_path)
     spool.close_call(usage("a"))
     with pytest.raises(OSError, match="directory"):
-        Drain(tmp_path, database.record, own=spool.owner).run()
+        UsageDrain(tmp_path, database.record, own=spool.owner).run()
     assert list(database.rows) == ["a"]
 
 
@@ -388,7 +388,7 @@ def test_m7_an_event_of_any_size_or_kind_is_written(tmp_path, database):
     spool.close_call(usage("odd", end_user="\ud800"))
     spool.close_call(usage("a"))
     assert spool.accepting
-    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain = UsageDrain(tmp_path, database.record, own=spool.owner)
     drain.run()
     assert list(database.rows) == ["a"]
     assert len(drain.set_aside) == 3
@@ -403,7 +403,7 @@ def test_m7_what_was_set_aside_is_recorded_after_a_mend(tmp_path, database):
     for name in "abcd":
         spool.close_call(usage(name))
     spool.close_call(usage("e", prompt_tokens=-1))
-    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain = UsageDrain(tmp_path, database.record, own=spool.owner)
     drain.run()
     database.refuses = {"c"}
     assert replay(Quarantine(tmp_path), database.record) == (1, 2)
@@ -467,7 +467,7 @@ def test_m8_of_a_stream_that_was_killed_the_last_count_is_recorded(tmp_path, dat
         dead.open_call(usage("cut", status="interrupted", completion_tokens=made))
         dead.close_call(usage(f"other{made}"))
     dead.close()
-    drain = Drain(tmp_path, database.record)
+    drain = UsageDrain(tmp_path, database.record)
     drain.run()
     assert (database.rows["cut"].status, database.rows["cut"].completion_tokens) == ("interrupted", 200)
     assert files(tmp_path) == []
@@ -476,7 +476,7 @@ def test_m8_of_a_stream_that_was_killed_the_last_count_is_recorded(tmp_path, dat
 def test_m8_a_stream_that_is_counted_again_does_not_keep_old_segments(tmp_path, database, monkeypatch):
     monkeypatch.setattr(ledger, "SEGMENT_BYTES", 1000)
     spool = Spool(tmp_path)
-    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain = UsageDrain(tmp_path, database.record, own=spool.owner)
     for made in range(50):
         spool.open_call(usage("long", status="interrupted", completion_tokens=made))
         drain.run()
@@ -489,7 +489,7 @@ def test_m8_a_stream_that_is_counted_again_does_not_keep_old_segments(tmp_path, 
 def test_t5_the_open_streams_of_the_living_are_left_alone_when_a_dead_one_is_buried(tmp_path, database):
     """Ours, which the same drain remembers, and those of a fellow worker, whose segments lie beside."""
     mine, fellow, dead = Spool(tmp_path), Spool(tmp_path), Spool(tmp_path)
-    drain = Drain(tmp_path, database.record, own=mine.owner)
+    drain = UsageDrain(tmp_path, database.record, own=mine.owner)
     mine.open_call(usage("mine", status="interrupted"))
     fellow.open_call(usage("fellow's", status="interrupted"))
     dead.open_call(usage("cut", status="interrupted"))

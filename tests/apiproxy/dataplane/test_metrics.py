@@ -3,14 +3,14 @@ from dataclasses import fields, replace
 import httpx2
 import pytest
 
-from apiproxy.dataplane.metrics import LAYOUT, Metrics, State
+from apiproxy.dataplane.metrics import LAYOUT, Metrics, WorkerState
 from apiproxy.dataplane.mmap_counters import CounterFile
 from portal.version import VERSION
 from tests.apiproxy.exposition import samples
 from tests.engine import DONE, FINISH, SSE, chunk
 from tests.waiting import until
 
-STATE = State(
+STATE = WorkerState(
     in_flight=2, spool_bytes=10, spool_accepting=True, database_up=True, catalogue_revision=7, catalogue_age_seconds=0.5
 )
 
@@ -55,8 +55,8 @@ def test_every_line_is_of_the_exposition_format(workers):
 
 def test_each_field_of_a_workers_state_is_shown_under_its_name(workers):
     metrics, _, _ = workers
-    values = {field.name: float(number) for number, field in enumerate(fields(State))}
-    metrics.set_state(State(**values))
+    values = {field.name: float(number) for number, field in enumerate(fields(WorkerState))}
+    metrics.set_state(WorkerState(**values))
     found = read_samples(metrics)
     assert {name: found[f"madoguchi_{name}[]"] for name in values} == values
 

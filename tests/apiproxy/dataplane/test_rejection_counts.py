@@ -11,7 +11,7 @@ from django.utils import timezone
 from apiproxy.bridge import catalogue_loader
 from apiproxy.dataplane import rejection_counts as counting
 from apiproxy.dataplane.ledger import DatabaseUnavailable
-from apiproxy.dataplane.rejection_counts import Group, RejectionCounts
+from apiproxy.dataplane.rejection_counts import RejectionCounts, RejectionGroup
 from modelregistry.models import Alias, ServedModel
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey, ModelAccess
@@ -36,9 +36,9 @@ def test_calls_of_one_quarter_and_reason_are_one_count():
         counts.count(KEY, "m", "insufficient_quota", 7200.0 + seconds)
     counts.count(KEY, "", "invalid_json", 7200.0)
     assert counts.take() == {
-        Group(7200, 2, 3, 1, "m", "insufficient_quota"): 2,
-        Group(8100, 2, 3, 1, "m", "insufficient_quota"): 1,
-        Group(7200, 2, 3, 1, "", "invalid_json"): 1,
+        RejectionGroup(7200, 2, 3, 1, "m", "insufficient_quota"): 2,
+        RejectionGroup(8100, 2, 3, 1, "m", "insufficient_quota"): 1,
+        RejectionGroup(7200, 2, 3, 1, "", "invalid_json"): 1,
     }
     assert counts.take() == {}
 

@@ -13,7 +13,15 @@ from django.core.management import execute_from_command_line
 from modelregistry.engines import registry
 from modelregistry.engines.argument_rules import ArgumentRules, Range
 from modelregistry.engines.arguments import Arguments, Options
-from modelregistry.engines.base import CommandParts, Endpoint, Engine, MemoryGrant, MonitoringSpec, Problem, Spec
+from modelregistry.engines.base import (
+    CommandParts,
+    Engine,
+    EngineEndpoint,
+    MemoryGrant,
+    MonitoringSpec,
+    RegistrationProblem,
+    Spec,
+)
 from modelregistry.files.metadata import GGUF, ModelMetadata, gettext_noop
 from modelregistry.memory.estimate import MIB, Demand, Prediction, make_prediction
 
@@ -50,7 +58,7 @@ class Parrot(Engine):
     def supports_priority(self, task: str, args: Sequence[str]) -> bool:
         return True
 
-    def command(self, spec: Spec, endpoint: Endpoint) -> CommandParts:
+    def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         options = ["--model", spec.path, "--alias", spec.name, "--host", endpoint.address, "--port", str(endpoint.port)]
         return CommandParts(options=options, env={"LLAMA_API_KEY": endpoint.api_key})
 
@@ -72,13 +80,15 @@ class Parrot(Engine):
     def keeps_model_in_ram(self, spec: Spec, program: Sequence[str]) -> bool:
         return True
 
-    def check_registration(self, spec: Spec, url: str) -> Iterator[Problem]:
+    def check_registration(self, spec: Spec, url: str) -> Iterator[RegistrationProblem]:
         if spec.task != "chat":
-            yield Problem(field="task", code="only-chats", sentence=gettext_noop("A parrot only chats."))
+            yield RegistrationProblem(field="task", code="only-chats", sentence=gettext_noop("A parrot only chats."))
 
-    def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[Problem]:
+    def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[RegistrationProblem]:
         if facts.architecture != "llama":
-            yield Problem(field="path", code="no-llama", sentence=gettext_noop("A parrot knows Llamas only."))
+            yield RegistrationProblem(
+                field="path", code="no-llama", sentence=gettext_noop("A parrot knows Llamas only.")
+            )
 
 
 if __name__ == "__main__":

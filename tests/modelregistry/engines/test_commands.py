@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from modelregistry.engines import base, llama_cpp, programs, vllm
-from modelregistry.engines.base import Endpoint, Spec
+from modelregistry.engines.base import EngineEndpoint, Spec
 from modelregistry.engines.programs import NoLauncher
 from modelregistry.engines.registry import all_launchers, engine_named, installable, launched_by
 
-PLACE = Endpoint(address="10.0.0.7", port=18123, api_key="secret", grace=10)
+PLACE = EngineEndpoint(address="10.0.0.7", port=18123, api_key="secret", grace=10)
 CHAT = Spec(engine="llama.cpp", name="acme/chat", path="/m/chat.gguf", context=4096, slots=3)
 ENVIRONMENT = {"PATH": "/bin", "HOME": "/root", "CUDA_VISIBLE_DEVICES": "1", "VLLM_COMMAND": "x"}
 ENVIRONMENT |= {"DATABASE_URL": "postgres://u:p@h/d", "SECRET_KEY": "k", "LDAP_BIND_PASSWORD": "p", "HF_HOME": "/hf"}

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from modelregistry import validation
-from modelregistry.engines.base import Endpoint, Spec
+from modelregistry.engines.base import EngineEndpoint, Spec
 from modelregistry.engines.presets import E5_LARGE, EZO, LLAMA_70B, PRESETS
 from modelregistry.engines.registry import launched_by
 from modelregistry.files.model_files import read_model
@@ -17,7 +17,7 @@ FILES = {
     LLAMA_70B.key: paper_models.llama_70b_awq,
     E5_LARGE.key: paper_models.e5_large,
 }
-PLACE = Endpoint(address="127.0.0.1", port=18100, api_key="k", grace=10)
+PLACE = EngineEndpoint(address="127.0.0.1", port=18100, api_key="k", grace=10)
 
 
 @pytest.fixture(params=PRESETS)

@@ -15,7 +15,7 @@ from modelregistry.supervisor import repository
 from modelregistry.supervisor.launching import RunMetadata, SupervisorConfig, metadata_of
 from modelregistry.supervisor.loop import Supervisor
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import Key, State
+from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 from tests.modelregistry.site import FAKE
 from tests.waiting import until
 
@@ -249,7 +249,7 @@ async def test_e11_what_failed_is_tried_at_once_when_an_engine_was_installed_or_
         **{"idle_after": None, "wake_requested": False, "url": "", "upstream_key": "", "upstream_model": ""},
     )
     failed = ManagedReplica(
-        key=Key(1, 0), desired=order, fingerprint="f", state=State.FAILED, since=0.0, retry_at=1600.0
+        key=ReplicaKey(1, 0), desired=order, fingerprint="f", state=ReplicaState.FAILED, since=0.0, retry_at=1600.0
     )
     supervisor.replicas[failed.key] = failed
     await supervisor.inspect()

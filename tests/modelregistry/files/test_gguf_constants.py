@@ -18,7 +18,7 @@ def test_tensor_types_have_the_block_sizes_of_the_package():
 
 
 def test_keys_are_those_of_the_package():
-    keys = {(group, name): key for group, names in _public(ours.Keys) for name, key in _public(names)}
+    keys = {(group, name): key for group, names in _public(ours.HeaderKeys) for name, key in _public(names)}
     assert keys
     assert keys == {(group, name): getattr(getattr(package.Keys, group), name) for group, name in keys}
 

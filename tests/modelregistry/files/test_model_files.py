@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType, GGUFReader, PoolingType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelregistry.engines.base import Endpoint, Spec
+from modelregistry.engines.base import EngineEndpoint, Spec
 from modelregistry.engines.registry import launched_by
 from modelregistry.files import checkpoint, class_defaults, json_stream
 from modelregistry.files.gguf import GGML_QUANT_SIZES
@@ -328,7 +328,7 @@ def test_e3_what_cannot_be_known_is_named_and_never_zero(tmp_path, config, tenso
     assert given.fraction * card.total == pytest.approx(
         given.needed - vllm_memory.CUDA_CONTEXT, abs=card.total / 10_000
     )
-    place = Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    place = EngineEndpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
     argv = launched_by("vllm").build_command(spec, ("vllm",), place, {}, given.grant).argv
     assert "--gpu-memory-utilization" in argv
     assert "--kv-cache-memory-bytes" not in argv

@@ -333,7 +333,7 @@ def test_vllm_gets_its_cache_in_bytes_and_its_part_of_the_card():
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, slots=4, tensor_parallel=2)
     found = allot(spec, LLAMA_8B, devices)
     assert found.devices == (0, 1)
-    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    place = base.EngineEndpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
     command = launched_by("vllm").build_command(spec, ("vllm",), place, {"CUDA_VISIBLE_DEVICES": "0,1,2"}, found.grant)
     argv = " ".join(command.argv)
     assert "--tensor-parallel-size 2" in argv
@@ -361,7 +361,7 @@ def test_e2_vllm_is_given_how_much_it_computes_at_a_time_on_any_card(spec, said)
     facts = replace(LLAMA_8B, attention=()) if spec.get("task") == "embedding" else LLAMA_8B
     spec = Spec(engine="vllm", name="m", path="/m", **spec)
     found = allot(spec, facts, gpus.list_devices(nvml=two_a100()))
-    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    place = base.EngineEndpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
     argv = launched_by("vllm").build_command(spec, ("vllm",), place, {}, found.grant).argv
     read = arguments.read_arguments("vllm", argv)
     told = tuple(read.text(name) for name in ("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens"))
@@ -376,7 +376,7 @@ def test_an_operators_argument_about_vllms_memory_is_the_only_one():
     found = allot(spec, LLAMA_8B, devices)
     # Its context it takes beside that part, without counting it.
     assert found.prediction.total == pytest.approx(85_899_345_920 / 2 + vllm_memory.CUDA_CONTEXT, abs=MIB)
-    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    place = base.EngineEndpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
     argv = " ".join(launched_by("vllm").build_command(spec, ("vllm",), place, {}, found.grant).argv)
     assert "--kv-cache-memory-bytes" not in argv
     assert argv.count("--gpu-memory-utilization") == 1
@@ -387,7 +387,7 @@ def test_vllm_for_cpus_gets_no_card_and_no_value_for_all_models():
     devices = gpus.list_devices(nvml=two_a100())
     found = allocation.allocate(spec, SMOLLM2, "vllm", ["/c/engines/vllm-0.32.0+cpu/bin/python"], devices)
     assert (found.devices, found.device) == ((), "RAM")
-    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    place = base.EngineEndpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
     command = launched_by("vllm").build_command(spec, ("vllm",), place, {"VLLM_CPU_KVCACHE_SPACE": "4"}, found.grant)
     assert "VLLM_CPU_KVCACHE_SPACE" not in command.env
     assert command.env["CUDA_VISIBLE_DEVICES"] == ""
@@ -396,7 +396,7 @@ def test_vllm_for_cpus_gets_no_card_and_no_value_for_all_models():
 
 def test_llama_cpp_puts_all_layers_on_its_cards_in_equal_parts():
     devices = gpus.list_devices(nvml=two_a100())
-    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    place = base.EngineEndpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
 
     def said(**fields):
         spec = Spec(engine="llama.cpp", name="m", path="/m", context=2048, **fields)

@@ -12,9 +12,9 @@ from modelregistry.memory.estimate import GIB, MIB, Demand
 from modelregistry.memory.placement import (
     GPU_MARGIN,
     Candidate,
+    Commitment,
     NoRoom,
     NoSuchDevice,
-    Share,
     beside,
     find_place,
     fits_together,
@@ -107,7 +107,7 @@ def test_a_choice_that_the_host_does_not_have_is_refused(chosen, split):
 
 
 def test_what_was_promised_and_is_not_taken_yet_is_not_free():
-    starting = Share(name="a #0", device=0, predicted=50 * GIB, held=10 * GIB)
+    starting = Commitment(name="a #0", device=0, predicted=50 * GIB, held=10 * GIB)
     found = free_room(card(0, used=10), [starting])
     assert found.free == 30 * GIB - GPU_MARGIN
     assert found.ours == (("a #0", 50 * GIB),)
@@ -117,7 +117,7 @@ def test_what_was_promised_and_is_not_taken_yet_is_not_free():
 
 
 def test_one_that_took_more_than_it_was_promised_has_no_pledge_left():
-    greedy = Share(name="a #0", device=0, predicted=5 * GIB, held=10 * GIB)
+    greedy = Commitment(name="a #0", device=0, predicted=5 * GIB, held=10 * GIB)
     assert free_room(card(0, used=10), [greedy]).free == 70 * GIB - GPU_MARGIN
 
 

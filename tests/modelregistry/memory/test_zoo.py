@@ -247,7 +247,7 @@ def test_e1_e2_a_start_is_given_all_that_was_planned(zoo, name, slots):
     context = min(zoo(name).context or 8192, 8192)
     spec = Spec(engine="vllm", name=name, path="/m", task=TASKS.get(name, "chat"), context=context, slots=slots)
     given = allocation.allocate(spec, zoo(name), "vllm", ["/opt/vllm"], [card])
-    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    place = base.EngineEndpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
     argv = launched_by("vllm").build_command(spec, ("vllm",), place, {}, given.grant).argv
     said = arguments.read_arguments("vllm", argv[argv.index("/m") + 1 :])
     assert not said.faults
@@ -288,7 +288,7 @@ def test_e2_a_batch_holds_what_is_computed_in_one_piece(tmp_path, kind, task, co
     found = estimate.predict(facts, Demand(launcher="vllm", task=task, context=context, slots=slots))
     assert (found.parallel, found.batch) == said
     spec = Spec(engine="vllm", name="m", path="/m", task=task, context=context, slots=slots)
-    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    place = base.EngineEndpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
     grant = base.MemoryGrant(cache=1, context=context, parallel=found.parallel, batch=found.batch)
     argv = launched_by("vllm").build_command(spec, ("vllm",), place, {}, grant).argv
     assert argv.count("--max-num-seqs") == argv.count("--max-model-len") == 1

@@ -6,7 +6,7 @@ import pynvml
 import pytest
 
 from modelregistry.process import gpus
-from modelregistry.process.gpus import RAM, Holder
+from modelregistry.process.gpus import RAM, GpuProcess
 from tests.modelregistry.nvml import Card, Nvml, desktop_4090, divided_a100, two_a100
 
 
@@ -22,7 +22,7 @@ def test_cards_are_listed_in_the_drivers_order_with_their_memory():
     first, second = cards(nvml)
     assert (first.index, first.uuid, first.kind) == (0, "GPU-aaaaaaaa-1b2c", "gpu")
     assert (first.total, first.used, first.free) == (85_899_345_920, 21_700_000_000, 64_199_345_920)
-    assert first.processes == (Holder(pid=31, bytes=20_000_000_000), Holder(pid=32, bytes=1_000_000_000))
+    assert first.processes == (GpuProcess(pid=31, bytes=20_000_000_000), GpuProcess(pid=32, bytes=1_000_000_000))
     assert (second.index, second.processes, second.fault) == (1, (), "")
     assert nvml.open == 0
 
@@ -65,13 +65,13 @@ def test_a_driver_that_went_away_leaves_what_was_known(error):
 
 def test_a_process_that_computes_and_draws_is_counted_once():
     [card] = cards(desktop_4090())
-    assert card.processes == (Holder(pid=4242, bytes=5_872_025_600), Holder(pid=2101, bytes=402_653_184))
+    assert card.processes == (GpuProcess(pid=4242, bytes=5_872_025_600), GpuProcess(pid=2101, bytes=402_653_184))
 
 
 def test_a_divided_card_is_its_instances_by_their_uuid():
     found = cards(divided_a100())
     assert [(device.index, device.uuid[:7]) for device in found] == [(0, "MIG-111"), (1, "MIG-222"), (2, "GPU-bbb")]
-    assert found[0].processes == (Holder(pid=777, bytes=None),)
+    assert found[0].processes == (GpuProcess(pid=777, bytes=None),)
     assert gpus.cuda_names(found, [1]) == ("MIG-222-4c60",)
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from modelregistry.engines.base import Command
+from modelregistry.engines.base import EngineCommand
 from modelregistry.process import log_filter, process, shim
 from modelregistry.process.log_filter import LEFT_OUT
 from tests.waiting import until
@@ -94,7 +94,7 @@ def start(tmp_path):
     runs = process.Runs(tmp_path / "engines")
 
     def start(script: str) -> process.Run:
-        command = Command(argv=("/bin/sh", "-c", script), env={"PATH": os.defpath}, filtered=True)
+        command = EngineCommand(argv=("/bin/sh", "-c", script), env={"PATH": os.defpath}, filtered=True)
         return runs.start("r1", command, label={}, grace=1)
 
     yield start

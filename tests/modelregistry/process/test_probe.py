@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from modelregistry.process import probe
-from modelregistry.process.probe import NoAnswer, ProbeRefusal, Target
+from modelregistry.process.probe import ProbeFailed, ProbeRefusal, Target
 
 LLAMA_METRICS = """# HELP llamacpp:requests_processing Number of requests processing
 # TYPE llamacpp:requests_processing gauge
@@ -94,7 +94,7 @@ async def test_an_engine_that_does_not_listen_is_not_well(client):
         port = free.getsockname()[1]
     nobody = SimpleNamespace(url=f"http://127.0.0.1:{port}")
     assert not (await probe.check_health(client, target(nobody))).healthy
-    with pytest.raises(NoAnswer):
+    with pytest.raises(ProbeFailed):
         await probe.ask_question(client, target(nobody))
 
 
@@ -165,14 +165,14 @@ async def test_a_refusal_is_reported_in_the_engines_words(client, engine):
 
 async def test_loading_is_no_refusal(client, engine):
     engine.answers = {"/v1/chat/completions": (503, {"error": {"message": "Loading model"}})}
-    with pytest.raises(NoAnswer) as waiting:
+    with pytest.raises(ProbeFailed) as waiting:
         await probe.ask_question(client, target(engine))
     assert not isinstance(waiting.value, ProbeRefusal)
 
 
 async def test_a_silent_engine_has_its_time(client, engine):
     engine.answers = {"/v1/chat/completions": 5}
-    with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
+    with pytest.raises(ProbeFailed, match=r"no answer within 0\.2 s"):
         await probe.ask_question(client, target(engine), within=0.2)
 
 

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from modelregistry.engines.base import Command
+from modelregistry.engines.base import EngineCommand
 from modelregistry.memory import estimate
 from modelregistry.process import process, shim
 from modelregistry.process.process import Life, Runs
@@ -40,7 +40,7 @@ def runs(tmp_path):
 
 
 def start(runs, script, run_id="r1", grace=2.0, **env):
-    command = Command(argv=(sys.executable, "-c", textwrap.dedent(script)), env=env)
+    command = EngineCommand(argv=(sys.executable, "-c", textwrap.dedent(script)), env=env)
     return runs.start(run_id, command, label={"model": 1}, grace=grace)
 
 
@@ -82,7 +82,7 @@ def test_the_engine_gets_its_own_environment_and_the_mark_only(runs):
 
 def test_what_cannot_be_executed_is_reported(runs):
     with pytest.raises(process.StartFailed, match="/no/such/engine: No such file or directory"):
-        runs.start("r1", Command(argv=("/no/such/engine",), env={}), label={}, grace=1)
+        runs.start("r1", EngineCommand(argv=("/no/such/engine",), env={}), label={}, grace=1)
     assert runs.all() == []
 
 
@@ -113,10 +113,10 @@ def test_the_engine_outlives_the_process_that_started_it(runs, tmp_path):
     starter = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from modelregistry.engines.base import Command
+        from modelregistry.engines.base import EngineCommand
         from modelregistry.process.process import Runs
         runs = Runs(Path({str(runs.root)!r}))
-        runs.start("r1", Command(argv=({sys.executable!r}, "-c", {SLEEP!r}), env={{}}), label={{}}, grace=1)
+        runs.start("r1", EngineCommand(argv=({sys.executable!r}, "-c", {SLEEP!r}), env={{}}), label={{}}, grace=1)
         os.kill(os.getpid(), signal.SIGKILL)
     """)
     killed = subprocess.run([sys.executable, "-c", starter], check=False)

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from modelregistry.engines.base import Command
+from modelregistry.engines.base import EngineCommand
 from modelregistry.process import process, shim, stopping
-from modelregistry.process.gpus import Device, Holder
+from modelregistry.process.gpus import Device, GpuProcess
 from modelregistry.process.process import Runs
 from modelregistry.supervisor import inspection
 from modelregistry.supervisor.inspection import Inspector
@@ -31,7 +31,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def run(runs):
-    return runs.start("r1", Command(argv=(sys.executable, "-c", SLEEP), env={}), label={}, grace=1.0)
+    return runs.start("r1", EngineCommand(argv=(sys.executable, "-c", SLEEP), env={}), label={}, grace=1.0)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def bystander():
 
 
 def held_by(*pids):
-    return replace(GPU, processes=tuple(Holder(pid=pid, bytes=2_000_000_000) for pid in pids))
+    return replace(GPU, processes=tuple(GpuProcess(pid=pid, bytes=2_000_000_000) for pid in pids))
 
 
 # --- The memory of an ended engine

@@ -8,7 +8,7 @@ import pytest
 
 from modelregistry.models import Host
 from modelregistry.supervisor import lease, repository
-from modelregistry.supervisor.lease import Claim, HeldElsewhere, Lease
+from modelregistry.supervisor.lease import Claim, HeldElsewhere, HostLease
 from tests.modelregistry.site import Site
 from tests.waiting import until
 
@@ -30,7 +30,7 @@ def clock():
 
 @pytest.fixture
 def lease_of_host(tmp_path, clock):
-    return Lease(tmp_path / "claim", clock)
+    return HostLease(tmp_path / "claim", clock)
 
 
 def test_a_host_without_a_holder_may_be_taken(lease_of_host):
@@ -39,7 +39,7 @@ def test_a_host_without_a_holder_may_be_taken(lease_of_host):
 
 def test_the_claim_of_a_killed_supervisor_in_the_same_directory_is_ours(lease_of_host, tmp_path, clock):
     lease_of_host.keep_claim()
-    assert Lease(tmp_path / "claim", clock).may_take(Claim(lease_of_host.number, "whoever", AT))
+    assert HostLease(tmp_path / "claim", clock).may_take(Claim(lease_of_host.number, "whoever", AT))
 
 
 def test_a_holder_that_renews_its_claim_is_left_alone(lease_of_host):
@@ -76,8 +76,8 @@ def test_of_two_who_take_at_once_one_gets_it():
     first, second = repository.get_or_create_host("here"), repository.get_or_create_host("here")
     assert repository.claim_host(first, "a", "the first")
     assert not repository.claim_host(second, "b", "the second")
-    assert repository.record_sign_of_life(first.id, "a")
-    assert not repository.record_sign_of_life(first.id, "b")
+    assert repository.renew_claim(first.id, "a")
+    assert not repository.renew_claim(first.id, "b")
 
 
 def test_a_full_disk_does_not_keep_anybody_from_supervising(lease_of_host, tmp_path):

@@ -11,23 +11,23 @@ from modelregistry.supervisor.plan import (
     CheckHealth,
     Drain,
     Fail,
-    Key,
     Observed,
     Remove,
+    ReplicaKey,
+    ReplicaState,
     Start,
-    State,
     Stop,
     Wanted,
 )
 
-KEY = Key(1, 0)
+KEY = ReplicaKey(1, 0)
 WANT = Wanted(fingerprint="f")
 NOW = 10_000.0
 
 
 def observed(state, **more):
     values = {"since": NOW - 1, "checked_at": NOW, "reported_at": NOW, "active_at": NOW, "retry_at": NOW + 5}
-    return Observed(key=KEY, state=State(state), fingerprint="f", **(values | more))
+    return Observed(key=KEY, state=ReplicaState(state), fingerprint="f", **(values | more))
 
 
 def next_for(want, observed):
@@ -38,7 +38,7 @@ def next_for(want, observed):
 
 
 def test_its_states_are_those_of_the_rows():
-    assert set(State) == set(Replica.State.values)
+    assert set(ReplicaState) == set(Replica.State.values)
 
 
 def test_what_is_wanted_and_not_there_is_started():
@@ -50,9 +50,9 @@ def test_what_is_disabled_and_not_there_is_left():
 
 
 def test_each_replica_gets_its_own_action():
-    other = replace(observed("ready"), key=Key(2, 1))
+    other = replace(observed("ready"), key=ReplicaKey(2, 1))
     actions = plan.plan_actions({KEY: WANT}, [other], NOW, start_limit=1800)
-    assert actions == [Start(key=KEY), Drain(key=Key(2, 1), next_state=State.STOPPED)]
+    assert actions == [Start(key=KEY), Drain(key=ReplicaKey(2, 1), next_state=ReplicaState.STOPPED)]
 
 
 # --- starting
@@ -95,7 +95,7 @@ def test_a_bad_look_is_soon_followed_by_another():
 @pytest.mark.parametrize("want", [None, replace(WANT, enabled=False), replace(WANT, fingerprint="other")])
 @pytest.mark.parametrize("state", ["ready", "unhealthy"])
 def test_a_running_engine_that_is_not_as_wanted_is_drained(want, state):
-    assert next_for(want, observed(state)) == Drain(key=KEY, next_state=State.STOPPED)
+    assert next_for(want, observed(state)) == Drain(key=KEY, next_state=ReplicaState.STOPPED)
 
 
 @pytest.mark.parametrize("state", ["starting", "ready", "unhealthy"])
@@ -106,7 +106,7 @@ def test_an_engine_that_ended_by_itself_has_failed(state):
 def test_an_idle_engine_goes_to_sleep():
     want = replace(WANT, idle_after=60.0)
     assert next_for(want, observed("ready", active_at=NOW - 59)) is None
-    assert next_for(want, observed("ready", active_at=NOW - 60)) == Drain(key=KEY, next_state=State.ASLEEP)
+    assert next_for(want, observed("ready", active_at=NOW - 60)) == Drain(key=KEY, next_state=ReplicaState.ASLEEP)
 
 
 def test_an_engine_of_which_nothing_was_heard_since_is_not_called_idle():
@@ -224,7 +224,7 @@ def test_an_external_engine_that_moved_begins_again():
 
 
 def test_an_engine_of_ours_that_becomes_external_is_drained_first():
-    assert next_for(OUTSIDE, observed("ready")) == Drain(key=KEY, next_state=State.STOPPED)
+    assert next_for(OUTSIDE, observed("ready")) == Drain(key=KEY, next_state=ReplicaState.STOPPED)
 
 
 # --- always
@@ -246,7 +246,7 @@ wants = st.none() | st.builds(
 replicas = st.builds(
     Observed,
     key=st.just(KEY),
-    state=st.sampled_from(State),
+    state=st.sampled_from(ReplicaState),
     fingerprint=st.sampled_from(["f", "g"]),
     since=times,
     external=st.booleans(),
@@ -260,7 +260,7 @@ replicas = st.builds(
     active_at=times,
     retry_at=times,
 )
-RUNNING = {State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING}
+RUNNING = {ReplicaState.STARTING, ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING}
 
 
 @given(wants, replicas)
@@ -283,13 +283,18 @@ def test_whatever_is_seen_nothing_runs_that_is_not_wanted(want, replica):
 
 def test_starts_that_never_answer_end_in_failed_soon():
     states = [plan.after_crash(number, number) for number in range(1, 6)]
-    assert states[:4] == [(State.BACKOFF, 1), (State.BACKOFF, 2), (State.BACKOFF, 4), (State.BACKOFF, 8)]
-    assert states[4] == (State.FAILED, plan.FAILED_PAUSE)
+    assert states[:4] == [
+        (ReplicaState.BACKOFF, 1),
+        (ReplicaState.BACKOFF, 2),
+        (ReplicaState.BACKOFF, 4),
+        (ReplicaState.BACKOFF, 8),
+    ]
+    assert states[4] == (ReplicaState.FAILED, plan.FAILED_PAUSE)
 
 
 def test_an_engine_that_answers_before_it_dies_gets_more_patience():
     states = [plan.after_crash(number, 0)[0] for number in range(1, 11)]
-    assert states == [State.BACKOFF] * 9 + [State.FAILED]
+    assert states == [ReplicaState.BACKOFF] * 9 + [ReplicaState.FAILED]
 
 
 def test_a_failed_one_waits_for_its_time_or_an_operator():
@@ -304,7 +309,7 @@ def test_a_failed_one_waits_for_its_time_or_an_operator():
 @pytest.mark.parametrize("state", ["ready", "unhealthy"])
 def test_e9_an_engine_at_another_address_than_its_hosts_is_drained(state):
     want = replace(WANT, address="10.0.0.2")
-    assert next_for(want, observed(state, address="10.0.0.1")) == Drain(key=KEY, next_state=State.STOPPED)
+    assert next_for(want, observed(state, address="10.0.0.1")) == Drain(key=KEY, next_state=ReplicaState.STOPPED)
     assert next_for(want, observed(state, address="10.0.0.2")) is None
 
 

@@ -248,13 +248,13 @@ class TestManyGroups:
         found = connect()
         users = [door.enter(name, f"password of {name}") for name in many]
         questions = []
-        ask = servers.Connection.search_ext
+        ask = servers.LdapConnection.search_ext
 
         def count(self, *arguments, **more):
             questions.append(arguments)
             return ask(self, *arguments, **more)
 
-        monkeypatch.setattr(servers.Connection, "search_ext", count)
+        monkeypatch.setattr(servers.LdapConnection, "search_ext", count)
         people = company.look_up_people(found, [user.directory_id for user in users]).people
         assert [dict(people[user.directory_id].roles) for user in users] == [{"sales": "member"}] * len(many)
         # the two bases, each group looked up and read, the group within one tried and read, and everybody at once
@@ -285,7 +285,7 @@ class TestServers:
                 assert door.enter("alice", "password of alice")
                 connect(LDAP_SERVER_URI=plain)
                 assert door.enter("alice", "password of alice") is None
-                assert door.says == SIGN_IN_ERRORS[company.NoAnswer]
+                assert door.says == SIGN_IN_ERRORS[company.DirectoryUnavailable]
             finally:
                 server.shutdown()
 
@@ -300,7 +300,7 @@ class TestServers:
         assert bad in caplog.text
         connect(LDAP_SERVER_URI=bad)
         assert door.enter("alice", "password of alice") is None
-        assert door.says == SIGN_IN_ERRORS[company.NoAnswer]
+        assert door.says == SIGN_IN_ERRORS[company.DirectoryUnavailable]
 
     @pytest.mark.parametrize("encryption", ["ldaps", "starttls"])
     def test_d3_the_system_s_authorities_count_without_any_of_our_own(

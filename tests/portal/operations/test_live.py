@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 
 from modelregistry.models import Host, HostReport, LogSubscription, LogTail, Replica
 from portal.operations.consumers import find_addition
-from portal.operations.live import LiveOperationsFeed, Reader
+from portal.operations.live import LiveOperationsFeed, OverviewReader
 from portal.usage.live import LiveUsageFeed
 from portal.web import websockets
 from tests.installation import installed
@@ -32,7 +32,7 @@ GB = 10**9
 def site(monkeypatch) -> Iterator[SimpleNamespace]:
     """Provide the portal on a port, with the `database` that operators' sockets read."""
     monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
-    database = Database(Reader())
+    database = Database(OverviewReader())
     with serving(LiveOperationsFeed(lambda: database, poll=0.05, patience=5.0), LiveUsageFeed()) as site:
         site.database = database
         yield site

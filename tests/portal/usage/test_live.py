@@ -13,7 +13,7 @@ from modelregistry.models import Replica
 from portal.accounts.models import Membership
 from portal.operations.live import LiveOperationsFeed
 from portal.usage import live
-from portal.usage.live import Answer, LiveUsageFeed, Reader, UsageSnapshot, usage_view
+from portal.usage.live import AnsweredRequest, LiveUsageFeed, LiveUsageReader, UsageSnapshot, usage_view
 from portal.web import websockets
 from tests.pages import key_of, serve, use
 from tests.portal.sockets import Database, is_refused, next_message, open_socket, serving, session_of
@@ -23,14 +23,16 @@ AT = datetime(2026, 11, 22, 12, 0, 2, tzinfo=UTC)  # SETTLED after the end of a 
 END = AT.timestamp() - live.SETTLED
 
 
-def answered(ended: float, took: float = 0, tokens: int = 10, first: float | None = None, **more: Any) -> Answer:
+def answered(
+    ended: float, took: float = 0, tokens: int = 10, first: float | None = None, **more: Any
+) -> AnsweredRequest:
     """Return an answer that ended so many seconds before the last slot did."""
     end = END - ended
     facts = {"number": 1, "prompt_tokens": 5, "status": "finished", "model": "qwen", "tenant": 1, "user": 1, "key": 1}
-    return Answer(began=end - took, first=first, ended=end, completion_tokens=tokens, **{**facts, **more})
+    return AnsweredRequest(began=end - took, first=first, ended=end, completion_tokens=tokens, **{**facts, **more})
 
 
-def seen(*answers: Answer, owner: live.Owner = None, **more: Any) -> live.UsageView:
+def seen(*answers: AnsweredRequest, owner: live.Owner = None, **more: Any) -> live.UsageView:
     return usage_view(UsageSnapshot(number=1, at=AT, answers=answers, **more), owner)
 
 
@@ -92,7 +94,7 @@ class TestReader:
     ):
         time_machine.move_to(AT)
         key = key_of(alice, research)
-        reader = Reader()
+        reader = LiveUsageReader()
         use(key, at=AT - timedelta(seconds=10))
         assert len(reader(1).answers) == 1
         use(key, at=AT - timedelta(seconds=5))
@@ -104,7 +106,7 @@ class TestReader:
     def test_a_record_that_is_committed_after_a_later_one_is_not_missed(self, alice, research, time_machine):
         time_machine.move_to(AT)
         key = key_of(alice, research)
-        reader = Reader()
+        reader = LiveUsageReader()
         late = use(key, at=AT)
         late.delete()
         use(key, at=AT)
@@ -115,7 +117,7 @@ class TestReader:
 
     def test_what_is_past_is_forgotten(self, alice, research, time_machine):
         time_machine.move_to(AT)
-        reader = Reader()
+        reader = LiveUsageReader()
         use(key_of(alice, research), at=AT)
         assert len(reader(1).answers) == 1
         time_machine.move_to(AT + timedelta(seconds=live.WINDOW + 20))
@@ -124,7 +126,7 @@ class TestReader:
     def test_a_long_answer_that_began_before_the_window_is_in_it(self, alice, research, time_machine):
         time_machine.move_to(AT)
         use(key_of(alice, research), at=AT - timedelta(minutes=9), duration_ms=8 * 60_000)
-        assert len(Reader()(1).answers) == 1
+        assert len(LiveUsageReader()(1).answers) == 1
 
 
 # --- Sockets
@@ -134,7 +136,7 @@ class TestReader:
 def site(monkeypatch) -> Iterator[SimpleNamespace]:
     """Provide the portal on a port, with the `database` that the live view reads."""
     monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
-    database = Database(Reader())
+    database = Database(LiveUsageReader())
     with serving(LiveOperationsFeed(), LiveUsageFeed(lambda: database, poll=0.05)) as site:
         site.database = database
         yield site

@@ -375,7 +375,7 @@ class TestParts:
         parts = [
             client.get(f"/usage/?of=tenant:research&period=today&user={row['id']}").context for row in summed["groups"]
         ]
-        together = sum((part["totals"] for part in parts), report.Sums())
+        together = sum((part["totals"] for part in parts), report.UsageSums())
         assert together == summed["totals"]
         assert together["generated_tokens"] == 21
 

@@ -11,7 +11,7 @@ from django.db.models import Q
 
 from modelregistry.terminal import clean
 from portal.accounts import directory_groups
-from portal.accounts.ldap import Directory, DirectoryError, Finding, Person, examine_directory
+from portal.accounts.ldap import DirectoryError, DirectorySettings, Finding, Person, examine_directory
 from portal.accounts.models import Tenant, User
 
 LONGEST_NAME = 254  # characters, as in the sign-in form
@@ -83,7 +83,7 @@ def _examine_account(person: Person | None, typed: str) -> Iterator[Finding]:
         yield Finding(False, f"here {name}, switched off by an operator")
 
 
-def _missing_tenants(directory: Directory) -> Iterator[str]:
+def _missing_tenants(directory: DirectorySettings) -> Iterator[str]:
     """Yield lines about tenants of the settings that do not exist yet: a misspelt one would be created as well."""
     wanted = {tenant for places in directory.group_tenants.values() for tenant, _ in places}
     slugs = set(Tenant.objects.values_list("slug", flat=True))

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from portal.accounts import directory_groups, directory_sync, directory_users
-from portal.accounts.ldap import Directory, DirectoryError, find_person
+from portal.accounts.ldap import DirectoryError, DirectorySettings, find_person
 from portal.accounts.models import User
 
 
@@ -40,7 +40,7 @@ class Command(BaseCommand):
             raise CommandError(f"Not found in the directory, so what depends on it stays as it is: {lost}")
 
 
-def _adopt(directory: Directory, name: str) -> str:
+def _adopt(directory: DirectorySettings, name: str) -> str:
     user = User.objects.filter(username__iexact=name, directory_id=None).first()
     if user is None:
         raise CommandError(f"There is no local account {name}.")

@@ -338,7 +338,7 @@ class TestChangedGroups:
             call_command("syncdirectory")
         assert door.enter("suzuki", "password of suzuki") == user
         assert door.enter("kimura", "password of kimura") is None
-        assert door.says == SIGN_IN_ERRORS[company.Refused]
+        assert door.says == SIGN_IN_ERRORS[company.DirectoryRefused]
         User.objects.filter(pk=user.pk).update(is_active=False, left_directory_at="2026-01-01T00:00:00Z")
         with pytest.raises(CommandError):
             call_command("syncdirectory")

@@ -22,7 +22,7 @@ from tests.slapd import GROUP_BASE, SERVICE_PASSWORD, USER_BASE, group_dn, unuse
 def read(monkeypatch):
     """Read these variables on top of the least that works."""
 
-    def read(**variables: str | None) -> company.Directory | None:
+    def read(**variables: str | None) -> company.DirectorySettings | None:
         least = {"LDAP_SERVER_URI": "ldaps://ldap.example.com", "LDAP_USER_BASE": USER_BASE}
         with monkeypatch.context() as patch:
             for name, value in {**least, **variables}.items():
@@ -267,7 +267,7 @@ class TestDocuments:
         (tmp_path / "password").write_text("x")
         files = {"LDAP_BIND_PASSWORD_FILE": tmp_path / "password", "LDAP_CA_FILE": directory.ca_file}
 
-        def copied(document: str, heading: str) -> company.Directory | None:
+        def copied(document: str, heading: str) -> company.DirectorySettings | None:
             text = (portal_settings.BASE_DIR / "deploy" / document).read_text().partition(heading)[2]
             examples = re.findall(r"```(?:sh|json)\n(.*?)```", text, re.DOTALL)
             lines = next(example for example in examples if "LDAP_" in example)
