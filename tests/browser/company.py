@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 from django.conf import settings
-from playwright.sync_api import Page
 
 from modelregistry.install.demo_models import SMOLLM2
 from tests.installation import Installation, installed
@@ -26,11 +25,3 @@ def company(directory: Directory, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture
 def site(madoguchi: Installation) -> str:
     return madoguchi.url
-
-
-def sign_in(page: Page, directory: Directory, name: str) -> None:
-    page.goto("/")
-    page.locator("[name=username]").fill(name)
-    page.locator("[name=password]").fill(directory.people[name].password)
-    page.locator("main form button").click()
-    page.locator("[action='/sign-out/']").wait_for(state="attached")

@@ -11,7 +11,9 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from portal import frontend
 from portal.quotas.models import QuotaRequest
+from tests.browser.server import Site
 from tests.portal.access_rules import filled  # noqa: F401 - a fixture
+from tests.slapd import unused_port
 
 # Playwright's synchronous API keeps an event loop running in this thread, in which Django would refuse the ORM. The
 # server answers in threads of its own.
@@ -76,9 +78,17 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def site(live_server) -> str:
-    """Return the address of the server. Tests of pages with WebSockets put another one in its place, which has them."""
-    return live_server.url
+def portal(transactional_db) -> Iterator[Site]:
+    portal = Site(unused_port())
+    portal.start()
+    yield portal
+    portal.stop()
+
+
+@pytest.fixture
+def site(portal) -> str:
+    """Return the address of the server that browsers are sent to."""
+    return portal.url
 
 
 @pytest.fixture

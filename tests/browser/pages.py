@@ -9,13 +9,18 @@ from playwright.sync_api import Page
 
 from portal.accounts.models import User
 
+# Names that pages must have room for.
+LONG_KEY = "夜間バッチ-議事録の要約とタグ付けを行うとても長い名前のキー（本番環境サーバー用）"
+LONG_MODEL = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
+LONG_TENANT = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
+
 LOOKS = Path(__file__).with_name("looks.js").read_text()
 
 
-def sign_in(page: Page, username: str = "alice") -> None:
+def sign_in(page: Page, username: str = "alice", password: str = "correct horse") -> None:
     page.goto("/")
     page.locator("[name=username]").fill(username)
-    page.locator("[name=password]").fill("correct horse")
+    page.locator("[name=password]").fill(password)
     page.locator("main form button").click()
     page.locator("[action='/sign-out/']").wait_for(state="attached")
 

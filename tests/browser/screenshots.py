@@ -9,6 +9,7 @@ from typing import Literal
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.browser.conftest import CHROMIUM, LOCALES, QUIET
+from tests.browser.pages import sign_in
 from tests.installation import ROOT, Installation, installed
 from tests.waiting import until
 
@@ -41,11 +42,7 @@ def take(browser: Browser, site: Installation, password: str, picture: Picture) 
     )
     context.set_default_timeout(60_000)
     page = context.new_page()
-    page.goto("/sign-in/")
-    page.locator("[name=username]").fill(picture.who)
-    page.locator("[name=password]").fill(password)
-    page.locator("main form button").click()
-    page.locator("[action='/sign-out/']").wait_for(state="attached")
+    sign_in(page, picture.who, password)
     page.goto(picture.path)
     page.wait_for_timeout(2000)  # charts are drawn, sockets have sent their first frame
     page.screenshot(path=PICTURES / f"{picture.name}.png")

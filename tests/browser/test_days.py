@@ -12,7 +12,8 @@ import openai
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.company import company, sign_in, site  # noqa: F401 - two fixtures
+from tests.browser.company import company, site  # noqa: F401 - two fixtures
+from tests.browser.pages import sign_in
 from tests.installation import Installation
 from tests.waiting import until
 
@@ -66,7 +67,7 @@ class Person:
 def enters(open_page, directory) -> Callable[[str, str], Person]:
     def enters_(name: str, language: str) -> Person:
         page = open_page(language)
-        sign_in(page, directory, name)
+        sign_in(page, name, directory.people[name].password)
         assert page.evaluate("document.documentElement.lang") == language
         return Person(page, language)
 

@@ -9,20 +9,17 @@ from portal.accounts import directory_sync
 from portal.accounts.models import User
 from portal.audit.models import AuditEvent
 from tests.browser.pages import looks, sign_in
-from tests.portal.conftest import connect, door  # noqa: F401 - fixtures
+from tests.portal.conftest import connect, door, everybody  # noqa: F401 - fixtures
 from tests.slapd import SUFFIX
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def company(olivia, connect, door, directory):  # noqa: F811
-    """Return four people of the directory, and an operator with a local account."""
+def company(olivia, everybody, settings):  # noqa: F811
+    """Return the directory, of which four people are here, beside an operator with a local account."""
     User.objects.filter(pk=olivia.pk).update(username="watch")
-    connected = connect()
-    for name in ("alice", "bob", "charlie", "yamada"):
-        assert door.enter(name, directory.people[name].password)
-    return connected
+    return settings.DIRECTORY
 
 
 def well(page: Page, axe: Callable[..., list[str]], *, width: int) -> list[str]:
@@ -44,11 +41,9 @@ def test_an_operator_sees_what_is_wrong_decides_and_finds_it_in_the_log(
     company,
     connect,  # noqa: F811
     axe,
-    provoked,
     language,
     scheme,
 ):
-    provoked.append("ws/operations/")  # which this server does not have
     directory_sync.sync_directory(company)
     connect(LDAP_USER_BASE=f"ou=posix,{SUFFIX}")  # where there are no people
     page = open_page(language, scheme=scheme)

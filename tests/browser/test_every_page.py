@@ -15,17 +15,14 @@ from playwright.sync_api import Page
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota, QuotaRequest
 from portal.web.notify import notify
-from tests.browser.pages import enter, looks
-from tests.browser.server import Site
+from tests.browser.pages import LONG_KEY, LONG_TENANT, enter, looks
 from tests.fleet import calls, fleet
 from tests.pages import key_of, serve, use
 from tests.portal.access_rules import RULES
-from tests.slapd import unused_port
 from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-LONG = "夜間バッチ-議事録の要約とタグ付けを行うとても長い名前のキー（本番環境サーバー用）"
 WIDTHS = (360, 1280)
 # From who may do least to who may do most. What one of them alone sees differs, so each page is read as two of them.
 RANKS = ("nobody", "alice", "bob", "olivia")
@@ -34,23 +31,15 @@ FOREIGN = frozenset({"api/docs/"})
 
 
 @pytest.fixture
-def site(transactional_db) -> Iterator[str]:
-    portal = Site(unused_port())
-    portal.start()
-    yield portal.url
-    portal.stop()
-
-
-@pytest.fixture
 def furnished(filled, alice, bob, olivia, research) -> None:
     """Make what pages show: keys in each state, usage, quotas, requests, notices, machines, long names."""
-    research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
+    research.name = LONG_TENANT
     research.save()
     now = timezone.now()
     fleet()
     mine = ApiKey.objects.get(user=alice)
     calls(mine)
-    long = key_of(alice, research, LONG, expires_at=now + timedelta(days=3))
+    long = key_of(alice, research, LONG_KEY, expires_at=now + timedelta(days=3))
     key_of(alice, research, "old", expires_at=now - timedelta(days=1))
     key_of(alice, research, "gone", expires_at=None, created_by=alice)
     for days in range(0, 40, 3):
@@ -68,7 +57,7 @@ def furnished(filled, alice, bob, olivia, research) -> None:
         "previous_amount": 130_000_000,
     }
     QuotaRequest.objects.create(**quota_request, window="month", asked_by=alice, reason="決算期のため " * 10)
-    told = {"key": LONG, "prefix": long.prefix, "tenant": research.name, "days": 3, "at": now.isoformat()}
+    told = {"key": LONG_KEY, "prefix": long.prefix, "tenant": research.name, "days": 3, "at": now.isoformat()}
     notify([alice, bob, olivia], "key-expires", f"{long.prefix} 7", path=f"/keys/{long.prefix}/", **told)
 
 

@@ -10,7 +10,8 @@ import time
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.company import company, sign_in, site  # noqa: F401 - two fixtures
+from tests.browser.company import company, site  # noqa: F401 - two fixtures
+from tests.browser.pages import sign_in
 from tests.waiting import until
 
 MINUTE = 60.0  # seconds; it takes 3 on an idle machine with two cores
@@ -26,7 +27,7 @@ def used(page: Page, *columns: str) -> bool:
 def test_from_sign_in_to_a_streamed_answer_in_the_page(open_page, madoguchi, directory):
     page = open_page("ja")
     begun = time.monotonic()
-    sign_in(page, directory, "alice")
+    sign_in(page, "alice", directory.people["alice"].password)
     page.locator("[data-places] a[href='/try/']").click()
     page.locator("[data-settings] > summary").click()
     page.locator("[data-tokens]").fill("40")
@@ -49,7 +50,7 @@ def test_from_sign_in_to_a_streamed_answer_in_the_page(open_page, madoguchi, dir
 def test_from_sign_in_to_an_answer_with_a_key_of_one_s_own(open_page, madoguchi, directory):
     page = open_page("en")
     begun = time.monotonic()
-    sign_in(page, directory, "bob")
+    sign_in(page, "bob", directory.people["bob"].password)
     page.locator("main a[href='/keys/new/']").first.click()
     page.locator("[name=name]").fill("laptop")
     page.locator("main form button").click()

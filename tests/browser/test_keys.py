@@ -13,14 +13,11 @@ from portal.keys import lifecycle
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
 from portal.web.notify import notify
-from tests.browser.pages import looks, sign_in
+from tests.browser.pages import LONG_KEY, LONG_MODEL, LONG_TENANT, looks, sign_in
 from tests.conftest import person
 from tests.pages import serve, use
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-LONG = "夜間バッチ-議事録の要約とタグ付けを行うとても長い名前のキー（本番環境サーバー用）"
-LONG_MODEL = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
 
 
 def test_a_tenant_admin_sets_up_dify(open_page, bob, research):
@@ -106,13 +103,13 @@ def test_language_and_colours_are_chosen_for_good(open_page, alice):
 @pytest.fixture
 def everything(bob, research):
     """Return a tenant admin with plenty of everything, with long names."""
-    research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
+    research.name = LONG_TENANT
     research.save()
     model = serve(LONG_MODEL, context=131_072)
     serve("e5", task="embedding", state="asleep")
     gone = person("takahashi.shinnosuke.contractor", research, first_name="慎之介", last_name="高橋")
     key, _ = lifecycle.issue_key(
-        tenant=research, service=LONG, name=LONG, responsible=gone, purpose=LONG * 4, key_class="batch",
+        tenant=research, service=LONG_KEY, name=LONG_KEY, responsible=gone, purpose=LONG_KEY * 4, key_class="batch",
         networks=["10.0.0.0/8", "2001:db8:aaaa:bbbb:cccc:dddd:eeee:0/112"], allowed_models=[model], created_by=bob,
         expires_at=timezone.now() + timedelta(days=3),
     )  # fmt: skip
@@ -124,7 +121,7 @@ def everything(bob, research):
     lifecycle.rotate_key(old, timedelta(days=7), by=bob)
     ended, _ = lifecycle.issue_key(tenant=research, service="old", name="old", responsible=bob)
     lifecycle.revoke_key(ended, because="leaked")
-    facts = {"key": LONG, "prefix": key.prefix, "tenant": research.name, "at": timezone.now()}
+    facts = {"key": LONG_KEY, "prefix": key.prefix, "tenant": research.name, "at": timezone.now()}
     notify([bob], "key-expires", "1", path=f"/keys/{key.prefix}/", days=3, **facts)
     notify([bob], "key-expired", "1", **facts)
     notify([bob], "membership-ended", "1", tenant=research.name, keys=2)

@@ -7,24 +7,21 @@ from django.urls import reverse
 from django.utils import timezone
 
 from portal.quotas.models import Quota
-from tests.browser.pages import looks, sign_in
+from tests.browser.pages import LONG_KEY, LONG_MODEL, LONG_TENANT, looks, sign_in
 from tests.pages import key_of, serve, use
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-LONG = "夜間バッチ-議事録の要約とタグ付けを行うとても長い名前のキー（本番環境サーバー用）"
-LONG_MODEL = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
 
 
 @pytest.fixture
 def everything(alice, research):
     """Return a person with plenty of everything, with long names."""
-    research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
+    research.name = LONG_TENANT
     research.save()
     model = serve(LONG_MODEL, context=131_072)
     serve("e5", task="embedding", state="asleep")
     serve("reranker", task="rerank", state="failed", context=None)
-    key = key_of(alice, research, LONG, allowed_models=[model])
+    key = key_of(alice, research, LONG_KEY, allowed_models=[model])
     key_of(alice, research, "old", expires_at=timezone.now() - timedelta(days=1))
     for days in range(40):
         use(
@@ -60,7 +57,7 @@ def test_nothing_is_wider_than_the_window_or_too_small_to_hit(open_page, everyth
         assert looks(page, "tooWide") == [], path
         assert looks(page, "tooSmall") == [], path
     page.goto(reverse("key-new"))
-    page.locator("[name=name]").fill(LONG)
+    page.locator("[name=name]").fill(LONG_KEY)
     page.locator("main form button").click()
     for way in ("curl", "python", "dify", "webui"):
         page.locator(f"label[for=tab-{way}]").click()

@@ -1,7 +1,6 @@
 """Operators' pages in a browser, with the sockets that keep them up to date."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from django.utils import timezone
@@ -9,31 +8,15 @@ from playwright.sync_api import Page, expect
 
 from modelregistry import failure_advice
 from modelregistry.models import LogSubscription, LogTail, Replica, ServedModel
-from tests.browser.pages import looks, sign_in
-from tests.browser.server import Site
+from tests.browser.pages import LONG_MODEL, looks, sign_in
 from tests.fleet import calls, fleet
 from tests.modelregistry import paper_models
 from tests.pages import key_of
-from tests.slapd import unused_port
 from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-LONG = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
 LARGE = "llama-3.1-70b-japanese"
-
-
-@pytest.fixture
-def portal(transactional_db) -> Iterator[Site]:
-    portal = Site(unused_port())
-    portal.start()
-    yield portal
-    portal.stop()
-
-
-@pytest.fixture
-def site(portal) -> str:
-    return portal.url
 
 
 @pytest.fixture
@@ -41,7 +24,7 @@ def hosts(olivia, alice, research) -> None:
     """Make three hosts with eight models, one of them with a long name."""
     fleet()
     calls(key_of(alice, research))
-    ServedModel.objects.filter(name="gemma-3-27b-it").update(name=LONG)
+    ServedModel.objects.filter(name="gemma-3-27b-it").update(name=LONG_MODEL)
 
 
 def watch(page: Page, path: str = "/operations/") -> Page:
@@ -166,9 +149,9 @@ def pages() -> list[str]:
     return [
         "/operations/",
         f"/operations/models/{LARGE}/?log={replica.pk}",
-        f"/operations/models/{LONG}/",
+        f"/operations/models/{LONG_MODEL}/",
         f"/operations/edit/{LARGE}/",
-        f"/operations/stop/{LONG}/",
+        f"/operations/stop/{LONG_MODEL}/",
         f"/operations/restart/{LARGE}/",
         f"/operations/unregister/{LARGE}/",
         "/operations/models/new/",
@@ -209,7 +192,7 @@ def test_the_keyboard_reaches_every_verb(open_page, hosts):
         assert looks(page, "focused")[1] == "solid"
         if "/operations/restart/tinyswallow-1.5b/" in reached:
             break
-    for verb in (f"restart/{LARGE}", f"stop/{LARGE}", f"start/{LONG}", "start/old-elyza-7b"):
+    for verb in (f"restart/{LARGE}", f"stop/{LARGE}", f"start/{LONG_MODEL}", "start/old-elyza-7b"):
         assert f"/operations/{verb}/" in reached
 
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.urls import reverse
 from django.utils import timezone
 from playwright.sync_api import Page, Route, expect
 
@@ -19,7 +21,7 @@ from portal.keys.models import ApiKey, ModelAccess
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
 from tests import engine
-from tests.browser.pages import looks, sign_in
+from tests.browser.pages import LONG_MODEL, looks, sign_in
 from tests.browser.server import Site
 from tests.engine import DONE, FINISH, SSE, chunk, event, usage_event
 from tests.slapd import unused_port
@@ -27,7 +29,7 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-LONG = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
+JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +214,12 @@ def test_how_much_the_quota_was_is_told_where_the_gateway_speaks_the_page_s_lang
     serve()
     Quota.objects.create(user=alice, unit="requests", window="day", amount=0)
     tab = page("ja")
-    say(tab, "こんにちは")
-    expect(tab.get_by_role("alert")).to_contain_text("0 リクエスト")
+    with tab.expect_response(lambda answer: answer.status == 429) as refusal:
+        say(tab, "こんにちは")
+    words = refusal.value.json()["error"]["message"]
+    assert "0" in words
+    assert JAPANESE.search(words)
+    expect(tab.get_by_role("alert")).to_contain_text(words)
 
 
 def test_a_sleeping_model_is_waited_for(page, serve, provoked):
@@ -292,7 +298,7 @@ def test_usage_counts_for_the_tenant_that_was_chosen(page, serve, alice, researc
     serve("open")
     tab = page()
     expect(tab.locator("option[value=sales-only]")).to_be_disabled()
-    tab.locator("select[data-tenant]").select_option(label="営業部")
+    tab.locator("select[data-tenant]").select_option(reverse("try-key", args=[sales.slug]))
     tab.locator("select[data-model]").select_option("sales-only")
     say(tab, "Hello")
     answered(tab)
@@ -358,7 +364,7 @@ def test_a_setting_that_cannot_be_is_shown_where_it_is(page, serve):
 @pytest.mark.parametrize("language", ["ja", "en"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_it_fits_every_window_in_both_languages(page, serve, language, width):
-    serve(LONG, context=131_072)
+    serve(LONG_MODEL, context=131_072)
     serve("qwen", state="asleep", engine="llama.cpp", url="", path="/q.gguf")
     for scheme in ("light", "dark"):
         tab = page(language, width=width, scheme=scheme)

@@ -148,8 +148,8 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(open_page, alice,
     assert outlines == {"solid"}
 
 
-def test_without_scripts_everything_but_copying_works(browser, live_server, alice):
-    context = browser.new_context(base_url=live_server.url, java_script_enabled=False)
+def test_without_scripts_everything_but_copying_works(browser, site, alice):
+    context = browser.new_context(base_url=site, java_script_enabled=False)
     page = context.new_page()
     sign_in(page)
     page.goto(reverse("key-new"))
