@@ -61,7 +61,7 @@ class Nginx:
         return ssl.create_default_context(cafile=str(self.certificate))
 
 
-def adapted(place: Path, ports: tuple[int, int], servers: list[str]) -> str:
+def adapted(place: Path, ports: tuple[int, int], servers: list[str], pages: str) -> str:
     """Return the shipped configuration for this machine. Every change must find its place."""
     text = SHIPPED.read_text()
     plain, port = ports
@@ -73,7 +73,7 @@ def adapted(place: Path, ports: tuple[int, int], servers: list[str]) -> str:
         "/etc/ssl/certs/llm.example.co.jp.pem": str(place / "certificate.pem"),
         "/etc/ssl/private/llm.example.co.jp.key": str(place / "key.pem"),
         "server 127.0.0.1:8000;": upstream,
-        "server 127.0.0.1:8001;": upstream,  # pages, which gateways hand on as well
+        "server 127.0.0.1:8001;": f"server {pages};" if pages else upstream,  # gateways hand pages on as well
         "/var/log/nginx/": f"{place}/",
     }.items():
         assert old in text, old
@@ -82,14 +82,14 @@ def adapted(place: Path, ports: tuple[int, int], servers: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def nginx(*servers: str) -> Iterator[Nginx]:
-    """Provide nginx before these gateways (host:port)."""
+def nginx(*servers: str, pages: str = "") -> Iterator[Nginx]:
+    """Provide nginx before these gateways (host:port), and the portal's own port if `pages` is given."""
     place = Path(tempfile.mkdtemp(prefix="madoguchi-nginx-"))
     running = Nginx(place, unused_port(), unused_port())
     certify(place)
     user = "user root;" if os.geteuid() == 0 else ""  # it could not enter a directory of ours as anybody else
     (place / "nginx.conf").write_text(MAIN.format(place=place, user=user))
-    (place / "madoguchi.conf").write_text(adapted(place, (running.plain, running.port), list(servers)))
+    (place / "madoguchi.conf").write_text(adapted(place, (running.plain, running.port), list(servers), pages))
     command = [
         "/usr/sbin/nginx",
         "-p",

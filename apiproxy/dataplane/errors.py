@@ -54,9 +54,9 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": "{path} is not served here.",
         "ja": "{path} はここでは提供していません。",
     },
-    "base_url_without_v1": {
-        "en": "{path} is not served here: the base URL of this API ends in /v1, so that clients ask for {right}.",
-        "ja": "{path} はここでは提供していません。この API のベース URL は /v1 で終わります ({right} になるように設定してください)。",
+    "wrong_base_url": {
+        "en": "{path} is not served here. Set the base URL of your client so that it asks for {right}.",
+        "ja": "{path} はここでは提供していません。クライアントのベース URL を、{right} が呼び出されるように設定してください。",
     },
     "method_not_allowed": {
         "en": "{path} does not take {method}.",

@@ -51,7 +51,7 @@ from apiproxy.dataplane.reachability import Reachability
 from apiproxy.dataplane.rejection_counts import RejectionCounts
 from apiproxy.dataplane.relay import Exchange
 from apiproxy.dataplane.request_bodies import RequestBodies
-from apiproxy.dataplane.routes import WITHOUT_V1, normalise_path
+from apiproxy.dataplane.routes import find_intended_path, normalise_path
 from apiproxy.dataplane.scheduler import Lease, Scheduler
 from apiproxy.dataplane.services import Services
 from apiproxy.dataplane.uploads import Upload
@@ -119,7 +119,8 @@ class Gateway:
         language: Language = "ja" if headers.get(b"accept-language", b"").startswith(b"ja") else "en"
         key: Key | None = None
         try:
-            check_base_url(path)
+            if endpoint is None:
+                check_base_url(path)
             if scope["method"] == "OPTIONS":  # browsers ask without a key what they may ask
                 client.answer(200, self._options(path, headers, request_id), b"")
                 await client.sent()
@@ -402,9 +403,9 @@ def find_endpoint(path: str) -> tuple[str, Endpoint | None]:
 
 
 def check_base_url(path: str) -> None:
-    """Raise UnknownPath, with the right path, for a client whose base URL lacks `/v1`."""
-    if path in WITHOUT_V1:
-        raise UnknownPath("base_url_without_v1", code="unknown_url", path=path, right=f"/v1{path}")
+    """Raise UnknownPath, with the right path, for a client whose base URL is wrong."""
+    if not is_models(path) and (right := find_intended_path(path)) is not None:
+        raise UnknownPath("wrong_base_url", code="unknown_url", path=path, right=right)
 
 
 def is_models(path: str) -> bool:

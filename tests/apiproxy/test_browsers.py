@@ -4,8 +4,9 @@ import environs
 import httpx2
 import pytest
 
-from apiproxy.dataplane.routes import WITHOUT_V1
+from apiproxy.dataplane.errors import MESSAGES
 from portal.environment import check_origins
+from tests import base_urls
 from tests.apiproxy.conftest import HTTP
 from tests.engine import ANSWER, DONE
 
@@ -89,11 +90,13 @@ class TestWithoutOrigins:
             assert counter.client.post(path, json={"model": "fake", "messages": []}).json() == ANSWER
         assert {row.endpoint for row in counter.usage(2)} == {"/v1/chat/completions"}
 
-    def test_g12_a_base_url_without_v1_is_explained_in_json(self, counter):
-        for path in sorted(WITHOUT_V1):
-            answer = counter.client.request("GET" if path == "/models" else "POST", path)
+    def test_g12_a_wrong_base_url_is_explained_in_json(self, counter):
+        for path, right in base_urls.WRONG.items():
+            answer = counter.client.request("GET" if path.endswith("models") else "POST", path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
-            assert f"/v1{path}" in answer.json()["error"]["message"]
+            assert answer.json()["error"]["message"] == MESSAGES["wrong_base_url"]["en"].format(path=path, right=right)
+        named = counter.client.get("/v1/models/v1/embeddings")  # a model of this name
+        assert (named.status_code, named.json()["error"]["code"]) == (404, "model_not_found")
 
     def test_g12_rerankers_are_found_where_coheres_clients_look_for_them(self, counter):
         counter.model.task = "rerank"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import engine
+from tests import base_urls, engine
 from tests.nginx import Nginx, nginx
 from tests.rfc.talking import Reader, request
 from tests.waiting import until
@@ -116,6 +116,21 @@ def test_g12_paths_that_cohere_s_clients_write_take_the_same_bodies_as_ours(site
         connection.sendall(request("POST", path, f"content-length: {33 * MB}"))
         answer = Reader(connection).one()
     assert (answer.status, answer.code) == (413, "request_too_large")
+
+
+def test_g12_a_wrong_base_url_is_explained_by_the_gateway_and_not_by_a_page(site):
+    gateway, dead = f"127.0.0.1:{site.installation.port}", "127.0.0.1:9"
+    with nginx(gateway, pages=dead) as proxy:
+        for path in base_urls.WRONG:
+            for connection in (proxy.connect(), site.connect("straight")):
+                with connection:
+                    connection.sendall(request("POST", path, "content-length: 2", "connection: close", body=b"{}"))
+                    answer = Reader(connection).one()
+                    assert (path, answer.status, answer.code) == (path, 404, "unknown_url")
+        for path in base_urls.OF_THE_PORTAL:
+            with proxy.connect() as connection:
+                connection.sendall(request("GET", path, "connection: close"))
+                assert (path, Reader(connection).one().status) == (path, 502)
 
 
 # --- hosts that do not answer
