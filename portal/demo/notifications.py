@@ -39,7 +39,7 @@ def _notify_of_request(request: QuotaRequest) -> None:
         more = {
             "asker": person(asker),
             "tenant": request.tenant.name,
-            "had": request.previous_amount,
+            "previous_amount": request.previous_amount,
             "reason": request.reason,
         }
         notify(

@@ -142,11 +142,11 @@ def quota_reached_text(facts: Facts) -> str:
 
 
 def request_asked_text(facts: Facts) -> str:
-    text = _("%(asker)s (%(tenant)s) requests %(bound)s instead of %(had)s. Grant or refuse the request.") % {
+    text = _("%(asker)s (%(tenant)s) requests %(bound)s instead of %(previous)s. Grant or refuse the request.") % {
         "asker": facts["asker"],
         "tenant": facts["tenant"],
         "bound": format_quota(facts),
-        "had": number_format(facts["had"], force_grouping=True),
+        "previous": number_format(facts["previous_amount"], force_grouping=True),
     }
     reason = _("Reason: %(because)s") % {"because": facts["reason"]}
     return f"{text} {reason}" if facts["reason"] else text
@@ -291,7 +291,7 @@ KINDS: Mapping[str, NoticeKind] = {
     ),
     # `asker` a name, `tenant` a name, `amount` requested, `had` until now, `reason` "" or what for
     "request-asked": NoticeKind(
-        required=QUOTA | {"asker", "tenant", "had", "reason"},
+        required=QUOTA | {"asker", "tenant", "previous_amount", "reason"},
         tone="watch",
         title=lambda facts: _("%(asker)s requests a higher quota") % facts,
         text=request_asked_text,

@@ -379,7 +379,7 @@ def _notify_deciders(quota_request: QuotaRequest) -> None:
         **{
             "asker": person(quota_request.asked_by),
             "tenant": quota_request.tenant.name,
-            "had": quota_request.previous_amount,
+            "previous_amount": quota_request.previous_amount,
             "reason": quota_request.reason,
         },
         **_quota_facts(quota_request),

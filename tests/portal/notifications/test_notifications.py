@@ -39,8 +39,8 @@ TOLD = {
         "renews_at": AT,
     },
     "request-asked": {
-        "asker": "Alice", "tenant": "研究部", "unit": "concurrent", "window": "", "model": "", "amount": 8, "had": 4,
-        "reason": "a course",
+        "asker": "Alice", "tenant": "研究部", "unit": "concurrent", "window": "", "model": "", "amount": 8,
+        "previous_amount": 4, "reason": "a course",
     },
     "request-decided": {
         "by": "Bob", "unit": "tokens", "window": "minute", "model": "", "amount": 9000, "granted": 6000, "note": "",
