@@ -30,13 +30,13 @@ class Balancer:
                 best, best_rank = replica, rank
         return best
 
-    def reachable(self, replicas: Sequence[Replica]) -> Sequence[Replica]:
+    def keep_reachable(self, replicas: Sequence[Replica]) -> Sequence[Replica]:
         return [one for one in replicas if one.id not in self.unreachable] if self.unreachable else replicas
 
-    def began(self, replica: Replica) -> None:
+    def add_call(self, replica: Replica) -> None:
         self._in_flight[replica.id] = self._in_flight.get(replica.id, 0) + 1
 
-    def ended(self, replica: Replica) -> None:
+    def remove_call(self, replica: Replica) -> None:
         left = self._in_flight[replica.id] - 1
         if left:
             self._in_flight[replica.id] = left
@@ -50,7 +50,7 @@ class Balancer:
     def penalise(self, replica: Replica, now: float) -> None:
         self._avoid_until[replica.id] = now + PENALTY
 
-    def skipped(self, now: float) -> frozenset[int]:
+    def skipped_replicas(self, now: float) -> frozenset[int]:
         """Return the ids of replicas that refused a moment ago."""
         self._avoid_until = {replica: until for replica, until in self._avoid_until.items() if until > now}
         return frozenset(self._avoid_until)

@@ -130,7 +130,7 @@ class Catalogue:
         model = self.models.get(name) or self.models.get(self.aliases.get(name, ""))
         return model if model is not None and may_use(key, model) else None
 
-    def offered(self, key: Key, now: float) -> dict[str, Model]:
+    def offered_models(self, key: Key, now: float) -> dict[str, Model]:
         """Return what the key may call at `now` (Unix seconds): models by their names, then by their aliases."""
         found = {
             model.name: model

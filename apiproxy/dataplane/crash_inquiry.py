@@ -65,7 +65,7 @@ class CrashInquiry:
         if others_live is False:
             log.error("all engines on the host of replica %d are gone: no call is blamed for that", replica.id)
             return
-        calls = self._suspects.died(replica.id, calls)
+        calls = self._suspects.record_death(replica.id, calls)
         is_guilty = self._judge(exchange, meter, replica, calls, died_alone=others_live)
         refusal = EngineFailed("engine_died")
         if is_guilty or calls == 1:  # SDKs would send it three times

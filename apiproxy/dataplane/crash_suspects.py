@@ -108,7 +108,7 @@ class CrashSuspects:
             return 0
         return self.known.get(self._digest(body), 0)
 
-    def died(self, replica: int, calls: int) -> int:
+    def record_death(self, replica: int, calls: int) -> int:
         """Record that an engine was found dead under one call while `calls` were open there, this one included.
 
         Return how many were open when the first of them found it dead.
@@ -148,7 +148,7 @@ class CrashSuspects:
     def in_doubt(self) -> bool:
         return bool(self._doubts)
 
-    async def settled(self, body: bytes) -> None:
+    async def wait_settled(self, body: bytes) -> None:
         """Wait while it is in doubt whether this call is to blame."""
         digest = self._digest(body)
         for doubt in [one for one in self._doubts.values() if digest in one.blamed]:
@@ -188,7 +188,7 @@ class CrashSuspects:
                     self.known.pop(digest, None)
                     path.unlink(missing_ok=True)
 
-    def cleared(self, body: bytes) -> None:
+    def clear(self, body: bytes) -> None:
         """Forget a suspect, which was answered to its end."""
         digest = self._digest(body)
         self.known.pop(digest, None)

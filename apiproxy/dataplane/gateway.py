@@ -175,7 +175,7 @@ class Gateway:
             raise WrongMethod("method_not_allowed", path=path, method=method, headers={"allow": methods})
         name = path.removeprefix("/v1/models").removeprefix("/")
         if not name:
-            return requests.encode_models(self.catalogue.offered(key, self.wall()))
+            return requests.encode_models(self.catalogue.offered_models(key, self.wall()))
         return requests.encode_model(name, self._model(key, name))
 
     def _model(self, key: Key, name: str) -> Model:
@@ -265,7 +265,7 @@ class Gateway:
     async def _count_deaths(self, context: RequestContext) -> int:
         """Return how many engines died under this very call, once it is known. Raises BadRequest if it is to blame."""
         suspects, identity = self.services.suspects, context.call.identity
-        await suspects.settled(identity)
+        await suspects.wait_settled(identity)
         deaths = suspects.deaths(identity)
         if deaths >= PROOF:
             no_retry = {"x-should-retry": "false"}
@@ -358,13 +358,13 @@ class Gateway:
 
     def gauges(self) -> list[Gauge]:
         """Return the gauges of the catalogue, the same for all workers, and of replicas as this one sees them."""
-        skipped = self._balancer.skipped(self._clock())
+        skipped = self._balancer.skipped_replicas(self._clock())
         ready: list[Gauge] = []
         unreachable: list[Gauge] = []
         refusing: list[Gauge] = []
         for model in self.catalogue.models.values():
             labels = (("model", model.name),)
-            count = len(self._balancer.reachable(model.replicas))
+            count = len(self._balancer.keep_reachable(model.replicas))
             away = len(model.replicas) - count
             refused = sum(replica.id in skipped for replica in model.replicas)
             ready.append(("madoguchi_replicas_ready", "Replicas that answer.", labels, count))

@@ -77,7 +77,7 @@ class Lease:
         self._model = model
         self._replica = replica
         self._batch = batch
-        scheduler.started(model, replica, batch=batch)
+        scheduler.on_start(model, replica, batch=batch)
 
     @property
     def replica(self) -> Replica:
@@ -96,12 +96,12 @@ class Lease:
     def move(self, replica: Replica) -> None:
         """Use another replica from now on."""
         before, self._replica = self._replica, replica
-        self._scheduler.moved(self._model, before, replica)
+        self._scheduler.on_move(self._model, before, replica)
 
     def release(self) -> None:
         """Let others go in its place. Call it once, when the call is over."""
         replica, self._replica = self._replica, None
-        self._scheduler.ended(self._model, replica, batch=self._batch)
+        self._scheduler.on_end(self._model, replica, batch=self._batch)
 
 
 class QueuedRequest:
@@ -242,7 +242,7 @@ class Scheduler:
         model = self._find_model(name)
         while queue:
             request = queue[0]
-            replicas = self._balancer.reachable(model.replicas) if model is not None else ()
+            replicas = self._balancer.keep_reachable(model.replicas) if model is not None else ()
             replica = self._place(model, replicas, request) if model is not None and replicas else None
             if replica is None and model is not None and model.replicas:
                 return  # also when none can be reached now: these calls can wait
@@ -287,22 +287,22 @@ class Scheduler:
 
     # --- for Lease
 
-    def started(self, model: str, replica: Replica | None, *, batch: bool) -> None:
+    def on_start(self, model: str, replica: Replica | None, *, batch: bool) -> None:
         if batch:
             self._in_flight[model] += 1
         if replica is not None:
-            self._balancer.began(replica)
+            self._balancer.add_call(replica)
 
-    def moved(self, model: str, before: Replica | None, replica: Replica) -> None:
-        self._balancer.began(replica)
+    def on_move(self, model: str, before: Replica | None, replica: Replica) -> None:
+        self._balancer.add_call(replica)
         if before is not None:
-            self._balancer.ended(before)
+            self._balancer.remove_call(before)
             if self._queues:
                 self.advance(model)
 
-    def ended(self, model: str, replica: Replica | None, *, batch: bool) -> None:
+    def on_end(self, model: str, replica: Replica | None, *, batch: bool) -> None:
         if replica is not None:
-            self._balancer.ended(replica)
+            self._balancer.remove_call(replica)
         if batch:
             self._in_flight[model] -= 1
             if not self._in_flight[model]:

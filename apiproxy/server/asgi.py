@@ -222,12 +222,12 @@ class Application:
 
     def _limits(self) -> Limits | SharedLimits:
         if not settings.REDIS_URL:
-            return Limits(windows.window_bounds, self._spent)
+            return Limits(windows.window_bounds, self._query_spent)
         return SharedLimits(
             settings.REDIS_URL,
             prefix=settings.REDIS_PREFIX,
             bounds=windows.window_bounds,
-            spent=self._spent,
+            spent=self._query_spent,
             workers=settings.GATEWAY_WORKERS,
             keep=self._watchdog.keep_running,
         )
@@ -294,7 +294,7 @@ class Application:
             gateway.note_supervisors(
                 await loop.run_in_executor(self._catalogue_thread, catalogue_loader.heartbeats_by_host)
             )
-        await self._look(gateway)
+        await self._check_catalogue(gateway)
 
     async def _refresh(self) -> None:
         """Return after a look at the revision that began after the call; waits up to REFRESH for its turn.
@@ -316,13 +316,13 @@ class Application:
                     await asyncio.sleep(self._looked + REFRESH - loop.time())
                     self._next_look = None  # a caller that comes from now on needs another look
                     if gateway is not None:
-                        await self._look(gateway)
+                        await self._check_catalogue(gateway)
         finally:
             if self._next_look is done:
                 self._next_look = None
             done.set()
 
-    async def _look(self, gateway: Gateway) -> None:
+    async def _check_catalogue(self, gateway: Gateway) -> None:
         """Bring the catalogue up to date if anything changed, or if the last full reload was long ago."""
         loop = asyncio.get_running_loop()
         async with self._looking:
@@ -346,7 +346,7 @@ class Application:
 
     # --- what was spent
 
-    async def _spent(self, limit: Limit, now: float) -> Spending | None:
+    async def _query_spent(self, limit: Limit, now: float) -> Spending | None:
         """Return what was spent of a limit whose counter begins; None: unknown. Concurrent callers share one query."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._spent_again:

@@ -177,7 +177,7 @@ class Limits:
         # From here on there is no `await`: a check and its reservation cannot be torn apart.
         self._latest = now
         # Each limit is checked and reserved in one go, as `fits` says but without its calls: a key may have a dozen.
-        reached = self._share != 1 and bool(self._reached(plan, most))
+        reached = self._share != 1 and bool(self._find_reached(plan, most))
         for index, counters in plan.to_reserve:
             wanted = most[index]
             for amount, state in counters:
@@ -188,11 +188,11 @@ class Limits:
         reservation = HeldReservation(plan, most)
         if reached:
             reservation.release()
-            end, limit = max(self._reached(plan, most), key=lambda pair: pair[0])
+            end, limit = max(self._find_reached(plan, most), key=lambda pair: pair[0])
             raise refusal(limit, end, now)
         return reservation
 
-    def _reached(self, plan: ApplicableLimits, most: Consumption) -> list[tuple[float, Limit]]:
+    def _find_reached(self, plan: ApplicableLimits, most: Consumption) -> list[tuple[float, Limit]]:
         """Return the limits under which the call does not fit, each with the end of its window."""
         return [
             (state.end, limit)

@@ -117,7 +117,7 @@ def test_a_key_for_one_model_opens_no_other_when_that_is_deleted(research, alice
     ServedModel.objects.create(name="other", engine="external", url="http://127.0.0.1:1")
     catalogue = catalogue_loader.load()
     (found,) = catalogue.keys.values()
-    assert catalogue.offered(found, 0) == {}
+    assert catalogue.offered_models(found, 0) == {}
 
 
 def test_a_tenant_that_a_model_is_reserved_for_cannot_be_deleted(sales, model):

@@ -187,7 +187,7 @@ def test_g14_gateways_of_one_host_learn_from_each_other(suspects, tmp_path, cloc
 def test_g14_what_was_remembered_is_forgotten_after_minutes_or_by_an_answer(suspects, clock):
     suspects.judge(b"one", calls=1, on_trial=False)
     suspects.judge(b"two", calls=5, on_trial=False)
-    suspects.cleared(b"two")
+    suspects.clear(b"two")
     suspects.sweep()
     assert (suspects.deaths(b"one"), suspects.deaths(b"two")) == (PROOF, 0)
     clock.now += MEMORY + 1
@@ -203,10 +203,10 @@ def test_g14_with_several_gateways_a_single_call_is_only_suspected_at_first(tmp_
 
 def test_g14_calls_of_one_death_count_as_open_together(suspects, clock):
     """The last of them to learn of it is the only one left, and was not the only one."""
-    assert [suspects.died(1, calls) for calls in (3, 2, 1)] == [3, 3, 3]
-    assert suspects.died(2, 1) == 1
+    assert [suspects.record_death(1, calls) for calls in (3, 2, 1)] == [3, 3, 3]
+    assert suspects.record_death(2, 1) == 1
     clock.now += 60
-    assert suspects.died(1, 1) == 1
+    assert suspects.record_death(1, 1) == 1
 
 
 def test_g14_no_flood_of_deaths_fills_the_directory(suspects, tmp_path, monkeypatch):

@@ -185,11 +185,11 @@ async def test_o5_one_question_is_a_doubt_and_several_are_certainty(monkeypatch)
 
 def test_o5_replicas_on_silent_hosts_are_not_chosen():
     balancer = Balancer()
-    balancer.began(B)
+    balancer.add_call(B)
     balancer.unreachable = frozenset({A.id})
     assert balancer.choose((A, B), 0.0) is B
     assert balancer.choose((A,), 0.0) is None
-    assert list(balancer.reachable((A, B))) == [B]
+    assert list(balancer.keep_reachable((A, B))) == [B]
 
 
 class Answer:
