@@ -182,7 +182,7 @@ PORTAL_WORKERS = env.int("PORTAL_WORKERS", 1, validate=environs.validate.Range(m
 USE_TZ = True
 TIME_ZONE = env.str("TIME_ZONE", "Asia/Tokyo")
 STATIC_URL = "/static/"
-STATICFILES_DIRS = [BASE_DIR / "portal" / "static", frontend.served(CACHE)]
+STATICFILES_DIRS = [BASE_DIR / "portal" / "static", frontend.served_directory(CACHE)]
 STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.FileSystemFinder",
     "portal.web.rest.docs_files.Apps",

@@ -91,7 +91,7 @@ def _personal(chance: Random, now: datetime, staff: Staff, days: int) -> list[Ho
             if not guest and chance.random() > department.adoption:
                 continue
             # Few were there before; most came by word of mouth, more each month, as an S-curve has it.
-            ago = days + chance.randrange(5, 60) if guest or chance.random() < 0.22 else _joined(chance, days)
+            ago = days + chance.randrange(5, 60) if guest or chance.random() < 0.22 else _draw_joining(chance, days)
             heavy = 4.0 if guest else min(18.0, chance.lognormvariate(-0.35, 0.95))
             keys = _chain(chance, now, tenant, user, workdays.at_work(chance, now, ago), chance.choice(NAMES))
             holders.append(Holder(department, keys, user=user, heavy=heavy))
@@ -103,7 +103,7 @@ def _personal(chance: Random, now: datetime, staff: Staff, days: int) -> list[Ho
     return holders
 
 
-def _joined(chance: Random, days: int) -> int:
+def _draw_joining(chance: Random, days: int) -> int:
     """Return how many days ago a person began. Most did in the second third of the time."""
     return max(1, min(days - 1, round(chance.gauss(0.52, 0.24) * days)))
 

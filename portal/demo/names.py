@@ -55,14 +55,14 @@ class Name:
 
 def japanese_names(chance: Random) -> Iterator[Name]:
     """Yield names of Japanese people without end, with unique user names."""
-    return _drawn(chance, _pairs(FAMILY), _pairs(GIVEN), set())
+    return _draw_names(chance, _pairs(FAMILY), _pairs(GIVEN), set())
 
 
 def european_names(chance: Random) -> Iterator[Name]:
-    return _drawn(chance, _pairs(EUROPEAN_FAMILY), _pairs(EUROPEAN_GIVEN), set())
+    return _draw_names(chance, _pairs(EUROPEAN_FAMILY), _pairs(EUROPEAN_GIVEN), set())
 
 
-def _drawn(
+def _draw_names(
     chance: Random, families: list[tuple[str, str]], given: list[tuple[str, str]], taken: set[str]
 ) -> Iterator[Name]:
     weights = [1 / (place + 6) for place in range(len(families))]

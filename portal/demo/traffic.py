@@ -60,19 +60,21 @@ def daily_calls(
         # on a holiday as well.
         grown = amount * (0.62 + 0.38 * (1 - max(ago, 0) / days))
         rows = [
-            row for holder in holders for row in _of(chance, holder, day, now, grown, 0.95 if day == today else 0.0)
+            row
+            for holder in holders
+            for row in _draw_calls(chance, holder, day, now, grown, 0.95 if day == today else 0.0)
         ]
         rows.sort(key=lambda row: row["started_at"])
         yield rows
 
 
-def _of(chance: Random, holder: Holder, day: date, now: datetime, grown: float, least: float) -> Iterator[Row]:
+def _draw_calls(chance: Random, holder: Holder, day: date, now: datetime, grown: float, least: float) -> Iterator[Row]:
     zone = ZoneInfo(holder.department.zone)
     midnight = datetime.combine(day, time(), zone).astimezone(UTC)
     age = (midnight - holder.since).days
     if age < 0 or midnight >= now:
         return
-    count = _poisson(chance, grown * _expected(holder, day, age, least))
+    count = _poisson(chance, grown * _expected_calls(holder, day, age, least))
     if not count:
         return
     service = holder.service
@@ -95,7 +97,7 @@ def _of(chance: Random, holder: Holder, day: date, now: datetime, grown: float, 
         yield row
 
 
-def _expected(holder: Holder, day: date, age: int, least: float) -> float:
+def _expected_calls(holder: Holder, day: date, age: int, least: float) -> float:
     """Return the expected number of calls of a day. `least`: the least share of a working day."""
     department, service = holder.department, holder.service
     pace = workdays.office_activity(day) if department.zone == "Asia/Tokyo" else workdays.office_activity_abroad(day)
@@ -128,17 +130,17 @@ def _lengths(chance: Random, holder: Holder, model: str) -> tuple[int, int]:
     prompt = service.prompt if service else 620
     answer = service.answer if service else 270
     if engine.task == "embedding":
-        return _about(chance, prompt * 0.6, 0.5, 512 * 40), 0
+        return _draw_length(chance, prompt * 0.6, 0.5, 512 * 40), 0
     if engine.task == "rerank":
-        return _about(chance, prompt * 1.1, 0.4, 40_000), 0
+        return _draw_length(chance, prompt * 1.1, 0.4, 40_000), 0
     if engine.task == "transcription":
-        return 0, _about(chance, max(answer, 700), 0.6, 8000)
+        return 0, _draw_length(chance, max(answer, 700), 0.6, 8000)
     most = engine.context - 64
-    prompt = _about(chance, prompt, 0.75, most - 128)
-    return prompt, _about(chance, max(answer, 60), 0.7, most - prompt)
+    prompt = _draw_length(chance, prompt, 0.75, most - 128)
+    return prompt, _draw_length(chance, max(answer, 60), 0.7, most - prompt)
 
 
-def _about(chance: Random, median: float, spread: float, most: int) -> int:
+def _draw_length(chance: Random, median: float, spread: float, most: int) -> int:
     return max(8, min(most, int(chance.lognormvariate(math.log(median), spread))))
 
 

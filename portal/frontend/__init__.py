@@ -38,7 +38,7 @@ def directory(cache: Path) -> Path:
     return cache / "frontend" / hashlib.sha256(content).hexdigest()[:16]
 
 
-def served(cache: Path) -> Path:
+def served_directory(cache: Path) -> Path:
     """Return the directory for STATICFILES_DIRS. Holds the files of SERVED and nothing else."""
     return directory(cache) / "static"
 
@@ -100,11 +100,11 @@ def install(made: Path, command: list[str], *more: str) -> None:
         [*command, "ci", *options], cwd=made, env={**os.environ, "PATH": path}, stdout=subprocess.DEVNULL, check=False
     )
     if done.returncode:
-        names = ", ".join(pinned(made / LOCK.name))
+        names = ", ".join(list_pinned(made / LOCK.name))
         raise CannotFetch(f"npm could not get {names}: see its message above. Is the package registry reachable?")
 
 
-def pinned(lock: Path) -> list[str]:
+def list_pinned(lock: Path) -> list[str]:
     """Return "name version" for each package of the lock."""
     packages = json.loads(lock.read_text())["packages"]
     return [f"{path.removeprefix('node_modules/')} {of['version']}" for path, of in packages.items() if path]

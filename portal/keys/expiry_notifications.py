@@ -30,12 +30,12 @@ LATE = timedelta(days=7)
 
 def notify_expiring(now: datetime) -> None:
     """Notify people of API keys that will expire and that expired lately, except replaced ones."""
-    for key, warning, days in _warnings(unreplaced(ApiKey.objects.usable()), now):
+    for key, warning, days in _warnings(without_successor(ApiKey.objects.usable()), now):
         _notify_of_expiry(key, "key-expires", warning, days=days)
     expired = ApiKey.objects.filter(
         Q(user=None) | Q(user__is_active=True), revoked_at=None, expires_at__gt=now - LATE, expires_at__lte=now
     )
-    for key in unreplaced(expired):
+    for key in without_successor(expired):
         _notify_of_expiry(key, "key-expired", "end")
 
 
@@ -66,7 +66,7 @@ def _warnings(keys: QuerySet[AnyKey], now: datetime) -> Iterator[tuple[AnyKey, s
                 yield key, f"{days} days", math.ceil((key.expires_at - now) / timedelta(days=1))
 
 
-def unreplaced(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+def without_successor(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
     """Return the keys without a working successor: people with one were notified of the expiry, and acted on it."""
     successors = ApiKey.objects.filter(replaces__isnull=False, revoked_at=None).values("replaces")
     return keys.filter(is_playground=False).exclude(pk__in=successors).select_related("tenant", "user", "responsible")

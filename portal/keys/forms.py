@@ -102,14 +102,14 @@ class KeyForm(forms.Form):
     def clean_key_class(self) -> str:
         return self.cleaned_data["key_class"] or ApiKey.Class.INTERACTIVE.value
 
-    def plain(self) -> list[forms.BoundField]:
+    def plain_fields(self) -> list[forms.BoundField]:
         return [field for field in self.visible_fields() if field.name not in self.FOLDED]
 
-    def folded(self) -> list[forms.BoundField]:
+    def folded_fields(self) -> list[forms.BoundField]:
         return [self[name] for name in self.FOLDED if name in self.fields]
 
     def has_folded_errors(self) -> bool:
-        return any(field.errors for field in self.folded())
+        return any(field.errors for field in self.folded_fields())
 
 
 class NewKeyForm(KeyForm):

@@ -60,7 +60,7 @@ class Quotas(GenericViewSet[Quota]):
         """Replace the quota that there is for the same, if there is one. Admins give up to what the tenant has."""
         values = validated(shapes.NewQuota, request.data, user=current_user(request))
         quota = administration.set_quota(
-            current_user(request), shapes.whose(values), shapes.measure(values), values["amount"]
+            current_user(request), shapes.quota_target(values), shapes.quota_kind(values), values["amount"]
         )
         return Response(shapes.Quota(quota).data, status.HTTP_201_CREATED)
 
@@ -115,7 +115,7 @@ class Requests(GenericViewSet[QuotaRequest]):
     def create(self, request: Request) -> Response:
         """Notify those who may grant it."""
         values = validated(shapes.NewRequest, request.data, user=current_user(request))
-        to, what = shapes.whose(values), shapes.measure(values)
+        to, what = shapes.quota_target(values), shapes.quota_kind(values)
         quota_request = administration.create_request(
             current_user(request), to, what, values["amount"], values["reason"]
         )
@@ -197,7 +197,7 @@ def visible_quotas(user: User) -> QuerySet[Quota]:
     rows = Quota.objects.select_related("tenant", "user", "key", "model")
     if permissions.may_operate(user):
         return rows
-    keys = shapes.limitable(user).values("pk")
+    keys = shapes.limitable_keys(user).values("pk")
     administered = Q(tenant__in=permissions.administered_tenants(user))
     shared = Q(tenant__in=permissions.visible_tenants(user), user=None)
     return rows.filter(Q(user=user) | Q(key__in=keys) | administered | shared | Q(default_for=Quota.DefaultFor.TENANT))
@@ -208,6 +208,6 @@ def visible_requests(user: User) -> QuerySet[QuotaRequest]:
     rows = QuotaRequest.objects.select_related("tenant", "user", "key", "model", "asked_by", "decided_by")
     if permissions.may_operate(user):
         return rows
-    keys = shapes.limitable(user).values("pk")
+    keys = shapes.limitable_keys(user).values("pk")
     theirs = Q(tenant__in=permissions.administered_tenants(user))
     return rows.filter(Q(asked_by=user) | Q(user=user) | Q(key__in=keys) | theirs)

@@ -72,7 +72,7 @@ class Policy:
         return [*self.tenant(tenant), *person]
 
     def tenant(self, tenant: int) -> list[AppliedQuota]:
-        quotas = self._preferred((tenant, None, None), (Quota.DefaultFor.TENANT, None))
+        quotas = self._prefer_own((tenant, None, None), (Quota.DefaultFor.TENANT, None))
         return [AppliedQuota(quota=quota, scope="tenant", tenant=tenant) for quota in quotas]
 
     def user(self, user: int) -> list[AppliedQuota]:
@@ -80,16 +80,16 @@ class Policy:
         return [AppliedQuota(quota=quota, scope="user", user=user) for quota in self._own.get((None, user, None), ())]
 
     def member(self, tenant: int, user: int) -> list[AppliedQuota]:
-        quotas = self._preferred((tenant, user, None), (Quota.DefaultFor.MEMBER, tenant))
+        quotas = self._prefer_own((tenant, user, None), (Quota.DefaultFor.MEMBER, tenant))
         return [AppliedQuota(quota=quota, scope="member", tenant=tenant, user=user) for quota in quotas]
 
     def key(self, key: int, tenant: int, user: int | None) -> list[AppliedQuota]:
         """Return what binds a key alone; `user` None: it is a service key."""
         default = (Quota.DefaultFor.SERVICE, tenant) if user is None else ("", None)
-        quotas = self._preferred((None, None, key), default)
+        quotas = self._prefer_own((None, None, key), default)
         return [AppliedQuota(quota=quota, scope="key", key=key) for quota in quotas]
 
-    def _preferred(
+    def _prefer_own(
         self, owner: tuple[int | None, int | None, int | None], default: tuple[str, int | None]
     ) -> Iterable[Quota]:
         """Return the owner's own, then of the default's those that no own one stands for."""

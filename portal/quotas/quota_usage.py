@@ -53,7 +53,7 @@ def usage_since_start(counted: Sequence[tuple[AppliedQuota, date]]) -> list[int]
         groups[bound.scope, _table(bound)].append((bound, begin))
     of_keys = {bound.key for bound, _ in counted if bound.scope == "key" and bound.key is not None}
     lines = lineage.lineage_of(of_keys) if of_keys else lineage.Lineage(())
-    used = {group: _used(*group, some, lines) for group, some in groups.items()}
+    used = {group: _sum_usage(*group, some, lines) for group, some in groups.items()}
     return [_sum(bound, begin, used[bound.scope, _table(bound)], lines) for bound, begin in counted]
 
 
@@ -68,7 +68,9 @@ def _table(bound: AppliedQuota) -> type[Sums]:
     return UsageMonth if bound.quota.window == Quota.Window.MONTH else UsageDay
 
 
-def _used(scope: str, table: type[Sums], counted: Sequence[tuple[AppliedQuota, date]], lines: lineage.Lineage) -> Used:
+def _sum_usage(
+    scope: str, table: type[Sums], counted: Sequence[tuple[AppliedQuota, date]], lines: lineage.Lineage
+) -> Used:
     """Return (model, sums) by owner, the sums named by `_name`. Model "": all together, if no bound is for one."""
     begins = {begin for _, begin in counted}
     column = "month" if table is UsageMonth else "day"
@@ -82,12 +84,12 @@ def _used(scope: str, table: type[Sums], counted: Sequence[tuple[AppliedQuota, d
     by_model = ["model"] if any(bound.quota.model for bound, _ in counted) else []
     rows = table._default_manager.filter(**{f"{column}__gte": min(begins)})
     found: Used = defaultdict(list)
-    for row in _narrowed(rows, scope, counted, lines).values(*owner, *by_model).annotate(**sums).order_by():
+    for row in _narrow_rows(rows, scope, counted, lines).values(*owner, *by_model).annotate(**sums).order_by():
         found[tuple(row[name] for name in owner)].append((row.get("model", ""), row))
     return found
 
 
-def _narrowed(
+def _narrow_rows(
     rows: QuerySet[Sums], scope: str, counted: Sequence[tuple[AppliedQuota, date]], lines: lineage.Lineage
 ) -> QuerySet[Sums]:
     for name in OWNER[scope]:

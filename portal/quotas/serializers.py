@@ -19,7 +19,7 @@ from portal.quotas.units import unit_choices
 from portal.web.rest.strict_fields import CharField
 
 
-def limitable(user: User) -> QuerySet[ApiKey]:
+def limitable_keys(user: User) -> QuerySet[ApiKey]:
     """Return the keys whose quotas this person may see: keys they may see, and all of tenants that they administer."""
     seen = Q(pk__in=queries.viewable_by(user).values("pk"))
     of_members = Q(tenant__in=administered_tenants(user), is_playground=False)
@@ -37,7 +37,7 @@ class Bounded(serializers.Serializer[Any]):
 
     tenant = AnyTenant(required=False, default=None, allow_null=True)
     user = Colleague(required=False, default=None, allow_null=True)
-    key = AnyKey(limitable, required=False, default=None, allow_null=True)
+    key = AnyKey(limitable_keys, required=False, default=None, allow_null=True)
     unit = serializers.ChoiceField(unit_choices())
     window = serializers.ChoiceField(
         QuotaRow.Window.choices, required=False, default="", allow_blank=True, help_text="Empty for `concurrent` alone."
@@ -54,13 +54,13 @@ class Bounded(serializers.Serializer[Any]):
         return values
 
 
-def whose(values: dict[str, Any]) -> QuotaTarget:
+def quota_target(values: dict[str, Any]) -> QuotaTarget:
     return QuotaTarget(
         tenant=values["tenant"], user=values["user"], key=values["key"], default_for=values.get("default_for", "")
     )
 
 
-def measure(values: dict[str, Any]) -> QuotaKind:
+def quota_kind(values: dict[str, Any]) -> QuotaKind:
     return QuotaKind(unit=values["unit"], window=values["window"], model=values["model"])
 
 
@@ -92,7 +92,7 @@ class Quota(serializers.Serializer[QuotaRow]):
 class QuotaFilter(serializers.Serializer[Any]):
     tenant = AnyTenant(required=False, help_text="Of the tenant, its members, its keys, and its defaults.")
     user = Colleague(required=False)
-    key = AnyKey(limitable, required=False)
+    key = AnyKey(limitable_keys, required=False)
     default_for = serializers.ChoiceField(QuotaRow.DefaultFor.choices, required=False)
     unit = serializers.ChoiceField(unit_choices(), required=False)
 
@@ -169,7 +169,7 @@ class Allowance(serializers.Serializer[Any]):
 class AllowanceFilter(serializers.Serializer[Any]):
     tenant = AnyTenant(required=False, help_text="As its admin: what it has as a whole; with `user` what a member has.")
     user = Colleague(required=False)
-    key = AnyKey(limitable, required=False, help_text="All that bounds a call with this key.")
+    key = AnyKey(limitable_keys, required=False, help_text="All that bounds a call with this key.")
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if "user" in values and "tenant" not in values:

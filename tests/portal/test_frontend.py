@@ -70,8 +70,8 @@ def test_libraries_are_fetched_once(machine, cache):
 def test_browsers_get_only_what_pages_load(machine, cache):
     machine()
     fetch(cache)
-    files = [path for path in frontend.served(cache).rglob("*") if path.is_file()]
-    assert sorted(str(path.relative_to(frontend.served(cache))) for path in files) == sorted(frontend.SERVED)
+    files = [path for path in frontend.served_directory(cache).rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(frontend.served_directory(cache))) for path in files) == sorted(frontend.SERVED)
 
 
 def test_another_lock_is_fetched_beside_the_old_one(machine, cache, tmp_path, monkeypatch):

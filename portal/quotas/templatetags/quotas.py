@@ -24,7 +24,7 @@ def left(allowance: Allowance) -> str:
 
 
 @register.filter
-def for_whom(row: QuotaRequest) -> str:
+def target_name(row: QuotaRequest) -> str:
     """Return the owner of a request, for the person who decides it."""
     if row.key:
         return _("Key “%(name)s”") % {"name": row.key.name}

@@ -73,13 +73,15 @@ class Command(BaseCommand):
                 " --tenant T with --default-for member or --default-for service"
             )
         return {
-            "tenant": self.found(Tenant.objects.filter(slug=tenant), tenant),
-            "user": self.found(User.objects.filter(username__iexact=user), user),
-            "key": self.found(ApiKey.objects.filter(prefix=key[:PREFIX_LENGTH]), key[:PREFIX_LENGTH]) if key else None,
+            "tenant": self.find_only(Tenant.objects.filter(slug=tenant), tenant),
+            "user": self.find_only(User.objects.filter(username__iexact=user), user),
+            "key": self.find_only(ApiKey.objects.filter(prefix=key[:PREFIX_LENGTH]), key[:PREFIX_LENGTH])
+            if key
+            else None,
             "default_for": default_for or "",
         }
 
-    def found(self, rows: QuerySet[Any], name: str | None) -> Any:
+    def find_only(self, rows: QuerySet[Any], name: str | None) -> Any:
         """Return the only one of these; None if no name was given."""
         if name is None:
             return None
