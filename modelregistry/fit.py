@@ -96,12 +96,12 @@ def estimate_on(hosts: Iterable[Host], spec: Spec, facts: ModelMetadata, *, mode
     found = fit_on_hosts(spec, facts, hosts, model=model)
     found.sort(key=lambda outlook: (not outlook.fits, not outlook.room))
     alone = None if found else predict_alone(spec, facts)
-    said = spec.arguments(default_launcher(spec))
+    parsed = spec.arguments(default_launcher(spec))
     return Estimate(
         facts=facts,
         hosts=tuple(found),
         prediction=next((outlook.prediction for outlook in found if outlook.prediction), alone),
-        unplanned=arguments.unplanned(said),
+        unplanned=arguments.unplanned_options(parsed),
     )
 
 
@@ -176,7 +176,7 @@ def _outlook(
         facts,
         engine.launcher,
         engine.program,
-        devices_without([device_of(told) for told in report.devices], [one for own, one in there if own]),
+        devices_without([device_of(one) for one in report.devices], [one for own, one in there if own]),
         occupants=[one for own, one in there if not own],
         past=past,
         version=engine.measured_version(report.engines),
@@ -233,10 +233,10 @@ def installed_program(launcher: str, version: str) -> str:
     return f"/engines/{launcher}-{version}/bin/python"
 
 
-def device_of(told: Mapping[str, Any]) -> Device:
+def device_of(stored: Mapping[str, Any]) -> Device:
     """Return a device as a report has it. Who holds it is known from replicas."""
     known = {field.name for field in fields(Device)} - {"processes"}
-    return Device(**{name: value for name, value in told.items() if name in known})
+    return Device(**{name: value for name, value in stored.items() if name in known})
 
 
 def occupant_of(row: Replica) -> Occupant:

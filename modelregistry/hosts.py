@@ -23,7 +23,7 @@ def change_host(host: Host, **values: Any) -> Host:
     if unknown := sorted(values.keys() - set(FIELDS)):
         raise TypeError(f"no fields of a host that operators change: {unknown}")
     with transaction.atomic():
-        row = _locked(host)
+        row = _lock_row(host)
         changed = [name for name, value in values.items() if getattr(row, name) != value]
         for name in changed:
             setattr(row, name, values[name])
@@ -37,7 +37,7 @@ def change_host(host: Host, **values: Any) -> Host:
 def remove_host(host: Host) -> None:
     """Delete a host that is gone, with its reports and the rows of its replicas."""
     with transaction.atomic():
-        row = _locked(host)
+        row = _lock_row(host)
         if reason := find_removal_obstacle(row):
             raise ValidationError(reason, code="host-needed")
         row.delete()
@@ -57,7 +57,7 @@ def find_removal_obstacle(host: Host) -> str:
     }
 
 
-def _locked(host: Host) -> Host:
+def _lock_row(host: Host) -> Host:
     """Return the row as it is now, locked until the transaction ends."""
     row = Host.objects.select_for_update().filter(pk=host.pk).first()
     if row is None:

@@ -287,7 +287,7 @@ class ServedModel(models.Model):
     @property
     def unplanned(self) -> list[str]:
         """The options among its arguments whose memory no plan counts."""
-        return list(arguments.unplanned(validation.read_arguments(self.engine, self.launcher, self.args)))
+        return list(arguments.unplanned_options(validation.read_arguments(self.engine, self.launcher, self.args)))
 
     # What a model's files and engine are checked for. When none of it changes, they are not: a model whose files broke,
     # or whose arguments a newer engine refuses, can still be described, retired or stopped.

@@ -198,7 +198,7 @@ def replica_now(row: Replica, now: datetime) -> ReplicaNow:
         cause=row.cause,
         detail=row.detail,
         memory=row.memory_bytes if row.state in ALIVE else None,
-        predicted=_predicted(row),
+        predicted=_predicted_bytes(row),
         running=live.get("running"),
         waiting=live.get("waiting"),
         tokens_per_second=live.get("tokens_per_second"),
@@ -282,7 +282,7 @@ def device_now(device: Mapping[str, Any], alive: Iterable[Replica]) -> DeviceNow
     """Return the memory bar of a device, given as `gpus.Device`. `alive`: the host's replicas that run."""
     there = [row for row in alive if _is_on(row, device)]
     planned = [row.predicted for row in there if row.predicted]
-    ours = sum(_held(row, device) for row in there)
+    ours = sum(_held_bytes(row, device) for row in there)
     # Measured and predicted values need not agree: all that is held beyond weights and cache is overhead.
     weights = min(sum(plan["weights"] for plan in planned), ours)
     cache = min(sum(plan["cache"] for plan in planned), ours - weights)
@@ -308,12 +308,12 @@ def _is_on(row: Replica, device: Mapping[str, Any]) -> bool:
     return device["index"] in row.devices if row.devices else device["kind"] == "ram"
 
 
-def _held(row: Replica, device: Mapping[str, Any]) -> int:
+def _held_bytes(row: Replica, device: Mapping[str, Any]) -> int:
     """Return the bytes that a replica holds of the device; those of RAM are not recorded by device."""
     return (row.memory_by_device.get(str(device["index"])) if row.devices else row.memory_bytes) or 0
 
 
-def _predicted(row: Replica) -> int | None:
+def _predicted_bytes(row: Replica) -> int | None:
     """Return the predicted bytes on all devices of a replica together; a prediction is for each."""
     return row.predicted["total"] * row.predicted["devices"] if row.predicted else None
 

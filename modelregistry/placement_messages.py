@@ -136,13 +136,13 @@ def _room(room: Room) -> str:
 
 
 def _ways_out(refusal: NoRoom, to_go: Sequence[str]) -> list[str]:
-    found = [_would_fit(refusal), _without(to_go), _by_splitting(refusal)]
+    found = [_would_fit(refusal), _suggest_removal(to_go), _by_splitting(refusal)]
     return [line for line in found if line] or [
         _("Stop another model, choose a smaller one, or start it without enough memory.")
     ]
 
 
-def _without(to_go: Sequence[str]) -> str:
+def _suggest_removal(to_go: Sequence[str]) -> str:
     if not to_go:
         return ""
     return _("It would fit without %(models)s.") % {"models": ", ".join(to_go)}

@@ -38,7 +38,7 @@ def _width(column: Sequence[str]) -> int:
 
 def clean(text: str, most: int = MOST_OF_FIRST) -> str:
     """Return the text on one line, with unprintable characters written out (`\\x1b`), cut to `most` characters."""
-    shown = "".join(map(_shown, text[: most + 1]))
+    shown = "".join(map(_escape, text[: most + 1]))
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
@@ -52,7 +52,7 @@ def is_printable(text: str) -> bool:
     return all(character.isprintable() or character == IDEOGRAPHIC_SPACE for character in text)
 
 
-def _shown(character: str) -> str:
+def _escape(character: str) -> str:
     return character if is_printable(character) else ascii(character)[1:-1]
 
 

@@ -222,7 +222,7 @@ def find_unsuitable_settings(
             params={"architecture": facts.architecture, "task": facts.task},
         )
     for field, tokens in (("context", context or 0), ("args", runner.context_of(parsed, slots))):
-        if fault := _length_fault(facts, tokens, stretched=parsed.says(*STRETCHING)):
+        if fault := _length_fault(facts, tokens, stretched=parsed.has(*STRETCHING)):
             found[field] = fault
     return found
 

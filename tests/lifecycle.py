@@ -177,7 +177,7 @@ def test_an_engine_whose_shim_is_killed_is_ended_and_started_again(real):
     run = real.run_of(ready)
     os.kill(run.shim.pid, signal.SIGKILL)
     again = replaced(real, ready)
-    assert process.leftovers(run) == []
+    assert process.find_leftovers(run) == []
     assert json.load(chat(again, 1))["usage"]["completion_tokens"] == 1
 
 
@@ -210,7 +210,7 @@ def test_an_operators_restart_gives_another_process(real):
     model.save()
     after = replaced(real, before)
     assert after.restarts == 0
-    until(lambda: process.leftovers(real.run_of(before)) == [])
+    until(lambda: process.find_leftovers(real.run_of(before)) == [])
 
 
 def test_a_model_that_cannot_be_loaded_says_why(real, tmp_path):

@@ -99,7 +99,7 @@ class ArgumentRules:
         """Yield the files that an option with these values makes its engine read, not what may be a name on a hub."""
         kind = next((self.files[name] for name in names if name in self.files), "")
         for value in values if kind else ():
-            yield from _READERS.get(kind, lambda text, kind=kind: _one(text, kind))(value)
+            yield from _READERS.get(kind, lambda text, kind=kind: _read_file(text, kind))(value)
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -111,44 +111,44 @@ def json_object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _one(value: str, kind: str) -> Iterator[NamedFile]:
+def _read_file(value: str, kind: str) -> Iterator[NamedFile]:
     yield NamedFile(path=value, kind=kind)
 
 
-def _template(value: str) -> Iterator[NamedFile]:
+def _read_template(value: str) -> Iterator[NamedFile]:
     if not set("{}\n") & set(value):  # else vLLM takes it for the template itself
         yield NamedFile(path=value, kind="template")
 
 
-def _path(value: str) -> Iterator[NamedFile]:
+def _read_path(value: str) -> Iterator[NamedFile]:
     if value.startswith(("/", ".")):
         yield NamedFile(path=value, kind="path")
 
 
-def _model(value: str) -> Iterator[NamedFile]:
-    yield from _path(str(json_object(value).get("model", "")))
+def _read_model(value: str) -> Iterator[NamedFile]:
+    yield from _read_path(str(json_object(value).get("model", "")))
 
 
-def _named(value: str) -> Iterator[NamedFile]:
+def _read_named(value: str) -> Iterator[NamedFile]:
     """Yield the path in `name=path`, or in an object with both."""
-    yield from _path(str(json_object(value).get("path", "")) if value.startswith("{") else value.partition("=")[2])
+    yield from _read_path(str(json_object(value).get("path", "")) if value.startswith("{") else value.partition("=")[2])
 
 
-def _files(value: str) -> Iterator[NamedFile]:
+def _read_files(value: str) -> Iterator[NamedFile]:
     for path in value.split(","):
         yield NamedFile(path=path, kind="file")
 
 
-def _scaled(value: str) -> Iterator[NamedFile]:
+def _read_scaled(value: str) -> Iterator[NamedFile]:
     for part in value.split(","):
         yield NamedFile(path=part.rpartition(":")[0] or part, kind="file")
 
 
 _READERS = {
-    "template": _template,
-    "path": _path,
-    "model": _model,
-    "named": _named,
-    "files": _files,
-    "scaled": _scaled,
+    "template": _read_template,
+    "path": _read_path,
+    "model": _read_model,
+    "named": _read_named,
+    "files": _read_files,
+    "scaled": _read_scaled,
 }

@@ -131,14 +131,14 @@ class Arguments:
 
     def last(self, *names: str) -> Given | None:
         """Return the one that counts."""
-        asked = {dashed(name) for name in names}
+        asked = {replace_underscores(name) for name in names}
         return next((one for one in reversed(self.given) if not asked.isdisjoint(one.names)), None)
 
     def all(self, *names: str) -> list[Given]:
         """Return each time that it was given, as llama.cpp adds up adapters."""
         return [one for one in self.given if not set(names).isdisjoint(one.names)]
 
-    def says(self, *names: str) -> bool:
+    def has(self, *names: str) -> bool:
         return self.last(*names) is not None
 
     def text(self, *names: str) -> str | None:
@@ -160,7 +160,7 @@ class Arguments:
             return None
         kind = found.option.kind if found.option else "size"
         stoi = launched_by(self.launcher).reader.reads_by_stoi
-        value = _whole(found.values[-1], "size" if kind in ("text", "float", "json") else kind, stoi=stoi)
+        value = _read_whole_number(found.values[-1], "size" if kind in ("text", "float", "json") else kind, stoi=stoi)
         return value if isinstance(value, int) and not (kind == "size-or-auto" and value == -1) else None
 
     def decimal(self, *names: str) -> float | None:
@@ -216,11 +216,11 @@ def render(launcher: str, arguments: Arguments, args: Sequence[str]) -> tuple[st
     return launched_by(launcher).reader.render(arguments, args)
 
 
-def without(launcher: str, ours: Sequence[str], operators: Arguments) -> list[str]:
+def drop_overridden(launcher: str, ours: Sequence[str], operators: Arguments) -> list[str]:
     """Return our own arguments but for the options that the operator gave, too: an engine should hear of each once."""
     kept: list[str] = []
-    for one in _spans(launcher, ours):
-        if not operators.says(*one.given.names):
+    for one in _split_options(launcher, ours):
+        if not operators.has(*one.given.names):
             kept += ours[one.start : one.end]
     return kept
 
@@ -232,19 +232,19 @@ class _Span:
     end: int
 
 
-def _spans(launcher: str, args: Sequence[str]) -> Iterator[_Span]:
+def _split_options(launcher: str, args: Sequence[str]) -> Iterator[_Span]:
     """Yield each option of a list that we wrote ourselves: every option's name is a word of its own, and is known."""
     starts = [at for at, arg in enumerate(args) if arg.startswith("-") and not _NEGATIVE.fullmatch(arg)]
     options = shipped_options(launcher)
     for at, end in zip(starts, [*starts[1:], len(args)], strict=True):
-        name = dashed(args[at])
+        name = replace_underscores(args[at])
         yield _Span(Given(name=name, written=args[at], option=options.by_name.get(name)), at, end)
 
 
 # --- What the planner cannot account for
 
 
-def unplanned(arguments: Arguments) -> tuple[str, ...]:
+def unplanned_options(arguments: Arguments) -> tuple[str, ...]:
     """Return the options given that take (or give back) memory which no plan counts, by their full names, in order."""
     uncounted = launched_by(arguments.launcher).rules.unplanned
     found = [one.shown for one in arguments.given if not uncounted.isdisjoint(one.names) and _takes_effect(one)]
@@ -264,7 +264,7 @@ def _takes_effect(one: Given) -> bool:
 # --- Readers
 
 
-def dashed(arg: str) -> str:
+def replace_underscores(arg: str) -> str:
     """Write `-` for `_`, as all of them take it, in the name only: before the first dot, where keys of JSON begin."""
     if not arg.startswith("--"):
         return arg
@@ -306,9 +306,9 @@ class ArgparseReader(ArgumentReader):
         """Read `words`, which were `written` so."""
         at = 0
         while at < len(words):
-            at += self._one(words, written, at)
+            at += self._read_option(words, written, at)
 
-    def _one(self, words: Sequence[str], written: Sequence[str], at: int) -> int:
+    def _read_option(self, words: Sequence[str], written: Sequence[str], at: int) -> int:
         word = words[at]
         if not self._is_option(word):
             self.faults.append(stray_fault(written[at], self.options))
@@ -318,11 +318,11 @@ class ArgparseReader(ArgumentReader):
         inline: str | None = value if equals else None
         found = self._find(name)
         if found is None and not equals:
-            found, inline = self._attached(word)
+            found, inline = self._split_attached(word)
         if found is None:
-            return self._unknown(words, written, at, name, inline)
+            return self._read_unknown(words, written, at, name, inline)
         option = self.options.by_name[found]
-        values, took = self._values(option, inline, words, at)
+        values, took = self._take_values(option, inline, words, at)
         if inline is not None and option.values == "0":
             self.faults.append(ArgumentFault(code="needless-value", arg=written[at]))
         if not values and option.values in ("1", "2", "+"):
@@ -331,7 +331,9 @@ class ArgparseReader(ArgumentReader):
         self.given.append(Given(name=found, written=written[at], option=option, values=values, on=on))
         return 1 + took
 
-    def _values(self, option: Option, inline: str | None, words: Sequence[str], at: int) -> tuple[tuple[str, ...], int]:
+    def _take_values(
+        self, option: Option, inline: str | None, words: Sequence[str], at: int
+    ) -> tuple[tuple[str, ...], int]:
         """Return its values, and how many words they are."""
         if option.values == "0":
             return (), 0
@@ -366,12 +368,14 @@ class ArgparseReader(ArgumentReader):
             self.faults.append(ArgumentFault(code="ambiguous", arg=name, more=tuple(candidates[:8])))
         return None
 
-    def _attached(self, word: str) -> tuple[str | None, str | None]:
+    def _split_attached(self, word: str) -> tuple[str | None, str | None]:
         """Split `-qawq` into the option of one letter and the value right behind it."""
         option = self.options.by_name.get(word[:2]) if not word.startswith("--") and len(word) > 2 else None
         return (word[:2], word[2:]) if option and option.values != "0" else (None, None)
 
-    def _unknown(self, words: Sequence[str], written: Sequence[str], at: int, name: str, inline: str | None) -> int:
+    def _read_unknown(
+        self, words: Sequence[str], written: Sequence[str], at: int, name: str, inline: str | None
+    ) -> int:
         ambiguous = any(fault.code == "ambiguous" and fault.arg == name for fault in self.faults)
         if self.options.exact and not ambiguous:
             self.faults.append(ArgumentFault(code="unknown", arg=written[at]))
@@ -385,7 +389,7 @@ class ArgparseReader(ArgumentReader):
 def joined_option(arg: str, options: Options) -> str:
     """Return the option of `--dtype half` in one argument, which no engine takes apart; empty: it is no such thing."""
     name, space, _ = arg.partition(" ")
-    return name if space and dashed(name) in options.by_name else ""
+    return name if space and replace_underscores(name) in options.by_name else ""
 
 
 def stray_fault(arg: str, options: Options) -> ArgumentFault:
@@ -397,7 +401,7 @@ def stray_fault(arg: str, options: Options) -> ArgumentFault:
 def dashed_name(arg: str) -> str:
     """Write `-` for `_` in the name of `--name=value`."""
     name, equals, value = arg.partition("=")
-    return dashed(name) + equals + value
+    return replace_underscores(name) + equals + value
 
 
 def is_negative(word: str) -> bool:
@@ -424,16 +428,16 @@ def parse_human_number(text: str) -> int | None:
     return value if abs(value) < LONGEST else None
 
 
-def _stoi(text: str) -> tuple[int, str] | None:
+def _read_leading_number(text: str) -> tuple[int, str] | None:
     """Read a number as C++'s stoi does; return it and the text that is left over."""
     matched = re.match(r"\s*([+-]?\d{1,10})(.*)", text, re.DOTALL)
     return (int(matched[1]), matched[2]) if matched else None
 
 
-def _whole(text: str, kind: str, *, stoi: bool) -> int | ArgumentFault | None:
+def _read_whole_number(text: str, kind: str, *, stoi: bool) -> int | ArgumentFault | None:
     """Return a number; None: it need not be one; an ArgumentFault without its argument."""
     if stoi and kind == "int":
-        found = _stoi(text)
+        found = _read_leading_number(text)
         return found[0] if found else ArgumentFault(code="not-a-number", arg="")
     if kind == "size-or-auto" and text.strip().lower() in ("-1", "auto"):
         return -1
@@ -466,10 +470,10 @@ def _value_faults(one: Given, engine: "Engine", *, exact: bool) -> list[Argument
 def _of_integer(text: str, kind: str, *, stoi: bool) -> ArgumentFault | None:
     if kind not in ("int", "size", "size-or-auto"):
         return None
-    value = _whole(text, kind, stoi=stoi)
+    value = _read_whole_number(text, kind, stoi=stoi)
     if isinstance(value, ArgumentFault):
         return value
-    left = _stoi(text) if stoi else None
+    left = _read_leading_number(text) if stoi else None
     return ArgumentFault(code="half-read", arg="", more=(str(left[0]),)) if left and left[1].strip() else None
 
 
@@ -482,7 +486,7 @@ def _of_float(text: str) -> ArgumentFault | None:
 
 
 def _of_range(text: str, kind: str, allowed: Range, *, stoi: bool) -> ArgumentFault | None:
-    value = float(text) if kind == "float" else _whole(text, kind, stoi=stoi)
+    value = float(text) if kind == "float" else _read_whole_number(text, kind, stoi=stoi)
     if isinstance(value, int | float) and not allowed.allows(value):
         return ArgumentFault(code="out-of-range", arg="", more=allowed.limits)
     return None

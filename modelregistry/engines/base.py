@@ -261,7 +261,7 @@ class Engine:
         return False
 
     def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
-        """Return how it is started, whatever memory it gets."""
+        """Return how it is started, whatever memory it gets. An external engine, which is never started, has none."""
         raise NotImplementedError
 
     def isolation_options(self, spec: Spec, isolation: CallerIsolation) -> list[str]:
@@ -295,19 +295,21 @@ class Engine:
         options = parts.options + self.isolation_options(spec, isolation)
         if grant:
             planned = self.memory_options(spec, grant)
-            options = arguments.without(self.launcher, options, arguments.read_arguments(self.launcher, planned))
+            options = arguments.drop_overridden(
+                self.launcher, options, arguments.read_arguments(self.launcher, planned)
+            )
             options += planned
         operators = spec.arguments(self.launcher)
         own = self.own_options(program)
-        options = [*arguments.without(self.launcher, options, operators), *own.options]
-        env = self._inherited(environment) | _path(program, environment) | parts.env | own.env
+        options = [*arguments.drop_overridden(self.launcher, options, operators), *own.options]
+        env = self._inherited_environment(environment) | _prepend_path(program, environment) | parts.env | own.env
         if grant:
             env |= {"CUDA_VISIBLE_DEVICES": ",".join(grant.visible), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # NVML's order
             env = {name: value for name, value in env.items() if name not in self.planned_variables}
         given = arguments.render(self.launcher, operators, spec.args)
         return EngineCommand(argv=(*program, *parts.head, *options, *given), env=env, filtered=self.logs_prompts)
 
-    def _inherited(self, environment: Mapping[str, str]) -> dict[str, str]:
+    def _inherited_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         prefixes = INHERITED_PREFIXES + self.inherited_prefixes
         return {
             name: value
@@ -382,7 +384,7 @@ class Engine:
 _ERROR_LINE = r"error(?: loading model)?: |\w+Error: |Exception: | E \w+"
 
 
-def _path(program: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+def _prepend_path(program: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     """Put what lies beside the program first: engines that compile kernels call the `ninja` of their environment."""
     if not Path(program[0]).is_absolute():
         return {}

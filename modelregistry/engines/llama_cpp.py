@@ -70,8 +70,8 @@ class LlamaCpp(Engine):
     # --- Its command line
 
     def slots(self, spec: Spec) -> int | None:
-        said = spec.arguments(self.launcher).number("--parallel")
-        return max(said or 0, 0) or spec.slots or DEFAULT_SLOTS  # -1: it chooses, four
+        parallel = spec.arguments(self.launcher).number("--parallel")
+        return max(parallel or 0, 0) or spec.slots or DEFAULT_SLOTS  # -1: it chooses, four
 
     def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         parallel = self.slots(spec) or DEFAULT_SLOTS
@@ -117,7 +117,7 @@ class LlamaCpp(Engine):
             )
 
     def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[RegistrationProblem]:
-        if spec.task == "embedding" and not facts.pooling and not parsed.says("--pooling", "--pooling-type"):
+        if spec.task == "embedding" and not facts.pooling and not parsed.has("--pooling", "--pooling-type"):
             # It would have a vector for each token, and answers each call with 400.
             yield RegistrationProblem(
                 field="task",
@@ -211,7 +211,7 @@ class Xllamacpp(LlamaCpp):
         return super().runs_on_cpu(program) or "/engines/xllamacpp-" in program[0]
 
     def shipped_options(self) -> Options:
-        return Options.of(xllamacpp_launcher.described(), exact=True)
+        return Options.of(xllamacpp_launcher.describe_options(), exact=True)
 
     def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         # One second less than it is given, so that it ends by itself.

@@ -21,9 +21,9 @@ from modelregistry.engines.arguments import (
     ArgumentReader,
     Arguments,
     Given,
-    dashed,
     is_negative,
     joined_option,
+    replace_underscores,
     shipped_options,
     stray_fault,
 )
@@ -116,9 +116,9 @@ class LlamaCppReader(ArgumentReader):
     def read(self, args: Sequence[str]) -> None:
         at = 0
         while at < len(args):
-            at += self._one(args, at)
+            at += self._read_option(args, at)
 
-    def _one(self, args: Sequence[str], at: int) -> int:
+    def _read_option(self, args: Sequence[str], at: int) -> int:
         """Read an option and return how many words it took."""
         arg = args[at]
         name, equals, value = arg.partition("=")
@@ -126,10 +126,10 @@ class LlamaCppReader(ArgumentReader):
             self.faults.append(stray_fault(arg, self.options))
             self.given.append(Given(name=arg, written=arg, option=None))
             return 1
-        name = dashed(name)
+        name = replace_underscores(name)
         option = self.options.by_name.get(name)
         if option is None:
-            return self._unknown(args, at, name, value if equals else None)
+            return self._read_unknown(args, at, name, value if equals else None)
         count = int(option.values) if option.values.isdigit() else 1  # "?" and "+" are argparse's
         values = ((value,) if equals else ()) + tuple(args[at + 1 : at + 1 + count - bool(equals)])
         if count == 0 and equals:
@@ -141,7 +141,7 @@ class LlamaCppReader(ArgumentReader):
         )
         return 1 + max(0, count - bool(equals))
 
-    def _unknown(self, args: Sequence[str], at: int, name: str, value: str | None) -> int:
+    def _read_unknown(self, args: Sequence[str], at: int, name: str, value: str | None) -> int:
         """Read an option of another version: what follows is its value unless it looks like an option."""
         if self.options.exact:
             self.faults.append(ArgumentFault(code=self.code_of_unknown(name), arg=args[at]))

@@ -34,10 +34,10 @@ def read_description(text: str) -> list[dict[str, Any]]:
 def help_options(text: str) -> list[dict[str, Any]]:
     """Return the options in llama-server's `--help` (common_arg::to_string of llama.cpp's common/arg.cpp)."""
     matches = (_HELP.fullmatch(line) for line in text.splitlines())
-    return [_option(match[1].replace(" ", "").split(","), (match[2] or "").strip()) for match in matches if match]
+    return [_make_option(match[1].replace(" ", "").split(","), (match[2] or "").strip()) for match in matches if match]
 
 
-def _option(names: list[str], hint: str) -> dict[str, Any]:
+def _make_option(names: list[str], hint: str) -> dict[str, Any]:
     off = [name for name in names if _is_opposite(name, names)]
     # Two values are two words, as no hint of one value has them: START END. Those in brackets are one.
     words = [] if hint.startswith(("<", "{", "[")) else hint.split()

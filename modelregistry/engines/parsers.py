@@ -30,9 +30,9 @@ def options_of(launcher: str, program: Sequence[str], cache: Path) -> Options | 
     """Return what is kept of this very program; None: it was not asked yet, or cannot be. Starts nothing."""
     if launched_by(launcher).parser_is_ours:
         return arguments.shipped_options(launcher)
-    path = _place(launcher, program, cache)
+    path = _cache_path(launcher, program, cache)
     try:
-        return _loaded(path, path.stat().st_mtime_ns)
+        return _load_table(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, TypeError, LookupError):
         return None
 
@@ -42,9 +42,9 @@ def load_options(launcher: str, program: Sequence[str], cache: Path, *, within: 
 
     Blocks for its imports, at most `within` seconds.
     """
-    engine, path = launched_by(launcher), _place(launcher, program, cache)
+    engine, path = launched_by(launcher), _cache_path(launcher, program, cache)
     if not engine.parser_is_ours and not path.exists():
-        found = _ask(engine, program, within)
+        found = _ask_options(engine, program, within)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         draft.write_text(json.dumps(found))
@@ -70,17 +70,17 @@ def options_of_host(
 
 
 @lru_cache(maxsize=16)
-def _loaded(path: Path, _changed: int) -> Options | None:
+def _load_table(path: Path, _changed: int) -> Options | None:
     stored = json.loads(path.read_text())
     return Options.of(stored, exact=True) if len(stored) >= FEWEST else None
 
 
-def _place(launcher: str, program: Sequence[str], cache: Path) -> Path:
-    mark = sha256(json.dumps([*_stamp(launcher, program)]).encode()).hexdigest()[:24]
+def _cache_path(launcher: str, program: Sequence[str], cache: Path) -> Path:
+    mark = sha256(json.dumps([*_stamp_parts(launcher, program)]).encode()).hexdigest()[:24]
     return cache / "options" / f"{launcher}-{mark}.json"
 
 
-def _stamp(launcher: str, program: Sequence[str]) -> Iterator[str]:
+def _stamp_parts(launcher: str, program: Sequence[str]) -> Iterator[str]:
     """Change when the engine does, or how we ask it."""
     yield from program
     yield sha256(option_listings.DESCRIBE.read_bytes() + Path(option_listings.__file__).read_bytes()).hexdigest()
@@ -88,7 +88,7 @@ def _stamp(launcher: str, program: Sequence[str]) -> Iterator[str]:
         if os.path.isabs(word) and os.path.isfile(word):
             found = os.stat(word)
             yield f"{found.st_size} {found.st_mtime_ns}"
-    if python := _python(program):
+    if python := _find_python(program):
         # An environment of a package is the same Python after an upgrade.
         for package in launched_by(launcher).packages:
             name = package.replace("-", "_")
@@ -96,7 +96,7 @@ def _stamp(launcher: str, program: Sequence[str]) -> Iterator[str]:
             yield from sorted(place.name for place in places)
 
 
-def _python(program: Sequence[str]) -> Path | None:
+def _find_python(program: Sequence[str]) -> Path | None:
     """Return the Python of its environment, if the program is one or a script that lies beside one."""
     first = Path(program[0]) if program else Path()
     if re.fullmatch(r"python[\d.]*", first.name):
@@ -105,13 +105,13 @@ def _python(program: Sequence[str]) -> Path | None:
     return beside if first.is_absolute() and beside.exists() else None
 
 
-def _ask(engine: Engine, program: Sequence[str], within: float) -> list[dict[str, Any]]:
+def _ask_options(engine: Engine, program: Sequence[str], within: float) -> list[dict[str, Any]]:
     """Return the options that the program prints; empty: it prints none."""
-    command = engine.options_command(program, _python(program))
-    return engine.read_options(_output(command, within)) if command else []
+    command = engine.options_command(program, _find_python(program))
+    return engine.read_options(_run_command(command, within)) if command else []
 
 
-def _output(argv: Sequence[str], within: float) -> str:
+def _run_command(argv: Sequence[str], within: float) -> str:
     environment = {name: os.environ[name] for name in ("HOME", "LD_LIBRARY_PATH") if name in os.environ}
     environment |= {"PATH": os.defpath, "LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     try:

@@ -24,12 +24,12 @@ def find_engines(commands: Mapping[str, str], cache: Path, search_path: str) -> 
     found = {}
     for launcher in all_launchers():
         named = tuple(shlex.split(commands.get(launcher, "")))
-        if program := named or _cached(launcher, cache) or _on_path(launcher, search_path):
+        if program := named or _find_installed(launcher, cache) or _on_path(launcher, search_path):
             found[launcher] = program
     return found
 
 
-def _cached(launcher: str, cache: Path) -> tuple[str, ...]:
+def _find_installed(launcher: str, cache: Path) -> tuple[str, ...]:
     return next((one.program for one in installed_versions(launcher, cache)), ())
 
 
@@ -50,7 +50,7 @@ def installed_versions(launcher: str, cache: Path) -> list[Installed]:
             stamp=_stamp(path),
             program=engine.program(path),
         )
-        for path in sorted(found, key=_version, reverse=True)
+        for path in sorted(found, key=_version_key, reverse=True)
     ]
 
 
@@ -87,7 +87,7 @@ def _stamp(program: Path) -> str:
     return f"{directory.st_ino} {directory.st_mtime_ns}"
 
 
-def _version(program: Path) -> tuple[bool, list[int]]:
+def _version_key(program: Path) -> tuple[bool, list[int]]:
     # vLLM's build for GPUs is installed only where there is one, so it comes before the build for CPUs.
     name = program.parts[-3]
     return "+cpu" not in name, [int(number) for number in re.findall(r"\d+", name)]

@@ -23,12 +23,12 @@ UNKNOWN = "modelregistry.engines.base.Engine"
 
 def engine_named(name: str) -> "Engine":
     """Return the engine that a model is registered with."""
-    return _instance(ENGINES.get(name, UNKNOWN))
+    return _make_engine(ENGINES.get(name, UNKNOWN))
 
 
 def launched_by(launcher: str) -> "Engine":
     """Return the engine as this launcher runs it. "": an external engine, which nothing here launches."""
-    return _by_launcher().get(launcher) or _instance(UNKNOWN)
+    return _by_launcher().get(launcher) or _make_engine(UNKNOWN)
 
 
 def engine_for(model_format: str) -> "Engine":
@@ -38,7 +38,7 @@ def engine_for(model_format: str) -> "Engine":
 
 def all_engines() -> list["Engine"]:
     """Return one of each kind, in the order in which people choose."""
-    return [_instance(path) for path in ENGINES.values()]
+    return [_make_engine(path) for path in ENGINES.values()]
 
 
 def all_launchers() -> list[str]:
@@ -52,7 +52,7 @@ def command_variables() -> dict[str, str]:
     return {launcher: variable for launcher, variable in by_launcher.items() if variable}
 
 
-def installable() -> dict[str, "Engine"]:
+def installable_engines() -> dict[str, "Engine"]:
     """Return what can be installed, by the name that an operator says: of an engine, or of one of its launchers."""
     named = {
         name: one for engine in all_engines() for name, one in (engine.launchers() | {engine.name: engine}).items()
@@ -70,7 +70,7 @@ def _by_launcher() -> dict[str, "Engine"]:
 
 
 @cache
-def _instance(path: str) -> "Engine":
+def _make_engine(path: str) -> "Engine":
     module, _, name = path.rpartition(".")
     made: Engine = getattr(import_module(module), name)()
     return made

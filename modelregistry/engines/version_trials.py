@@ -122,7 +122,7 @@ def failed_launchers(installed: Iterable[Installed], trials: Iterable[Trial]) ->
     return {one.launcher for one in there} - left
 
 
-def reference(trials: Iterable[Trial], launcher: str) -> Mapping[str, Any] | None:
+def find_reference(trials: Iterable[Trial], launcher: str) -> Mapping[str, Any] | None:
     """Return the answer that a new version is held to: of the one that was proven last."""
     answers = [
         trial.answer for trial in trials if trial.state == PROVEN and trial.launcher == launcher and trial.answer
@@ -130,7 +130,7 @@ def reference(trials: Iterable[Trial], launcher: str) -> Mapping[str, Any] | Non
     return answers[-1] if answers else None
 
 
-def difference(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+def explain_difference(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     """Return why the second answer cannot be of the same model as the first, for operators; empty: it may be."""
     if before is None or after is None:
         return ""

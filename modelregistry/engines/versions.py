@@ -31,24 +31,24 @@ class EngineVersions:
 
         Blocks, WITHIN for each.
         """
-        asked = {(launcher, program, _changed(program[0])): launcher for launcher, program in found.items()}
-        self.known = {key: self.known[key] if key in self.known else _ask(key[0], key[1]) for key in asked}
+        asked = {(launcher, program, _changed_at(program[0])): launcher for launcher, program in found.items()}
+        self.known = {key: self.known[key] if key in self.known else _ask_version(key[0], key[1]) for key in asked}
         return {launcher: self.known[key] for key, launcher in asked.items()}
 
 
-def _ask(launcher: str, program: tuple[str, ...]) -> str:
+def _ask_version(launcher: str, program: tuple[str, ...]) -> str:
     engine = launched_by(launcher)
     if command := engine.version_command(program):
-        return engine.read_version(_output(command))
+        return engine.read_version(_run_command(command))
     if not engine.packages:
         return ""
     python = program[0]
     if not re.match(r"python[\d.]*$", Path(python).name):  # a script of an environment: its Python is beside it
         python = str(Path(python).resolve().with_name("python"))
-    return _output([python, "-I", "-c", ASK, *engine.packages]).strip()
+    return _run_command([python, "-I", "-c", ASK, *engine.packages]).strip()
 
 
-def _output(argv: list[str]) -> str:
+def _run_command(argv: list[str]) -> str:
     try:
         done = subprocess.run(
             argv,
@@ -65,7 +65,7 @@ def _output(argv: list[str]) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _changed(program: str) -> int:
+def _changed_at(program: str) -> int:
     try:
         return Path(program).stat().st_mtime_ns
     except OSError:

@@ -142,8 +142,8 @@ class Vllm(Engine):
         for name, value in planned.items():
             if value:
                 argv += [name, str(value)]
-        said = spec.arguments(self.launcher)
-        if said.says("--gpu-memory-utilization") or said.says("--kv-cache-memory-bytes"):
+        parsed = spec.arguments(self.launcher)
+        if parsed.has("--gpu-memory-utilization") or parsed.has("--kv-cache-memory-bytes"):
             return argv  # one of them decides what the other would
         if grant.fraction:
             # Only looked at: is so much free? With the fraction alone the cache would be what a measurement at its
@@ -172,7 +172,7 @@ class Vllm(Engine):
     # --- What models may be registered with it
 
     def check_model(self, spec: Spec, facts: ModelMetadata, parsed: Arguments) -> Iterator[RegistrationProblem]:
-        if spec.task == "chat" and not facts.has_chat_template and not parsed.says("--chat-template"):
+        if spec.task == "chat" and not facts.has_chat_template and not parsed.has("--chat-template"):
             # llama.cpp takes a general one (ChatML) instead; vLLM answers every chat with 400.
             yield RegistrationProblem(
                 field="task",
@@ -214,8 +214,8 @@ class Vllm(Engine):
 
     def calls_tools(self, args: Sequence[str]) -> bool:
         # It wants both options and refuses tools without.
-        said = read_arguments(self.launcher, args)
-        return said.flag("--enable-auto-tool-choice") is True and bool(said.text("--tool-call-parser"))
+        parsed = read_arguments(self.launcher, args)
+        return parsed.flag("--enable-auto-tool-choice") is True and bool(parsed.text("--tool-call-parser"))
 
     def sees_images(self, args: Sequence[str]) -> bool:
         limits = read_arguments(self.launcher, args).data("--limit-mm-per-prompt")

@@ -129,7 +129,7 @@ class VllmReader(ArgparseReader):
     words_for_nothing = ("", "None")  # for no value, where none is allowed
 
     def read(self, args: Sequence[str]) -> None:
-        words, written = _levels([dashed_name(arg) for arg in args], args)
+        words, written = _spell_out_levels([dashed_name(arg) for arg in args], args)
         words, written, faults = _keys_of_json(words, written)
         self.faults += faults
         self.read_words(words, written)
@@ -140,7 +140,7 @@ class VllmReader(ArgparseReader):
         return tuple(args)
 
 
-def _levels(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], list[str]]:
+def _spell_out_levels(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], list[str]]:
     """Write `-O2`, `-O=2` and `-O 2` out as the level of optimisation."""
     new: list[tuple[str, str]] = []
     for at, word in enumerate(words):

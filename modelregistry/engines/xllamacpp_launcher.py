@@ -75,12 +75,12 @@ def serve(params: Any, grace: float) -> None:
     while not stop.wait(1.0):
         pass
     deadline = time.monotonic() + grace
-    while running(server) and time.monotonic() < deadline:
+    while count_running(server) and time.monotonic() < deadline:
         time.sleep(POLL)
     os._exit(0)
 
 
-def running(server: Any) -> int:
+def count_running(server: Any) -> int:
     """Return requests that are worked on or wait for a slot."""
     names = ("llamacpp:requests_processing", "llamacpp:requests_deferred")
     lines = (line.split() for line in str(server.handle_metrics()).splitlines())
@@ -102,7 +102,7 @@ def finish(params: Any) -> None:
     if params.cpuparams_batch.n_threads < 1 and params.cpuparams.n_threads > 0:
         params.cpuparams_batch.n_threads = params.cpuparams.n_threads
     if params.speculative.draft.mparams.path and enum_name(params.speculative.types[0]).endswith("_NONE"):
-        params.speculative.types = [member("common_speculative_type", "COMMON_SPECULATIVE_TYPE", "draft_simple")]
+        params.speculative.types = [enum_member("common_speculative_type", "COMMON_SPECULATIVE_TYPE", "draft_simple")]
 
 
 # --- Reading
@@ -123,10 +123,10 @@ def read(argv: "Sequence[str]") -> "Iterator[tuple[LauncherOption, Any]]":
         value = inline if equals else next(words, None)
         if value is None:
             raise ValueError(f"argument {name}: expected one argument")
-        yield option, converted(option, name, value)
+        yield option, convert(option, name, value)
 
 
-def converted(option: LauncherOption, name: str, value: str) -> Any:
+def convert(option: LauncherOption, name: str, value: str) -> Any:
     convert: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "json": json.loads}
     try:
         found = convert.get(option.kind, str)(value)
@@ -140,7 +140,7 @@ def converted(option: LauncherOption, name: str, value: str) -> Any:
 # --- Ways to set a parameter; "a.b" is parameter b of what parameter a is
 
 
-def to(path: str) -> Apply:
+def assign(path: str) -> Apply:
     *outer, name = path.split(".")
 
     def apply(params: Any, value: Any) -> None:
@@ -154,27 +154,27 @@ def to(path: str) -> Apply:
     return apply
 
 
-def opposite(path: str) -> Apply:
-    apply = to(path)
+def assign_opposite(path: str) -> Apply:
+    apply = assign(path)
     return lambda params, value: apply(params, not value)
 
 
-def switch(path: str) -> Apply:
-    apply = to(path)
+def assign_switch(path: str) -> Apply:
+    apply = assign(path)
     return lambda params, value: apply(params, value in ON)
 
 
-def of(path: str, enumeration: str, prefix: str, words: "dict[str, str] | None" = None) -> Apply:
+def assign_member(path: str, enumeration: str, prefix: str, words: "dict[str, str] | None" = None) -> Apply:
     """Return the member of an enumeration of xllamacpp's that has this name.
 
     `words`: of those with other names.
     """
-    apply = to(path)
+    apply = assign(path)
     named = words or {}
-    return lambda params, value: apply(params, member(enumeration, prefix, str(named.get(value, value))))
+    return lambda params, value: apply(params, enum_member(enumeration, prefix, str(named.get(value, value))))
 
 
-def member(enumeration: str, prefix: str, word: str) -> Any:
+def enum_member(enumeration: str, prefix: str, word: str) -> Any:
     import xllamacpp
 
     members = getattr(xllamacpp, enumeration)
@@ -190,19 +190,19 @@ def enum_name(value: Any) -> str:
 
 def sampling(name: str, flag: str = "") -> Apply:
     """Return a default of requests. llama.cpp notes which ones an operator set: they come before the model's own."""
-    apply = to(f"sampling.{name}")
+    assign_value = assign(f"sampling.{name}")
 
-    def both(params: Any, value: Any) -> None:
-        apply(params, value)
+    def apply(params: Any, value: Any) -> None:
+        assign_value(params, value)
         if flag:
-            bit = member("common_params_sampling_config", "COMMON_PARAMS_SAMPLING_CONFIG", flag)
+            bit = enum_member("common_params_sampling_config", "COMMON_PARAMS_SAMPLING_CONFIG", flag)
             params.sampling.user_sampling_config |= int(getattr(bit, "value", bit))
 
-    return both
+    return apply
 
 
 def from_file(path: str) -> Apply:
-    apply = to(path)
+    apply = assign(path)
 
     def read_file(params: Any, value: str) -> None:
         with open(value, encoding="utf-8") as file:
@@ -239,8 +239,8 @@ def lora(params: Any, pairs: "list[tuple[str, float]]") -> None:
 
 
 def override(params: Any, value: str) -> None:
-    said = params.tensor_buft_overrides
-    params.tensor_buft_overrides = f"{said},{value}" if said else value
+    before = params.tensor_buft_overrides
+    params.tensor_buft_overrides = f"{before},{value}" if before else value
 
 
 def on_cpu(pattern: str) -> Apply:
@@ -268,16 +268,16 @@ def reasoning(params: Any, value: str) -> None:
 
 def draft_types(params: Any, value: str) -> None:
     params.speculative.types = [
-        member("common_speculative_type", "COMMON_SPECULATIVE_TYPE", word) for word in value.split(",")
+        enum_member("common_speculative_type", "COMMON_SPECULATIVE_TYPE", word) for word in value.split(",")
     ]
 
 
 def ranking(params: Any, value: bool) -> None:
     params.embedding = True
-    params.pooling_type = member("llama_pooling_type", "LLAMA_POOLING_TYPE", "rank")
+    params.pooling_type = enum_member("llama_pooling_type", "LLAMA_POOLING_TYPE", "rank")
 
 
-def both(first: Apply, second: Apply) -> Apply:
+def apply_both(first: Apply, second: Apply) -> Apply:
     def apply(params: Any, value: Any) -> None:
         first(params, value)
         second(params, value)
@@ -291,7 +291,7 @@ def load_mode(mode: str, otherwise: str = "") -> Apply:
     def apply(params: Any, value: bool) -> None:
         word = mode if value else otherwise
         if word:
-            params.load_mode = member("llama_load_mode", "LLAMA_LOAD_MODE", word)
+            params.load_mode = enum_member("llama_load_mode", "LLAMA_LOAD_MODE", word)
 
     return apply
 
@@ -304,15 +304,15 @@ def text(names: str, apply: Apply, *choices: str) -> LauncherOption:
 
 
 def number(names: str, path: "str | Apply") -> LauncherOption:
-    return LauncherOption(tuple(names.split()), to(path) if isinstance(path, str) else path, kind="int")
+    return LauncherOption(tuple(names.split()), assign(path) if isinstance(path, str) else path, kind="int")
 
 
 def decimal(names: str, path: "str | Apply") -> LauncherOption:
-    return LauncherOption(tuple(names.split()), to(path) if isinstance(path, str) else path, kind="float")
+    return LauncherOption(tuple(names.split()), assign(path) if isinstance(path, str) else path, kind="float")
 
 
 def flag(names: str, path: "str | Apply", off: str = "") -> LauncherOption:
-    apply = to(path) if isinstance(path, str) else path
+    apply = assign(path) if isinstance(path, str) else path
     return LauncherOption(tuple(names.split()), apply, kind="flag", off=tuple(off.split()))
 
 
@@ -321,7 +321,7 @@ FLASH = {"on": "enabled", "off": "disabled", "1": "enabled", "0": "disabled"}
 
 OPTIONS: "tuple[LauncherOption, ...]" = (
     decimal("--grace", "port"),
-    text("--model -m", to("model.path")),
+    text("--model -m", assign("model.path")),
     text("--alias -a", lambda params, value: setattr(params, "model_alias", {value})),
     text("--host", lambda params, value: setattr(params, "hostnames", [value])),
     number("--port", "port"),
@@ -337,20 +337,22 @@ OPTIONS: "tuple[LauncherOption, ...]" = (
     number("--parallel -np", "n_parallel"),
     flag("--cont-batching -cb", "cont_batching", "--no-cont-batching -nocb"),
     flag("--warmup", "warmup", "--no-warmup"),
-    flag("--perf", opposite("no_perf"), "--no-perf"),
+    flag("--perf", assign_opposite("no_perf"), "--no-perf"),
     flag("--check-tensors", "check_tensors"),
     text(
         "--flash-attn -fa",
-        of("flash_attn_type", "llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE", FLASH),
+        assign_member("flash_attn_type", "llama_flash_attn_type", "LLAMA_FLASH_ATTN_TYPE", FLASH),
         *FLASH,
         "auto",
     ),
-    text("--numa", of("numa", "ggml_numa_strategy", "GGML_NUMA_STRATEGY"), "distribute", "isolate", "numactl"),
+    text(
+        "--numa", assign_member("numa", "ggml_numa_strategy", "GGML_NUMA_STRATEGY"), "distribute", "isolate", "numactl"
+    ),
     # What is remembered
     flag("--kv-unified -kvu", "kv_unified", "--no-kv-unified -no-kvu"),
     number("--kv-unified-per-slot", "kv_unified_per_slot"),
-    text("--cache-type-k -ctk", of("cache_type_k", "ggml_type", "GGML_TYPE"), *CACHE_TYPES),
-    text("--cache-type-v -ctv", of("cache_type_v", "ggml_type", "GGML_TYPE"), *CACHE_TYPES),
+    text("--cache-type-k -ctk", assign_member("cache_type_k", "ggml_type", "GGML_TYPE"), *CACHE_TYPES),
+    text("--cache-type-v -ctv", assign_member("cache_type_v", "ggml_type", "GGML_TYPE"), *CACHE_TYPES),
     number("--cache-ram -cram", "cache_ram_mib"),
     flag("--cache-prompt", "cache_prompt", "--no-cache-prompt"),
     number("--cache-reuse", "n_cache_reuse"),
@@ -360,15 +362,20 @@ OPTIONS: "tuple[LauncherOption, ...]" = (
     flag("--swa-full", "swa_full"),
     flag("--context-shift", "ctx_shift", "--no-context-shift"),
     decimal("--slot-prompt-similarity -sps", "slot_prompt_similarity"),
-    text("--slot-save-path", to("slot_save_path")),
+    text("--slot-save-path", assign("slot_save_path")),
     # Where it is kept
-    text("--gpu-layers -ngl --n-gpu-layers", lambda params, value: setattr(params, "n_gpu_layers", layers(value))),
-    flag("--kv-offload -kvo", opposite("no_kv_offload"), "--no-kv-offload -nkvo"),
-    flag("--op-offload", opposite("no_op_offload"), "--no-op-offload"),
-    flag("--repack", opposite("no_extra_bufts"), "--no-repack -nr"),
+    text("--gpu-layers -ngl --n-gpu-layers", lambda params, value: setattr(params, "n_gpu_layers", read_layers(value))),
+    flag("--kv-offload -kvo", assign_opposite("no_kv_offload"), "--no-kv-offload -nkvo"),
+    flag("--op-offload", assign_opposite("no_op_offload"), "--no-op-offload"),
+    flag("--repack", assign_opposite("no_extra_bufts"), "--no-repack -nr"),
     flag("--no-host", "no_host"),
     text(
-        "--split-mode -sm", of("split_mode", "llama_split_mode", "LLAMA_SPLIT_MODE"), "none", "layer", "row", "tensor"
+        "--split-mode -sm",
+        assign_member("split_mode", "llama_split_mode", "LLAMA_SPLIT_MODE"),
+        "none",
+        "layer",
+        "row",
+        "tensor",
     ),
     text("--tensor-split -ts", proportions),
     number("--main-gpu -mg", "main_gpu"),
@@ -378,19 +385,19 @@ OPTIONS: "tuple[LauncherOption, ...]" = (
     number("--n-cpu-ffn -ncffn", on_cpu(DENSE)),
     text(
         "--load-mode -lm",
-        of("load_mode", "llama_load_mode", "LLAMA_LOAD_MODE", {"dio": "direct_io"}),
+        assign_member("load_mode", "llama_load_mode", "LLAMA_LOAD_MODE", {"dio": "direct_io"}),
         *("auto", "none"),
         *("mmap", "mlock", "mmap+mlock", "dio"),
     ),
-    text("--lazy-mode -lzm", of("lazy_mode", "llama_lazy_mode", "LLAMA_LAZY_MODE"), "on", "auto", "off"),
+    text("--lazy-mode -lzm", assign_member("lazy_mode", "llama_lazy_mode", "LLAMA_LAZY_MODE"), "on", "auto", "off"),
     flag("--mlock", load_mode("mmap+mlock")),
     flag("--mmap", load_mode("mmap", "none"), "--no-mmap"),
     flag("--direct-io -dio", load_mode("direct_io", "auto"), "--no-direct-io -ndio"),
-    text("--fit -fit", switch("fit_params"), "on", "off"),
+    text("--fit -fit", assign_switch("fit_params"), "on", "off"),
     # A longer context than the model's own
     text(
         "--rope-scaling",
-        of("rope_scaling_type", "llama_rope_scaling_type", "LLAMA_ROPE_SCALING_TYPE"),
+        assign_member("rope_scaling_type", "llama_rope_scaling_type", "LLAMA_ROPE_SCALING_TYPE"),
         "none",
         "linear",
         "yarn",
@@ -404,8 +411,8 @@ OPTIONS: "tuple[LauncherOption, ...]" = (
     decimal("--yarn-beta-slow", "yarn_beta_slow"),
     decimal("--yarn-beta-fast", "yarn_beta_fast"),
     # Beside the model
-    text("--mmproj -mm", to("mmproj.path")),
-    flag("--mmproj-auto", opposite("no_mmproj"), "--no-mmproj --no-mmproj-auto"),
+    text("--mmproj -mm", assign("mmproj.path")),
+    flag("--mmproj-auto", assign_opposite("no_mmproj"), "--no-mmproj --no-mmproj-auto"),
     flag("--mmproj-offload", "mmproj_use_gpu", "--no-mmproj-offload"),
     number("--image-min-tokens", "image_min_tokens"),
     number("--image-max-tokens", "image_max_tokens"),
@@ -414,7 +421,7 @@ OPTIONS: "tuple[LauncherOption, ...]" = (
     text("--lora", adapters),
     text("--lora-scaled", scaled_adapters),
     flag("--lora-init-without-apply", "lora_init_without_apply"),
-    text("--spec-draft-model -md --model-draft", to("speculative.draft.mparams.path")),
+    text("--spec-draft-model -md --model-draft", assign("speculative.draft.mparams.path")),
     text("--spec-type", draft_types),
     number("--spec-draft-n-max", "speculative.draft.n_max"),
     number("--spec-draft-n-min", "speculative.draft.n_min"),
@@ -422,26 +429,26 @@ OPTIONS: "tuple[LauncherOption, ...]" = (
     decimal("--spec-draft-p-split --draft-p-split", "speculative.draft.p_split"),
     text(
         "--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft",
-        lambda params, value: setattr(params.speculative.draft, "n_gpu_layers", layers(value)),
+        lambda params, value: setattr(params.speculative.draft, "n_gpu_layers", read_layers(value)),
     ),
     text(
         "--spec-draft-type-k -ctkd --cache-type-k-draft",
-        of("speculative.draft.cache_type_k", "ggml_type", "GGML_TYPE"),
+        assign_member("speculative.draft.cache_type_k", "ggml_type", "GGML_TYPE"),
         *CACHE_TYPES,
     ),
     text(
         "--spec-draft-type-v -ctvd --cache-type-v-draft",
-        of("speculative.draft.cache_type_v", "ggml_type", "GGML_TYPE"),
+        assign_member("speculative.draft.cache_type_v", "ggml_type", "GGML_TYPE"),
         *CACHE_TYPES,
     ),
     # Chat
     flag("--jinja", "use_jinja", "--no-jinja"),
-    text("--chat-template", to("chat_template")),
+    text("--chat-template", assign("chat_template")),
     text("--chat-template-file", from_file("chat_template")),
     LauncherOption(("--chat-template-kwargs",), template_arguments, kind="json"),
     text(
         "--reasoning-format",
-        of("reasoning_format", "common_reasoning_format", "COMMON_REASONING_FORMAT"),
+        assign_member("reasoning_format", "common_reasoning_format", "COMMON_REASONING_FORMAT"),
         "none",
         "auto",
         "deepseek",
@@ -450,7 +457,7 @@ OPTIONS: "tuple[LauncherOption, ...]" = (
     text("--reasoning -rea", reasoning, *ON, *OFF, "auto"),
     text("--reasoning-effort", template_argument("reasoning_effort")),
     number("--reasoning-budget", "sampling.reasoning_budget_tokens"),
-    text("--reasoning-budget-message", to("sampling.reasoning_budget_message")),
+    text("--reasoning-budget-message", assign("sampling.reasoning_budget_message")),
     flag("--reasoning-preserve", template_argument("preserve_reasoning"), "--no-reasoning-preserve"),
     flag("--skip-chat-parsing", "force_pure_content_parser", "--no-skip-chat-parsing"),
     flag("--prefill-assistant", "prefill_assistant", "--no-prefill-assistant"),
@@ -460,7 +467,7 @@ OPTIONS: "tuple[LauncherOption, ...]" = (
     flag("--rerank --reranking", ranking),
     text(
         "--pooling",
-        of("pooling_type", "llama_pooling_type", "LLAMA_POOLING_TYPE"),
+        assign_member("pooling_type", "llama_pooling_type", "LLAMA_POOLING_TYPE"),
         "none",
         "mean",
         "cls",
@@ -483,20 +490,20 @@ OPTIONS: "tuple[LauncherOption, ...]" = (
     flag("--metrics", "endpoint_metrics"),
     flag("--slots", "endpoint_slots", "--no-slots"),
     flag("--props", "endpoint_props"),
-    text("--media-path", to("media_path")),
-    number("--timeout -to", both(to("timeout_read"), to("timeout_write"))),
+    text("--media-path", assign("media_path")),
+    number("--timeout -to", apply_both(assign("timeout_read"), assign("timeout_write"))),
     number("--sse-ping-interval", "sse_ping_interval"),
     number("--verbosity -lv --log-verbosity", "verbosity"),
 )
 BY_NAME = {name: option for option in OPTIONS for name in (*option.names, *option.off)}
 
 
-def layers(value: str) -> int:
+def read_layers(value: str) -> int:
     """Return llama.cpp's own numbers for its words."""
     return {"auto": -1, "all": -2}[value] if value in ("auto", "all") else int(value)
 
 
-def described() -> "list[dict[str, Any]]":
+def describe_options() -> "list[dict[str, Any]]":
     """Describe the options as `options/describe.py` does those of other engines, without what is ours."""
     return [
         {

@@ -105,10 +105,10 @@ def find_risks(directory: Path) -> dict[str, str]:
 
 
 def _code_that_would_be_run(directory: Path) -> str:
-    said = {name: _json(directory / name) for name in CONFIGURATIONS if (directory / name).is_file()}
-    if clean_text(said.get("config.json", {}).get("model_type")) in KNOWN_TO_ENGINES:
+    raw = {name: _read_json(directory / name) for name in CONFIGURATIONS if (directory / name).is_file()}
+    if clean_text(raw.get("config.json", {}).get("model_type")) in KNOWN_TO_ENGINES:
         return ""
-    return next((name for name, values in said.items() if values.get("auto_map")), "")
+    return next((name for name, values in raw.items() if values.get("auto_map")), "")
 
 
 def _pickle_that_would_be_read(directory: Path) -> str:
@@ -117,8 +117,8 @@ def _pickle_that_would_be_read(directory: Path) -> str:
     The one exception is a sentence embedder's last layer, which is read from a directory of its own whatever the
     load format (model_executor/models/adapters.py).
     """
-    if not _safetensors(directory):
-        return next((file.name for file in _pickles(directory)), "")
+    if not _list_safetensors(directory):
+        return next((file.name for file in _list_pickles(directory)), "")
     for part in sorted(directory.glob("*_Dense")):
         if (part / "pytorch_model.bin").exists() and not (part / "model.safetensors").exists():
             return f"{part.name}/pytorch_model.bin"
@@ -127,14 +127,14 @@ def _pickle_that_would_be_read(directory: Path) -> str:
 
 def read_checkpoint(directory: Path) -> ModelMetadata:
     """Read what the directory says. Raises UnreadableModel, OutOfBounds, OSError."""
-    config = Config(_configuration(directory))
+    config = Config(_read_configuration(directory))
     files = _weight_files(directory)
     tensors = [tensor for file in files for tensor in read_header(file)]
-    pickles = [] if files else _pickles(directory)
+    pickles = [] if files else _list_pickles(directory)
     _see_that_pickles_are_whole(directory, pickles)
-    parameters = _parameters(config, tensors)
+    parameters = _count_parameters(config, tensors)
     size = sum(tensor.size for tensor in tensors) + sum(file.stat().st_size for file in pickles)
-    config = _counted(config, tensors)
+    config = _count_layers(config, tensors)
     kept = _memory(config, tensors)
     return ModelMetadata(
         architecture=config.architecture,
@@ -162,31 +162,31 @@ def read_checkpoint(directory: Path) -> ModelMetadata:
     )
 
 
-def _configuration(directory: Path) -> dict[str, Any]:
+def _read_configuration(directory: Path) -> dict[str, Any]:
     """Read config.json, or Mistral's params.json where there is no other.
 
     Raises UnreadableModel, OutOfBounds, OSError.
     """
     if (directory / "config.json").is_file():
-        return _json(directory / "config.json")
+        return _read_json(directory / "config.json")
     if (directory / "params.json").is_file() and any(directory.glob(CONSOLIDATED)):
-        return architecture.from_mistral(_json(directory / "params.json"))
+        return architecture.from_mistral(_read_json(directory / "params.json"))
     raise UnreadableModel("no-config", path=directory)
 
 
 # --- JSON
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Return the object in a file. Raises Unreadable, OSError."""
     with open_regular_file(path) as file:
         data = file.read(LONGEST_JSON + 1)
     if len(data) > LONGEST_JSON:
         raise _damaged(path)
-    return _object(data, path)
+    return _parse_object(data, path)
 
 
-def _object(data: bytes, path: Path) -> dict[str, Any]:
+def _parse_object(data: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -203,11 +203,11 @@ def _damaged(path: Path) -> UnreadableModel:
 # --- Weights
 
 
-def _safetensors(directory: Path) -> list[Path]:
+def _list_safetensors(directory: Path) -> list[Path]:
     return sorted(file for file in directory.glob("*.safetensors") if not file.name.startswith("."))
 
 
-def _pickles(directory: Path) -> list[Path]:
+def _list_pickles(directory: Path) -> list[Path]:
     return sorted(file for form in PICKLES for file in directory.glob(form) if file.name not in NOT_WEIGHTS)
 
 
@@ -218,11 +218,11 @@ def _weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         files = [directory / name for name in _named_by(index)]
     else:
-        files = _all_parts(consolidated or _safetensors(directory))
+        files = _all_parts(consolidated or _list_safetensors(directory))
     for file in files:
         if not file.is_file():
             raise UnreadableModel("missing-part", path=file)
-    if not files and not _pickles(directory):
+    if not files and not _list_pickles(directory):
         raise UnreadableModel("no-weights", path=directory)
     return files
 
@@ -239,7 +239,7 @@ def _named_by(index: Path) -> list[str]:
                     found = {str(file_name) for _tensor_name, file_name in walk.members()}
                 else:
                     walk.skip()
-            if found is None or walk.rest():
+            if found is None or walk.read_rest():
                 raise BrokenJson
     except BrokenJson:
         raise _damaged(index) from None
@@ -276,10 +276,10 @@ def read_header(path: Path) -> Iterator[TensorHeader]:
             walk = JsonWalker(file, length)
             for name, entry in walk.members():
                 if name != "__metadata__":
-                    tensor, ends = _tensor(name, entry, path)
+                    tensor, ends = _read_tensor(name, entry, path)
                     end, total = max(end, ends), total + tensor.size
                     yield tensor
-            if walk.rest() or total > end:  # tensors that overlap, which safetensors' own reader refuses as well
+            if walk.read_rest() or total > end:  # tensors that overlap, which safetensors' own reader refuses as well
                 raise BrokenJson
         except BrokenJson:
             raise _damaged(path) from None
@@ -294,7 +294,7 @@ def _check_length(path: Path, *, actual: int, expected: int) -> None:
         raise UnreadableModel("too-long", path=path, actual=actual, expected=expected)
 
 
-def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorHeader, int]:
+def _read_tensor(name: str, entry: Any, path: Path) -> tuple[TensorHeader, int]:
     """Return a tensor, and where in the data it ends."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -324,7 +324,7 @@ def _see_that_pickles_are_whole(directory: Path, pickles: Sequence[Path]) -> Non
             raise UnreadableModel("cut-off-end", path=file)
 
 
-def _parameters(config: Config, tensors: Sequence[TensorHeader]) -> int | None:
+def _count_parameters(config: Config, tensors: Sequence[TensorHeader]) -> int | None:
     """Return how many weights, counted one by one where several are packed into a number."""
     if not tensors:
         return None
@@ -353,16 +353,16 @@ def _parameters(config: Config, tensors: Sequence[TensorHeader]) -> int | None:
 
 def _bits(config: Config) -> int:
     """Return bits of a weight in packed tensors."""
-    said = config.quantisation()
-    for value in (said.get("bits"), said.get("w_bit"), *(group.get("num_bits") for group in _weight_groups(said))):
+    raw = config.quantisation()
+    for value in (raw.get("bits"), raw.get("w_bit"), *(group.get("num_bits") for group in _weight_groups(raw))):
         if isinstance(value, int) and value in (1, 2, 3, 4, 5, 6, 8):
             return value
     return 4
 
 
-def _weight_groups(said: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _weight_groups(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return how compressed-tensors treats weights, by group of layers."""
-    groups = said.get("config_groups")
+    groups = raw.get("config_groups")
     values = list(groups.values()) if isinstance(groups, dict) else []
     weights = [group.get("weights") for group in values if isinstance(group, dict)]
     return [each for each in weights if isinstance(each, dict)]
@@ -377,7 +377,7 @@ def _memory(config: Config, tensors: Sequence[TensorHeader]) -> architecture.Lay
     return architecture.layer_memory(config, kv_width=max(widths, default=0))
 
 
-def _counted(config: Config, tensors: Sequence[TensorHeader]) -> Config:
+def _count_layers(config: Config, tensors: Sequence[TensorHeader]) -> Config:
     """Return it with the layers counted in the files, where neither configuration nor class says how many."""
     if config.layers():
         return config
@@ -403,12 +403,12 @@ def _guessing_bytes(config: Config, tensors: Sequence[TensorHeader]) -> int:
 
 def _cache_type(directory: Path, config: Config) -> str:
     """Return the type of keys and values, as the files declare and vLLM obeys (utils/torch_utils.py)."""
-    said = config.quantisation()
-    if not said and (directory / "hf_quant_config.json").is_file():
-        inner = _json(directory / "hf_quant_config.json").get("quantization")
-        said = inner if isinstance(inner, dict) else {}
-    scheme = said.get("kv_cache_scheme") or said.get("kv_cache_quant_algo")
-    inner = said.get("quantization")
+    raw = config.quantisation()
+    if not raw and (directory / "hf_quant_config.json").is_file():
+        inner = _read_json(directory / "hf_quant_config.json").get("quantization")
+        raw = inner if isinstance(inner, dict) else {}
+    scheme = raw.get("kv_cache_scheme") or raw.get("kv_cache_quant_algo")
+    inner = raw.get("quantization")
     if not scheme and isinstance(inner, dict):
         scheme = inner.get("kv_cache_quant_algo")
     if isinstance(scheme, dict):
@@ -424,30 +424,30 @@ def _embedding_bytes(tensors: Sequence[TensorHeader]) -> int:
 
 
 def _quantisation(directory: Path, config: Config, tensors: Sequence[TensorHeader]) -> str:
-    said = config.quantisation()
-    method = clean_text(said.get("quant_method")).lower().replace("_", "-")
-    if not said and (directory / "hf_quant_config.json").is_file():  # ModelOpt
-        said = _json(directory / "hf_quant_config.json").get("quantization") or {}
-        method = "modelopt" if isinstance(said, dict) else ""
-    if not method and not said:
+    raw = config.quantisation()
+    method = clean_text(raw.get("quant_method")).lower().replace("_", "-")
+    if not raw and (directory / "hf_quant_config.json").is_file():  # ModelOpt
+        raw = _read_json(directory / "hf_quant_config.json").get("quantization") or {}
+        method = "modelopt" if isinstance(raw, dict) else ""
+    if not method and not raw:
         return _most_used(tensors)
     if method in ("awq", "gptq", "autoround", "auto-round"):
         return f"{method.upper()}-INT{_bits(config)}"
     if method == "bitsandbytes":
-        kind = clean_text(said.get("bnb_4bit_quant_type"), 10) or "nf4"
-        return "BNB-INT8" if said.get("load_in_8bit") else f"BNB-{kind.upper()}"
+        kind = clean_text(raw.get("bnb_4bit_quant_type"), 10) or "nf4"
+        return "BNB-INT8" if raw.get("load_in_8bit") else f"BNB-{kind.upper()}"
     if method in ("compressed-tensors", "sparseml"):
-        return _compressed(said)
+        return _name_compression(raw)
     if method == "modelopt":
-        return (clean_text(said.get("quant_algo"), 20) or "modelopt").upper()
+        return (clean_text(raw.get("quant_algo"), 20) or "modelopt").upper()
     return "FP8" if "fp8" in method else method.upper()[:20]
 
 
-def _compressed(said: Mapping[str, Any]) -> str:
+def _name_compression(raw: Mapping[str, Any]) -> str:
     """Name the quantisation of the first group of layers: "INT4", "FP8" …."""
-    if "nvfp4" in clean_text(said.get("format")):
+    if "nvfp4" in clean_text(raw.get("format")):
         return "NVFP4"
-    for weights in _weight_groups(said):
+    for weights in _weight_groups(raw):
         kind = "FP" if weights.get("type") == "float" else "INT"
         return f"{kind}{bounds.read_number('num_bits', weights.get('num_bits')) or ''}"
     return "COMPRESSED"
@@ -477,12 +477,12 @@ def _pooling(directory: Path) -> str | None:
     path = directory / "1_Pooling" / "config.json"
     if not path.is_file():
         return None
-    said = _json(path)
+    raw = _read_json(path)
     modes = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last", "max_tokens": "max"}
     for mode, name in modes.items():
-        if said.get(f"pooling_mode_{mode}"):
+        if raw.get(f"pooling_mode_{mode}"):
             return name
-    other = said.get("pooling_mode")
+    other = raw.get("pooling_mode")
     return clean_text(other, 20) or None
 
 
@@ -491,22 +491,24 @@ def _has_chat_template(directory: Path) -> bool:
     if any((directory / name).is_file() for name in ("chat_template.jinja", "chat_template.json", "tekken.json")):
         return True
     path = directory / "tokenizer_config.json"
-    return path.is_file() and bool(_json(path).get("chat_template"))
+    return path.is_file() and bool(_read_json(path).get("chat_template"))
 
 
 def _context(directory: Path, config: Config) -> int | None:
     """Return it in tokens, as vLLM derives it (config/model.py, _get_and_verify_max_len)."""
     sentences = directory / "sentence_bert_config.json"
-    if sentences.is_file() and (said := bounds.read_number("max_seq_length", _json(sentences).get("max_seq_length"))):
-        return said
+    if sentences.is_file() and (
+        length := bounds.read_number("max_seq_length", _read_json(sentences).get("max_seq_length"))
+    ):
+        return length
     lengths = [length for name in LENGTHS if (length := config.number(name))]
     length = config.number("model_max_length") or min(lengths, default=0)
     if config.kind in ROBERTAS:
         length = max(0, length - 2)  # its first two positions are never used
-    return round(length * _stretched(config)) or None
+    return round(length * _rotary_factor(config)) or None
 
 
-def _stretched(config: Config) -> float:
+def _rotary_factor(config: Config) -> float:
     """Return by what rotary scaling makes it longer.
 
     YaRN's, Llama 3's and LongRoPE's are given beside a length that counts as stretched already (vLLM 0.32; before, it

@@ -53,7 +53,7 @@ TELLING = frozenset(
 )
 
 
-def defaults(kind: type) -> dict[str, Any]:
+def read_defaults(kind: type) -> dict[str, Any]:
     """Return the defaults of a class: from its fields, else from its constructor."""
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():  # type: ignore[misc]
@@ -96,7 +96,7 @@ def layer_pattern(kind: type) -> list[str]:
     return layers[: next(periods, 0)]
 
 
-def kinds() -> Iterator[tuple[str, type]]:
+def list_kinds() -> Iterator[tuple[str, type]]:
     """Yield every model type and its class; vLLM's come first, as it takes them before those of transformers."""
     own = import_module("vllm.transformers_utils.config")._CONFIG_REGISTRY
     yield from ((name, own[name]) for name in own)
@@ -106,8 +106,8 @@ def kinds() -> Iterator[tuple[str, type]]:
 
 def main() -> None:
     found: dict[str, dict[str, Any]] = {}
-    for name, kind in kinds():
-        values = defaults(kind)
+    for name, kind in list_kinds():
+        values = read_defaults(kind)
         text = text_kind(kind)
         if text and text != name:
             found[name] = {"text": text}

@@ -108,15 +108,15 @@ def read_gguf(path: Path) -> ModelMetadata:
 
     Raises UnreadableModel, OutOfBounds, OSError.
     """
-    parts = _parts(path)
-    headers = [_header(part) for part in parts]
+    parts = _list_parts(path)
+    headers = [_read_header(part) for part in parts]
     values = headers[0].values
-    if len(parts) == 1 and _number(values, HeaderKeys.Split.LLM_KV_SPLIT_COUNT, default=1) > 1:
+    if len(parts) == 1 and _read_number(values, HeaderKeys.Split.LLM_KV_SPLIT_COUNT, default=1) > 1:
         raise UnreadableModel("unnamed-part", path=path)
-    return _facts(path, values, [tensor for header in headers for tensor in header.tensors], len(parts))
+    return _build_metadata(path, values, [tensor for header in headers for tensor in header.tensors], len(parts))
 
 
-def _parts(path: Path) -> list[Path]:
+def _list_parts(path: Path) -> list[Path]:
     """Return all parts of a model that comes in parts."""
     matched = PART.fullmatch(path.name)
     if not matched:
@@ -133,7 +133,7 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _header(path: Path) -> _Header:
+def _read_header(path: Path) -> _Header:
     with open_regular_file(path) as file:
         if file.read(4) != b"GGUF":
             raise UnreadableModel("not-gguf", path=path)
@@ -169,7 +169,7 @@ class _Walk:
     def position(self) -> int:
         return self._before + self._at
 
-    def _have(self, count: int) -> None:
+    def _ensure(self, count: int) -> None:
         """See to it that the next `count` bytes are in _data. Raises EOFError, _Broken."""
         if self._at + count <= len(self._data):
             return
@@ -183,7 +183,7 @@ class _Walk:
 
     def number(self, form: str) -> Any:
         size = struct.calcsize(form)
-        self._have(size)
+        self._ensure(size)
         (value,) = struct.unpack_from(form, self._data, self._at)
         self._at += size
         return value
@@ -191,7 +191,7 @@ class _Walk:
     def numbers(self, form: str, count: int) -> list[Any]:
         """Read them at once: a header may hold millions."""
         size = count * struct.calcsize(form)
-        self._have(size)
+        self._ensure(size)
         found = struct.unpack_from(f"<{count}{form[1:]}", self._data, self._at)
         self._at += size
         return list(found)
@@ -199,20 +199,20 @@ class _Walk:
     def text(self) -> str:
         """Read a text; of a long one the beginning only."""
         size = self.number("<Q")
-        self._have(size)
+        self._ensure(size)
         start, self._at = self._at, self._at + size
         return self._data[start : start + min(size, KEPT_TEXT)].decode(errors="replace")
 
     def skip(self, size: int) -> None:
-        self._have(size)
+        self._ensure(size)
         self._at += size
 
     def skip_texts(self, count: int) -> None:
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
-            self._have(8)
+            self._ensure(8)
             (size,) = unpack(self._data, self._at)
-            self._have(8 + size)
+            self._ensure(8 + size)
             self._at += 8 + size
 
 
@@ -226,16 +226,16 @@ def _parse(walk: _Walk, length: int) -> _Header:
     values: dict[str, Any] = {}
     for _ in range(pairs):
         key = walk.text()
-        values[key] = _value(walk, walk.number("<I"))
+        values[key] = _read_value(walk, walk.number("<I"))
     alignment = values.get(HeaderKeys.General.ALIGNMENT, 32)
     if type(alignment) is not int or not 1 <= alignment <= bounds.SIZE:
         raise _Broken
-    found = [_tensor(walk) for _ in range(tensors)]
+    found = [_read_tensor(walk) for _ in range(tensors)]
     start = -(-walk.position // alignment) * alignment
-    return _Header(values, tuple(_sized(found, length - start)), start)
+    return _Header(values, tuple(_size_tensors(found, length - start)), start)
 
 
-def _sized(tensors: list[_Tensor], data: int) -> Iterator[_Tensor]:
+def _size_tensors(tensors: list[_Tensor], data: int) -> Iterator[_Tensor]:
     """Yield those of types that are not known reach as far as the next one, or the end of the file's `data`."""
     starts = sorted({tensor.offset for tensor in tensors})
     ends = dict(zip(starts, [*starts[1:], data], strict=True))
@@ -243,7 +243,7 @@ def _sized(tensors: list[_Tensor], data: int) -> Iterator[_Tensor]:
         yield tensor if tensor.number in _TYPES else replace(tensor, size=max(0, ends[tensor.offset] - tensor.offset))
 
 
-def _value(walk: _Walk, kind: int) -> Any:
+def _read_value(walk: _Walk, kind: int) -> Any:
     if kind in SCALARS:
         return walk.number(SCALARS[kind])
     if kind == GGUFValueType.STRING:
@@ -262,7 +262,7 @@ def _value(walk: _Walk, kind: int) -> Any:
     return count
 
 
-def _tensor(walk: _Walk) -> _Tensor:
+def _read_tensor(walk: _Walk) -> _Tensor:
     name, dimensions = walk.text(), walk.number("<I")
     if dimensions > 8:
         raise _Broken
@@ -277,7 +277,7 @@ def _tensor(walk: _Walk) -> _Tensor:
 # --- What it means
 
 
-def _number(values: Mapping[str, Any], key: str, *, default: int = 0, most: int = SIZE) -> int:
+def _read_number(values: Mapping[str, Any], key: str, *, default: int = 0, most: int = SIZE) -> int:
     """Return a whole number; one that is given once for each layer counts as missing. Raises OutOfBounds.
 
     llama.cpp refuses a number of another type than it expects as well (get_key).
@@ -291,19 +291,19 @@ def _number(values: Mapping[str, Any], key: str, *, default: int = 0, most: int 
     return bounds.bound_number(name, value, most)
 
 
-def _required(values: Mapping[str, Any], key: str, most: int = SIZE) -> int:
+def _read_required(values: Mapping[str, Any], key: str, most: int = SIZE) -> int:
     """Check what llama.cpp reads of every model (load_hparams). Raises OutOfBounds."""
-    number = _number(values, key, most=most)
+    number = _read_number(values, key, most=most)
     if number < 1:
         raise OutOfBounds(key.removeprefix("{arch}."), 0 if key in values else "")
     return number
 
 
-def _optional(values: Mapping[str, Any], key: str, most: int = SIZE) -> int | None:
-    return _number(values, key, most=most) or None
+def _read_optional(values: Mapping[str, Any], key: str, most: int = SIZE) -> int | None:
+    return _read_number(values, key, most=most) or None
 
 
-def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files: int) -> ModelMetadata:
+def _build_metadata(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files: int) -> ModelMetadata:
     architecture = values.get(HeaderKeys.General.ARCHITECTURE)
     if not isinstance(architecture, str) or not architecture:
         raise _broken(path)
@@ -316,14 +316,14 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
     parameters = sum(tensor.elements for tensor in tensors)
     size = sum(tensor.size for tensor in tensors)
     pooling = _pooling(own)
-    layers = _required(own, HeaderKeys.LLM.BLOCK_COUNT, bounds.LAYERS)
+    layers = _read_required(own, HeaderKeys.LLM.BLOCK_COUNT, bounds.LAYERS)
     return ModelMetadata(
         architecture=clean_text(architecture),
         task=_task(architecture, pooling),
         parameters=parameters,
         quantisation=_quantisation(values, tensors),
         bits_per_weight=round(size * 8 / parameters, 2) if parameters else None,
-        context=_optional(own, HeaderKeys.LLM.CONTEXT_LENGTH, bounds.CONTEXT),
+        context=_read_optional(own, HeaderKeys.LLM.CONTEXT_LENGTH, bounds.CONTEXT),
         has_chat_template=bool(values.get(HeaderKeys.Tokenizer.CHAT_TEMPLATE)),
         weight_bytes=size,
         embedding_weight_bytes=sum(tensor.size for tensor in tensors if tensor.name == "token_embd.weight"),
@@ -331,8 +331,8 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
         attention=() if ENCODERS.fullmatch(architecture) else tuple(_attention(architecture, own, layers)),
         states=tuple(_states(architecture, own, layers)),
         experts=_experts(tensors, layers),
-        heads=max(_each(own, HeaderKeys.Attention.HEAD_COUNT, layers, HEADS)) or None,
-        hidden=_required(own, HeaderKeys.LLM.EMBEDDING_LENGTH),
+        heads=max(_read_each_layer(own, HeaderKeys.Attention.HEAD_COUNT, layers, HEADS)) or None,
+        hidden=_read_required(own, HeaderKeys.LLM.EMBEDDING_LENGTH),
         vocabulary=_vocabulary(values, own),
         pooling=pooling,
         files=files,
@@ -349,11 +349,11 @@ def _experts(tensors: list[_Tensor], layers: int) -> tuple[int, ...]:
 
 
 def _vocabulary(values: Mapping[str, Any], own: Mapping[str, Any]) -> int | None:
-    return _optional(values, HeaderKeys.Tokenizer.LIST) or _optional(own, HeaderKeys.LLM.VOCAB_SIZE)
+    return _read_optional(values, HeaderKeys.Tokenizer.LIST) or _read_optional(own, HeaderKeys.LLM.VOCAB_SIZE)
 
 
 def _pooling(own: Mapping[str, Any]) -> str | None:
-    number = _number(own, HeaderKeys.LLM.POOLING_TYPE)
+    number = _read_number(own, HeaderKeys.LLM.POOLING_TYPE)
     names = {kind.value: kind.name.lower() for kind in PoolingType if kind != PoolingType.NONE}
     return names.get(number)
 
@@ -366,38 +366,38 @@ def _task(architecture: str, pooling: str | None) -> str:
 
 def _quantisation(values: Mapping[str, Any], tensors: list[_Tensor]) -> str:
     """Return what the file calls itself ("Q4_K_M"), else the type of most of its weights."""
-    said = _number(values, HeaderKeys.General.FILE_TYPE) & ~MARKED_AS_GUESSED
+    raw = _read_number(values, HeaderKeys.General.FILE_TYPE) & ~MARKED_AS_GUESSED
     names = {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
-    if said in names and HeaderKeys.General.FILE_TYPE in values:
-        return names[said]
+    if raw in names and HeaderKeys.General.FILE_TYPE in values:
+        return names[raw]
     elements: dict[str, int] = {}
     for tensor in tensors:
         elements[tensor.type] = elements.get(tensor.type, 0) + tensor.elements
     return max(elements, key=lambda name: elements[name])
 
 
-def _each(own: Mapping[str, Any], key: str, layers: int, most: int = SIZE) -> list[int]:
+def _read_each_layer(own: Mapping[str, Any], key: str, layers: int, most: int = SIZE) -> list[int]:
     """Return a number for each layer, be it said once or one by one; 0: it is missing. Raises OutOfBounds."""
-    said = own.get(key)
-    if isinstance(said, list):
-        numbers = [bounds.bound_number(key.removeprefix("{arch}."), number, most) for number in said]
+    raw = own.get(key)
+    if isinstance(raw, list):
+        numbers = [bounds.bound_number(key.removeprefix("{arch}."), number, most) for number in raw]
         return (numbers + [0] * layers)[:layers]
-    return [_number(own, key, most=most)] * layers
+    return [_read_number(own, key, most=most)] * layers
 
 
 def _attention(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[Attention]:
-    heads = _each(own, HeaderKeys.Attention.HEAD_COUNT, layers, HEADS)
-    kv_heads = _each(own, HeaderKeys.Attention.HEAD_COUNT_KV, layers, HEADS)
+    heads = _read_each_layer(own, HeaderKeys.Attention.HEAD_COUNT, layers, HEADS)
+    kv_heads = _read_each_layer(own, HeaderKeys.Attention.HEAD_COUNT_KV, layers, HEADS)
     if HeaderKeys.Attention.HEAD_COUNT_KV not in own:
         kv_heads = heads
-    head = _required(own, HeaderKeys.LLM.EMBEDDING_LENGTH) // max(*heads, 1)
-    key = _number(own, HeaderKeys.Attention.KEY_LENGTH, default=head)
-    value = _number(own, HeaderKeys.Attention.VALUE_LENGTH, default=head)
+    head = _read_required(own, HeaderKeys.LLM.EMBEDDING_LENGTH) // max(*heads, 1)
+    key = _read_number(own, HeaderKeys.Attention.KEY_LENGTH, default=head)
+    value = _read_number(own, HeaderKeys.Attention.VALUE_LENGTH, default=head)
     latent = HeaderKeys.Attention.KEY_LENGTH_MLA in own and HeaderKeys.Attention.KV_LORA_RANK in own
     windows = _windows(architecture, own, layers)
-    interval = _number(own, HeaderKeys.LLM.FULL_ATTENTION_INTERVAL, default=1)
+    interval = _read_number(own, HeaderKeys.LLM.FULL_ATTENTION_INTERVAL, default=1)
     # The last ones read what an earlier layer keeps.
-    keeping = layers - _number(own, HeaderKeys.Attention.SHARED_KV_LAYERS)
+    keeping = layers - _read_number(own, HeaderKeys.Attention.SHARED_KV_LAYERS)
     for layer in range(layers):
         # No heads: a layer with a state instead of a cache (hybrids with Mamba, short convolutions).
         if not kv_heads[layer] or layer >= keeping or (interval > 1 and (layer + 1) % interval):
@@ -405,8 +405,8 @@ def _attention(architecture: str, own: Mapping[str, Any], layers: int) -> Iterat
         if latent:
             yield Attention(1, key, 0)
         elif windows[layer]:
-            narrow = _number(own, HeaderKeys.Attention.KEY_LENGTH_SWA, default=key)
-            narrow_value = _number(own, HeaderKeys.Attention.VALUE_LENGTH_SWA, default=value)
+            narrow = _read_number(own, HeaderKeys.Attention.KEY_LENGTH_SWA, default=key)
+            narrow_value = _read_number(own, HeaderKeys.Attention.VALUE_LENGTH_SWA, default=value)
             yield Attention(kv_heads[layer], narrow, narrow_value, windows[layer])
         else:
             yield Attention(kv_heads[layer], key, value)
@@ -417,9 +417,9 @@ def _states(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[
     state = _state(own)
     if state is None:
         return
-    heads = _each(own, HeaderKeys.Attention.HEAD_COUNT_KV, layers, HEADS)
-    widths = _each(own, HeaderKeys.LLM.FEED_FORWARD_LENGTH, layers)
-    interval = _number(own, HeaderKeys.LLM.FULL_ATTENTION_INTERVAL, default=1)
+    heads = _read_each_layer(own, HeaderKeys.Attention.HEAD_COUNT_KV, layers, HEADS)
+    widths = _read_each_layer(own, HeaderKeys.LLM.FEED_FORWARD_LENGTH, layers)
+    interval = _read_number(own, HeaderKeys.LLM.FULL_ATTENTION_INTERVAL, default=1)
     for layer in range(layers):
         if interval > 1:
             keeps = bool((layer + 1) % interval)
@@ -431,29 +431,29 @@ def _states(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[
 
 
 def _state(own: Mapping[str, Any]) -> RecurrentState | None:
-    hidden = _number(own, HeaderKeys.LLM.EMBEDDING_LENGTH)
-    if size := _number(own, HeaderKeys.WKV.HEAD_SIZE):
+    hidden = _read_number(own, HeaderKeys.LLM.EMBEDDING_LENGTH)
+    if size := _read_number(own, HeaderKeys.WKV.HEAD_SIZE):
         return RecurrentState(2 * hidden, hidden * size)
-    if cached := _number(own, HeaderKeys.ShortConv.L_CACHE):
+    if cached := _read_number(own, HeaderKeys.ShortConv.L_CACHE):
         return RecurrentState(hidden * (cached - 1), 0)
-    kernel = _number(own, HeaderKeys.SSM.CONV_KERNEL)
-    if size := _number(own, HeaderKeys.KDA.HEAD_DIM):
-        heads = max(_each(own, HeaderKeys.Attention.HEAD_COUNT, 1, HEADS))
+    kernel = _read_number(own, HeaderKeys.SSM.CONV_KERNEL)
+    if size := _read_number(own, HeaderKeys.KDA.HEAD_DIM):
+        heads = max(_read_each_layer(own, HeaderKeys.Attention.HEAD_COUNT, 1, HEADS))
         return RecurrentState(3 * (kernel - 1) * heads * size, heads * size * size)
-    inner, size = (_number(own, key) for key in (HeaderKeys.SSM.INNER_SIZE, HeaderKeys.SSM.STATE_SIZE))
+    inner, size = (_read_number(own, key) for key in (HeaderKeys.SSM.INNER_SIZE, HeaderKeys.SSM.STATE_SIZE))
     if not kernel or not inner:
         return None
-    groups = _number(own, HeaderKeys.SSM.GROUP_COUNT)
+    groups = _read_number(own, HeaderKeys.SSM.GROUP_COUNT)
     return RecurrentState((kernel - 1) * (inner + 2 * groups * size), size * inner)
 
 
 def _windows(architecture: str, own: Mapping[str, Any], layers: int) -> list[int | None]:
     """Return how far each layer sees; None: everything."""
-    window = _optional(own, HeaderKeys.Attention.SLIDING_WINDOW, bounds.CONTEXT) or WINDOWS.get(architecture)
+    window = _read_optional(own, HeaderKeys.Attention.SLIDING_WINDOW, bounds.CONTEXT) or WINDOWS.get(architecture)
     pattern = own.get(HeaderKeys.Attention.SLIDING_WINDOW_PATTERN, WINDOWED.get(architecture))
     if not window or not pattern:
         return [None] * layers  # files of other architectures may say a window too, but llama.cpp does not use it
     if isinstance(pattern, list):
         return ([window if narrow else None for narrow in pattern] + [None] * layers)[:layers]
-    every = _number(own, HeaderKeys.Attention.SLIDING_WINDOW_PATTERN, default=pattern) or 1
+    every = _read_number(own, HeaderKeys.Attention.SLIDING_WINDOW_PATTERN, default=pattern) or 1
     return [window if (layer + 1) % every else None for layer in range(layers)]

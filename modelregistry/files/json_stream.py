@@ -39,7 +39,7 @@ class JsonWalker:
 
     def members(self) -> Iterator[tuple[str, Any]]:
         """Yield the members of the object that begins here. Raises Broken."""
-        if self._matched(_OPEN)[2]:
+        if self._match(_OPEN)[2]:
             return
         while True:
             self._fill()
@@ -48,23 +48,23 @@ class JsonWalker:
                 yield _text(pair[1]), _text(pair[2])
                 last = pair[3]
             else:
-                yield _text(self._matched(_KEY)[1]), self.value()
-                last = self._matched(_NEXT)[1] == b"}"
+                yield _text(self._match(_KEY)[1]), self.value()
+                last = self._match(_NEXT)[1] == b"}"
             if last:
                 return
 
     def names(self) -> Iterator[str]:
         """Yield the names in the object that begins here; the caller must read or skip each value. Raises Broken."""
-        if self._matched(_OPEN)[2]:
+        if self._match(_OPEN)[2]:
             return
         while True:
-            yield _text(self._matched(_KEY)[1])
-            if self._matched(_NEXT)[1] == b"}":
+            yield _text(self._match(_KEY)[1])
+            if self._match(_NEXT)[1] == b"}":
                 return
 
     def value(self) -> Any:
         """Return a text, a number, a list of numbers, or an object of such. Raises Broken."""
-        found = self._matched(_VALUE)[1]
+        found = self._match(_VALUE)[1]
         if found[:1] == b'"':
             return _text(found)
         try:
@@ -91,12 +91,12 @@ class JsonWalker:
             if depth == 0:
                 return
 
-    def rest(self) -> bytes:
+    def read_rest(self) -> bytes:
         """Return what comes behind, as far as it is no space; b"": nothing."""
         self._fill()
         return self._data[self._at :].strip()
 
-    def _matched(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
+    def _match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
         self._fill()
         found = pattern.match(self._data, self._at)
         if not found:

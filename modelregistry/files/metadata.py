@@ -92,7 +92,7 @@ class ModelMetadata:
         """Return it for JSON; what is as usual is left out, as one layer is like the other."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("attention", "states"):
-            values[name] = [_unusual(layer) for layer in values[name]]
+            values[name] = [_unusual_fields(layer) for layer in values[name]]
         return values
 
     @classmethod
@@ -107,5 +107,5 @@ class ModelMetadata:
         return cls(**values)
 
 
-def _unusual(layer: Attention | RecurrentState) -> dict[str, Any]:
+def _unusual_fields(layer: Attention | RecurrentState) -> dict[str, Any]:
     return {field.name: value for field in fields(layer) if (value := getattr(layer, field.name)) != field.default}

@@ -26,8 +26,8 @@ def recognise(form: str, path: Path) -> UnreadableModel | None:
     """Return what it is instead of a model in this form, as a sentence; None: nothing that is known. Never raises."""
     try:
         if path.is_dir():
-            return _directory(form, path)
-        return _link(path) if path.is_symlink() and not path.exists() else _file(form, path)
+            return _recognise_directory(form, path)
+        return _describe_link(path) if path.is_symlink() and not path.exists() else _recognise_file(form, path)
     except (OSError, UnreadableModel):
         return None
 
@@ -35,11 +35,11 @@ def recognise(form: str, path: Path) -> UnreadableModel | None:
 # --- Files
 
 
-def _file(form: str, path: Path) -> UnreadableModel | None:
+def _recognise_file(form: str, path: Path) -> UnreadableModel | None:
     if not path.is_file():
         return None
-    head = _head(path)
-    if found := _no_weights(path, head):
+    head = _read_head(path)
+    if found := _recognise_content(path, head):
         return found
     if form != GGUF and head.startswith(b"GGUF"):
         return UnreadableModel("gguf-file", path=path)
@@ -48,15 +48,15 @@ def _file(form: str, path: Path) -> UnreadableModel | None:
     return None
 
 
-def _no_weights(path: Path, head: bytes) -> UnreadableModel | None:
+def _recognise_content(path: Path, head: bytes) -> UnreadableModel | None:
     """Return a file of weights (or a configuration) that holds something else."""
     if head.startswith(POINTER):
         return UnreadableModel("git-lfs-pointer", path=path, size=path.stat().st_size)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(PAGES):
         return UnreadableModel("web-page", path=path)
-    if path.suffix in WEIGHTS and not head.startswith(b"GGUF") and (said := _error_text(head)):
-        return UnreadableModel("server-answer", path=path, said=said)
+    if path.suffix in WEIGHTS and not head.startswith(b"GGUF") and (text := _error_text(head)):
+        return UnreadableModel("server-answer", path=path, said=text)
     if path.suffix == ".gguf" and head[:4] in OLD_GGML:
         return UnreadableModel("ggml", path=path)
     for magic, kind in ARCHIVES.items():
@@ -74,36 +74,36 @@ def _error_text(head: bytes) -> str:
     if not text or "\0" in text or len(head) == HEAD:
         return ""
     try:
-        said = json.loads(text)
-        return str(said.get("error") or said)[:SHOWN] if isinstance(said, dict) else text[:SHOWN]
+        answer = json.loads(text)
+        return str(answer.get("error") or answer)[:SHOWN] if isinstance(answer, dict) else text[:SHOWN]
     except (ValueError, RecursionError):
         return text[:SHOWN]
 
 
-def _head(path: Path) -> bytes:
+def _read_head(path: Path) -> bytes:
     with open_regular_file(path) as file:
         return file.read(HEAD)
 
 
-def _link(path: Path) -> UnreadableModel:
+def _describe_link(path: Path) -> UnreadableModel:
     return UnreadableModel("dangling-link", path=path, target=os.readlink(path))
 
 
 # --- Directories
 
 
-def _directory(form: str, path: Path) -> UnreadableModel | None:
+def _recognise_directory(form: str, path: Path) -> UnreadableModel | None:
     names = sorted(os.listdir(path))[:MOST_FILES]
     here = frozenset(names)
     return (
-        _cache(form, path, here)
-        or _broken_links(path, names)
-        or _files_of_other_kinds(path, names)
-        or (_for_llama_cpp(path, names, here) if form == GGUF else _for_vllm(path, names, here))
+        _recognise_cache(form, path, here)
+        or _recognise_broken_links(path, names)
+        or _recognise_files(path, names)
+        or (_recognise_for_gguf(path, names, here) if form == GGUF else _recognise_for_checkpoint(path, names, here))
     )
 
 
-def _cache(form: str, path: Path, here: frozenset[str]) -> UnreadableModel | None:
+def _recognise_cache(form: str, path: Path, here: frozenset[str]) -> UnreadableModel | None:
     """Recognise `models--org--name` of Hugging Face's cache: the model is a snapshot within, of links to its blobs."""
     if not {"snapshots", "blobs", "refs"} & here or not (
         path.name.startswith("models--") or {"snapshots", "refs"} <= here
@@ -116,7 +116,7 @@ def _cache(form: str, path: Path, here: frozenset[str]) -> UnreadableModel | Non
     newest = snapshots[-1]
     if unfinished := sorted((path / "blobs").glob("*.incomplete")):
         return UnreadableModel("unfinished-cache", path=path, count=len(unfinished), snapshot=newest)
-    if broken := _broken_links(newest, sorted(os.listdir(newest))):
+    if broken := _recognise_broken_links(newest, sorted(os.listdir(newest))):
         return broken
     inside: Path | None = newest
     if form == GGUF:
@@ -124,22 +124,26 @@ def _cache(form: str, path: Path, here: frozenset[str]) -> UnreadableModel | Non
     return UnreadableModel("cache", path=path, inside=inside or newest)
 
 
-def _broken_links(path: Path, names: Iterable[str]) -> UnreadableModel | None:
+def _recognise_broken_links(path: Path, names: Iterable[str]) -> UnreadableModel | None:
     broken = [name for name in names if (path / name).is_symlink() and not (path / name).exists()]
     if not broken:
         return None
     return UnreadableModel("dangling-links", path=path, name=broken[0], target=os.readlink(path / broken[0]))
 
 
-def _files_of_other_kinds(path: Path, names: Iterable[str]) -> UnreadableModel | None:
+def _recognise_files(path: Path, names: Iterable[str]) -> UnreadableModel | None:
     for name in names:
         file = path / name
-        if file.suffix in (*WEIGHTS, ".json") and file.is_file() and (found := _no_weights(file, _head(file))):
+        if (
+            file.suffix in (*WEIGHTS, ".json")
+            and file.is_file()
+            and (found := _recognise_content(file, _read_head(file)))
+        ):
             return found
     return None
 
 
-def _for_llama_cpp(path: Path, names: list[str], here: frozenset[str]) -> UnreadableModel | None:
+def _recognise_for_gguf(path: Path, names: list[str], here: frozenset[str]) -> UnreadableModel | None:
     if first := _first_gguf(path, names):
         return UnreadableModel("gguf-directory", path=path, file=first)
     if "config.json" in here and any(name.endswith(".safetensors") for name in names):
@@ -147,7 +151,7 @@ def _for_llama_cpp(path: Path, names: list[str], here: frozenset[str]) -> Unread
     return None
 
 
-def _for_vllm(path: Path, names: list[str], here: frozenset[str]) -> UnreadableModel | None:
+def _recognise_for_checkpoint(path: Path, names: list[str], here: frozenset[str]) -> UnreadableModel | None:
     if "config.json" in here:
         return None
     if "adapter_config.json" in here:
@@ -175,7 +179,7 @@ def _base_model(file: Path) -> str:
     with open_regular_file(file) as opened:
         data = opened.read(2**20)
     try:
-        said = json.loads(data)
-        return str(said.get("base_model_name_or_path") or "?")[:SHOWN] if isinstance(said, dict) else "?"
+        config = json.loads(data)
+        return str(config.get("base_model_name_or_path") or "?")[:SHOWN] if isinstance(config, dict) else "?"
     except (ValueError, RecursionError):
         return "?"

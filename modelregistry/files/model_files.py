@@ -38,13 +38,13 @@ def read_model(engine: str, path: str, allowed: Collection[str] = ()) -> ModelMe
 
 def _within_bounds(form: str, path: Path, allowed: Collection[str]) -> ModelMetadata:
     try:
-        return bounds.check_metadata(_gguf(path) if form == GGUF else _directory(path, allowed))
+        return bounds.check_metadata(_read_gguf(path) if form == GGUF else _read_directory(path, allowed))
     except bounds.OutOfBounds as error:
         code = "impossible-value" if error.value else "missing-value"
         raise UnreadableModel(code, path=path, name=error.name, value=error.value) from None
 
 
-def _gguf(path: Path) -> ModelMetadata:
+def _read_gguf(path: Path) -> ModelMetadata:
     if not path.exists():
         raise UnreadableModel("missing", path=path)
     if path.is_dir():
@@ -52,7 +52,7 @@ def _gguf(path: Path) -> ModelMetadata:
     return gguf.read_gguf(path)
 
 
-def _directory(path: Path, allowed: Collection[str]) -> ModelMetadata:
+def _read_directory(path: Path, allowed: Collection[str]) -> ModelMetadata:
     if not path.exists():
         raise UnreadableModel("missing", path=path)
     if not path.is_dir():

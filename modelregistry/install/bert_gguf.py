@@ -94,15 +94,15 @@ def write_gguf(metadata: Mapping[str, tuple[int, Any]], tensors: list[Tensor], t
     for tensor in tensors:
         shape = tuple(reversed(tensor.shape))  # GGUF names the innermost dimension first
         head += _string(tensor.name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, tensor.type, offset)
-        offset += _aligned(tensor.size)
-    to.write(head.ljust(_aligned(len(head)), b"\0"))
+        offset += _align(tensor.size)
+    to.write(head.ljust(_align(len(head)), b"\0"))
     for tensor in tensors:
-        for piece in halves(tensor.data) if tensor.type == F16 else [tensor.data]:
+        for piece in to_float16(tensor.data) if tensor.type == F16 else [tensor.data]:
             to.write(piece)
-        to.write(bytes(_aligned(tensor.size) - tensor.size))
+        to.write(bytes(_align(tensor.size) - tensor.size))
 
 
-def halves(floats: memoryview) -> Iterator[bytes]:
+def to_float16(floats: memoryview) -> Iterator[bytes]:
     """Yield the same numbers in 16 bits, rounded to the nearest."""
     step = 4 * 65536
     for begin in range(0, len(floats), step):
@@ -179,5 +179,5 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _aligned(size: int) -> int:
+def _align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT

@@ -32,7 +32,7 @@ def build_once(
     if whole(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_name(f".{target.name}.lock"), say):
+    with _lock(target.with_name(f".{target.name}.lock"), say):
         if not whole(target):
             workspace = target.with_name(f".{target.name}.part")  # beside it: a rename works within one file system
             _remove(workspace)
@@ -66,7 +66,7 @@ def download_with_pip(*arguments: str, pins: Iterable[str]) -> None:
 
 
 @contextmanager
-def _locked(path: Path, say: Report) -> Iterator[None]:
+def _lock(path: Path, say: Report) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -59,7 +59,7 @@ class EngineEnvironment:
     def packages(self) -> list[Pin]:
         """Return all that has to be fetched for this machine and this Python."""
         lines = [*self.unchecked, *self.pins, *([self.lock.read_text()] if self.lock else [])]
-        return [pin for line in lines for pin in wheelhouse.pins(line)]
+        return [pin for line in lines for pin in wheelhouse.read_pins(line)]
 
 
 # llama.cpp b11549's own HTTP server as a Python module: 34 MB, no compiler. The hashes are those of the wheels for
@@ -129,18 +129,18 @@ def install(environment: EngineEnvironment, cache: Path, say: Report, *, folder:
 
     With a `folder` of packages no index is asked. Raises CannotFetch; what was fetched by then stays for the next try.
     """
-    kept = _kept(environment, cache)
+    kept = _kept_path(environment, cache)
 
     def make(workspace: Path) -> Path:
         if environment.installed(cache):
-            say(f"what is there is damaged ({damage(environment, cache)}): it is made again")
+            say(f"what is there is damaged ({find_damage(environment, cache)}): it is made again")
         say(f"installing {environment.name} {environment.version} under {workspace.parent}")
         packages = folder or kept / "packages"
-        _room(environment, cache, packages)
+        _check_room(environment, cache, packages)
         _gather(environment, packages, kept, say, fetching=folder is None)
-        made = _environment(environment, packages, workspace, say)
+        made = _create_environment(environment, packages, workspace, say)
         if environment.build:
-            source = wheelhouse.held(packages, _sources(environment))
+            source = wheelhouse.find_packages(packages, _sources(environment))
             build = Build(tools=made, source=next(iter(source.values())), directory=kept / "build", say=say)
             made = environment.build(build)
         _move_scripts(made, environment.directory(cache))
@@ -148,9 +148,9 @@ def install(environment: EngineEnvironment, cache: Path, say: Report, *, folder:
         shutil.rmtree(kept, ignore_errors=True)
         return made
 
-    _fits(environment)
+    _check_machine(environment)
     try:
-        build_once(environment.directory(cache), make, say, whole=lambda _: not damage(environment, cache))
+        build_once(environment.directory(cache), make, say, whole=lambda _: not find_damage(environment, cache))
     finally:
         _remove_if_empty(kept)
     return environment.python(cache)
@@ -167,27 +167,27 @@ def download_packages(environment: EngineEnvironment, folder: Path, say: Report)
 
     Goes on where it was cut. Raises CannotFetch.
     """
-    _fits(environment)
+    _check_machine(environment)
     folder.mkdir(parents=True, exist_ok=True)
     workspace = folder / ".tools"
     _gather(environment, folder, workspace, say, fetching=True)
     shutil.rmtree(workspace, ignore_errors=True)
 
 
-def damage(environment: EngineEnvironment, cache: Path) -> str:
+def find_damage(environment: EngineEnvironment, cache: Path) -> str:
     """Return what is wrong with the installation, or nothing, by the sizes that its packages noted (≤ 1 s)."""
     if not environment.installed(cache):
         return f"{environment.program} is missing"
     for packages in environment.directory(cache).glob("lib/python*/site-packages"):
         for record in packages.glob("*.dist-info/RECORD"):
-            for file, size in _recorded(record):
+            for file, size in _read_record(record):
                 path = packages / file
                 if not path.is_file() or path.stat().st_size != size:
                     return f"{file} is not as it was installed"
     return ""
 
 
-def _recorded(record: Path) -> Iterator[tuple[str, int]]:
+def _read_record(record: Path) -> Iterator[tuple[str, int]]:
     with record.open(newline="") as lines:
         for file, _, size in csv.reader(lines):
             # Scripts (`../../../bin/…`) were given another first line.
@@ -195,7 +195,7 @@ def _recorded(record: Path) -> Iterator[tuple[str, int]]:
                 yield file, int(size)
 
 
-def _kept(environment: EngineEnvironment, cache: Path) -> Path:
+def _kept_path(environment: EngineEnvironment, cache: Path) -> Path:
     target = environment.directory(cache)
     return target.with_name(f".{target.name}.kept")
 
@@ -203,13 +203,14 @@ def _kept(environment: EngineEnvironment, cache: Path) -> Path:
 # --- Before: may it be installed here?
 
 
-def _fits(environment: EngineEnvironment) -> None:
+def _check_machine(environment: EngineEnvironment) -> None:
     (first, last), here = environment.pythons, sys.version_info[:2]
     if not first <= here <= last:
         what = f"{environment.name} {environment.version}"
         raise CannotFetch(
-            f"{what} has packages for Python {_dotted(first)} to {_dotted(last)}, "
-            f"and this is {_dotted(here)}: set up Madoguchi with one of those (PYTHON=python{_dotted(last)} make run)."
+            f"{what} has packages for Python {_format_version(first)} to {_format_version(last)}, and this is"
+            f" {_format_version(here)}: set up Madoguchi with one of those"
+            f" (PYTHON=python{_format_version(last)} make run)."
         )
     if sys.platform != "linux":
         raise CannotFetch(f"{environment.name} {environment.version} has packages for Linux only.")
@@ -217,12 +218,12 @@ def _fits(environment: EngineEnvironment) -> None:
         raise CannotFetch(f"{environment.name} is compiled here: install a C++ compiler first (apt-get install g++).")
 
 
-def _dotted(version: tuple[int, ...]) -> str:
+def _format_version(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def _room(environment: EngineEnvironment, cache: Path, packages: Path) -> None:
-    there = wheelhouse.megabytes(packages)
+def _check_room(environment: EngineEnvironment, cache: Path, packages: Path) -> None:
+    there = wheelhouse.count_megabytes(packages)
     needed = environment.disk + max(0, environment.megabytes - there)
     free = shutil.disk_usage(packages.parent if packages.exists() else cache).free // wheelhouse.MB
     if free < needed:
@@ -256,7 +257,7 @@ def _gather(environment: EngineEnvironment, packages: Path, kept: Path, say: Rep
     except CannotFetch as error:
         hint = environment.where if any(pin.split("+")[0] in str(error) for pin in environment.unchecked) else ""
         raise CannotFetch(f"{error} {hint}".strip()) from error
-    if sources and sources != list(wheelhouse.held(packages, sources)):
+    if sources and sources != list(wheelhouse.find_packages(packages, sources)):
         tools = kept / "tools"
         shutil.rmtree(tools, ignore_errors=True)
         _make_venv(tools)
@@ -268,7 +269,7 @@ def _gather(environment: EngineEnvironment, packages: Path, kept: Path, say: Rep
 # --- Installing
 
 
-def _environment(environment: EngineEnvironment, packages: Path, workspace: Path, say: Report) -> Path:
+def _create_environment(environment: EngineEnvironment, packages: Path, workspace: Path, say: Report) -> Path:
     made = workspace / "environment"
     _make_venv(made)
     wanted = [pin for pin in environment.packages() if pin.name != environment.source]
@@ -304,19 +305,19 @@ def _install(made: Path, packages: Path, wanted: Sequence[Pin], say: Report) -> 
         text=True,
     )
     try:
-        errors = _told(process, made, len(wanted), say)
+        errors = _follow_pip(process, made, len(wanted), say)
     finally:
         process.kill()
         process.wait()
     if process.returncode:
-        raise CannotFetch(f"pip could not install what {packages} holds: {wheelhouse.reason(errors)}")
+        raise CannotFetch(f"pip could not install what {packages} holds: {wheelhouse.read_reason(errors)}")
 
 
-def _told(process: "subprocess.Popen[str]", made: Path, total: int, say: Report) -> str:
+def _follow_pip(process: "subprocess.Popen[str]", made: Path, total: int, say: Report) -> str:
     """Wait for pip, saying every few seconds how far it is; what it wrote on stderr."""
     while True:
         try:
-            return process.communicate(timeout=wheelhouse.TELL_EVERY)[1]
+            return process.communicate(timeout=wheelhouse.REPORT_EVERY)[1]
         except subprocess.TimeoutExpired:
             done = len(list(made.glob("lib/python*/site-packages/*.dist-info")))
             say(f"unpacked {done} of {total} packages")

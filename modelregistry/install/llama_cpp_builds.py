@@ -15,7 +15,7 @@ from pathlib import Path
 from modelregistry.install.build_cache import CannotFetch, Report
 from modelregistry.install.wheelhouse import PIP
 
-TELL_EVERY = 15.0  # seconds
+REPORT_EVERY = 15.0  # seconds
 STEP = re.compile(r"\[(\d+)/(\d+)\] ")  # ninja's
 # Static, so that the program can be moved; neither its own pages nor what would fetch them from the internet.
 SERVER_OPTIONS = (
@@ -53,17 +53,17 @@ class Build:
         ):
             assert process.stdout
             try:
-                told = time.monotonic()
+                reported_at = time.monotonic()
                 for line in process.stdout:
                     written.write(line)
-                    if (step := STEP.search(line)) and time.monotonic() >= told + TELL_EVERY:
+                    if (step := STEP.search(line)) and time.monotonic() >= reported_at + REPORT_EVERY:
                         self.say(f"compiled {step[1]} of {step[2]} files")
-                        told = time.monotonic()
+                        reported_at = time.monotonic()
             except BaseException:
                 process.terminate()
                 raise
         if process.returncode:
-            raise CannotFetch(f"compiling failed; {log} ends with: {_end(log)}")
+            raise CannotFetch(f"compiling failed; {log} ends with: {_last_lines(log)}")
 
     def unpacked(self) -> Path:
         """Return the source's directory, unpacked once: newer files would be compiled again."""
@@ -83,7 +83,7 @@ class Build:
         return target
 
 
-def _end(log: Path) -> str:
+def _last_lines(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
     telling = [line for line in lines if "error" in line.lower()]
     return " / ".join((telling or lines)[-3:])

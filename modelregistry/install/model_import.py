@@ -112,7 +112,7 @@ def find_models(root: Path) -> Listing:
         if root.is_dir():
             return _Search(root).run()
         if root.suffix == ".gguf" and root.exists():
-            places = _places(root.parent.resolve())
+            places = _allowed_places(root.parent.resolve())
             return Listing(models=[Found(form=GGUF, path=root, name=_stem(root), places=places)], notes=[])
     except OSError as error:
         raise _unreadable(error, root) from error
@@ -121,7 +121,7 @@ def find_models(root: Path) -> Listing:
     raise CannotImport(f"{root} is neither a folder nor a GGUF file.")
 
 
-def _places(root: Path) -> tuple[Path, ...]:
+def _allowed_places(root: Path) -> tuple[Path, ...]:
     """Return where links may lead: within what was named; from a snapshot of Hugging Face's cache also to its blobs."""
     caches = [one.parent for one in (root, *root.parents) if one.name == "snapshots"]
     return (root, *(cache / "blobs" for cache in caches[:1]))
@@ -147,7 +147,7 @@ class _Search:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.places = _places(root.resolve())
+        self.places = _allowed_places(root.resolve())
         self.models: list[Found] = []
         self.notes: list[str] = []
         self.seen: set[tuple[int, int]] = set()  # device and inode: links lead to the same folder twice, or round
@@ -158,7 +158,7 @@ class _Search:
         while waiting and len(self.seen) < MOST_FOLDERS:
             folder = waiting.popleft()
             try:
-                waiting += self._look(folder)
+                waiting += self._scan(folder)
             except OSError as error:
                 if folder.path == self.root:
                     raise
@@ -175,7 +175,7 @@ class _Search:
             notes.append(f"Searched {DEPTH} folders deep: for what lies deeper, name a folder further down.")
         return notes
 
-    def _look(self, folder: _Folder) -> list[_Folder]:
+    def _scan(self, folder: _Folder) -> list[_Folder]:
         """Take what lies in a folder, and return the folders in it that are still to be looked at."""
         state = folder.path.stat()
         if (state.st_dev, state.st_ino) in self.seen:
@@ -224,14 +224,14 @@ class _Search:
         A whole one comes before others.
         """
         found = [one for one in (cache / "snapshots").iterdir() if one.is_dir()]
-        found.sort(key=lambda one: (one.name == _main(cache), one.stat().st_mtime), reverse=True)
+        found.sort(key=lambda one: (one.name == _main_revision(cache), one.stat().st_mtime), reverse=True)
         whole = next((one for one in found if _looks_whole(one)), None)
         if whole and whole != found[0]:
             self.notes.append(f"{found[0]} is not whole; {whole.name} is taken instead.")
         return whole or next(iter(found), None)
 
 
-def _main(cache: Path) -> str:
+def _main_revision(cache: Path) -> str:
     """Return the revision that `main` was when the model was fetched."""
     try:
         with open_regular_file(cache / "refs" / "main") as file:
@@ -393,7 +393,7 @@ def _leads_out(path: Path, target: Path, places: tuple[Path, ...]) -> CannotImpo
 # --- Copying
 
 
-def copy_model(found: Found, models: Path, *, name: str = "", tell: ReportProgress = lambda progress: None) -> Path:
+def copy_model(found: Found, models: Path, *, name: str = "", report: ReportProgress = lambda progress: None) -> Path:
     """Copy a model into a folder of its own below `models`; the path that its engine is to be given.
 
     Goes on with what an earlier try left. Blocks for as long as it takes. Raises CannotImport.
@@ -409,14 +409,14 @@ def copy_model(found: Found, models: Path, *, name: str = "", tell: ReportProgre
         raise CannotImport(f"{found.path} holds no files.")
     try:
         models.mkdir(parents=True, exist_ok=True)
-        with _alone(models / f".{name}.lock"):
+        with _lock(models / f".{name}.lock"):
             if os.path.lexists(target):
                 raise CannotImport(f"{target} is there already: remove it, or give another name (--as NAME).")
             workspace = models / f".{name}.part"
             if workspace.is_symlink():
                 raise CannotImport(f"{workspace} is a link, which no import made: remove it.")
             workspace.mkdir(exist_ok=True)
-            _Copy(workspace, files, found.places, tell).run()
+            _Copy(workspace, files, found.places, report).run()
             workspace.rename(target)
             _flush(models)
     except OSError as error:
@@ -429,12 +429,12 @@ class _Copy:
     """One run. `known`: of each file, size and time of its source, and how far it is on disk: bytes, their SHA-256."""
 
     def __init__(
-        self, workspace: Path, files: Mapping[str, Path], places: tuple[Path, ...], tell: ReportProgress
+        self, workspace: Path, files: Mapping[str, Path], places: tuple[Path, ...], report: ReportProgress
     ) -> None:
         self.workspace = workspace
         self.files = files
         self.places = places
-        self.tell = tell
+        self.report = report
         self.journal = workspace / ".journal"
         self.known = _read(self.journal)
         self.sizes = {name: path.stat().st_size for name, path in files.items()}
@@ -445,7 +445,7 @@ class _Copy:
         self._forget_what_is_no_part()
         before, sums = 0, {}
         for name, source in self.files.items():
-            sums[name] = self._one(name, source, before)
+            sums[name] = self._copy_file(name, source, before)
             before += self.sizes[name]
         for name, expected in sums.items():
             self._compare(name, expected)
@@ -473,14 +473,14 @@ class _Copy:
             elif name not in folders:
                 path.rmdir()
 
-    def _one(self, name: str, source: Path, before: int) -> str:
+    def _copy_file(self, name: str, source: Path, before: int) -> str:
         """Copy what is missing of a file; the SHA-256 of the source."""
         target = self.workspace / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with _open_within(source, self.places) as reading, target.open("ab+") as writing:
             seen = os.fstat(reading.fileno())
             identity = [seen.st_size, seen.st_mtime_ns]
-            digest, done = self._kept(name, writing, identity)
+            digest, done = self._read_kept(name, writing, identity)
             writing.truncate(done)
             reading.seek(done)
             writing.seek(done)
@@ -489,7 +489,7 @@ class _Copy:
                 writing.write(piece)
                 digest.update(piece)
                 done += len(piece)
-                self.tell(Progress(file=name, done=before + done, total=self.total))
+                self.report(Progress(file=name, done=before + done, total=self.total))
                 if done - saved >= SAVED_EVERY:
                     self._save(name, writing, identity, done, digest.hexdigest())
                     saved = done
@@ -497,12 +497,12 @@ class _Copy:
             if [after.st_size, after.st_mtime_ns] != identity or done != seen.st_size:
                 raise CannotImport(f"{source} changed while it was copied: run it again when it is complete.")
             self._save(name, writing, identity, done, digest.hexdigest())
-        told = source.resolve().name
-        if _BLOB.fullmatch(told) and told != digest.hexdigest():
+        blob = source.resolve().name
+        if _BLOB.fullmatch(blob) and blob != digest.hexdigest():
             raise CannotImport(f"{source} is damaged: its SHA-256 is not the one that it is called by. Fetch it again.")
         return str(digest.hexdigest())
 
-    def _kept(self, name: str, file: BinaryIO, identity: list[int]) -> tuple[Any, int]:
+    def _read_kept(self, name: str, file: BinaryIO, identity: list[int]) -> tuple[Any, int]:
         """Return the digest and the length of what an earlier try brought.
 
         If it is of this source and still as it was.
@@ -572,7 +572,7 @@ def _flush(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     # Never through a link: it would empty or make a file elsewhere.
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
         try:

@@ -35,7 +35,7 @@ from modelregistry.install.build_cache import CannotFetch, Report
 
 # An index rarely gives one connection all that the line can carry.
 AT_A_TIME = 4
-TELL_EVERY = 5.0  # seconds between two lines on how far it is
+REPORT_EVERY = 5.0  # seconds between two lines on how far it is
 PARTS = ".parts"  # in a folder: what is not whole yet
 MB = 1_000_000
 # No cache of pip's own: the result is kept in ours.
@@ -55,14 +55,14 @@ class Pin:
         return f"{self.name}=={self.version}"
 
 
-def pins(lock: str) -> list[Pin]:
+def read_pins(lock: str) -> list[Pin]:
     """Return what a lock (requirements with hashes) asks for on this machine and for this Python."""
     text = re.sub(r"^\s*#.*$", "", lock, flags=re.MULTILINE).replace("\\\n", " ")
-    made = [_pin(line.strip()) for line in text.splitlines() if line.strip()]
+    made = [_parse_pin(line.strip()) for line in text.splitlines() if line.strip()]
     return [pin for pin in made if pin]
 
 
-def _pin(line: str) -> Pin | None:
+def _parse_pin(line: str) -> Pin | None:
     words, *options = re.split(r"\s--hash=sha256:", line)
     requirement = Requirement(words)
     [exact] = requirement.specifier
@@ -72,12 +72,12 @@ def _pin(line: str) -> Pin | None:
     return Pin(canonicalize_name(requirement.name), Version(exact.version), hashes, line)
 
 
-def held(folder: Path, wanted: Sequence[Pin]) -> dict[Pin, Path]:
+def find_packages(folder: Path, wanted: Sequence[Pin]) -> dict[Pin, Path]:
     """Return the file of each pin that the folder has, with a right hash and fit for this machine. Reads them whole."""
     files: dict[tuple[str, Version], list[Path]] = {}
     fits = frozenset(sys_tags())
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_file() and (package := _package(path.name, fits)):
+        if path.is_file() and (package := _parse_package(path.name, fits)):
             files.setdefault(package, []).append(path)
     found = {}
     for pin in wanted:
@@ -87,7 +87,7 @@ def held(folder: Path, wanted: Sequence[Pin]) -> dict[Pin, Path]:
     return found
 
 
-def _package(name: str, fits: frozenset[object]) -> tuple[str, Version] | None:
+def _parse_package(name: str, fits: frozenset[object]) -> tuple[str, Version] | None:
     try:
         if name.endswith(".whl"):
             project, version, _, tags = parse_wheel_filename(name)
@@ -106,7 +106,7 @@ def require(folder: Path, wanted: Sequence[Pin]) -> None:
     """Raise CannotFetch that names everything the folder lacks; asks no index."""
     if not folder.is_dir():
         raise CannotFetch(f"there is no folder {folder}")
-    there = held(folder, wanted)
+    there = find_packages(folder, wanted)
     if missing := [str(pin) for pin in wanted if pin not in there]:
         raise CannotFetch(
             f"{folder} lacks {len(missing)} of {len(wanted)} packages for this machine (Python "
@@ -126,12 +126,12 @@ def fetch(folder: Path, wanted: Sequence[Pin], say: Report, *, megabytes: int, b
     folder.mkdir(parents=True, exist_ok=True)
     parts = folder / PARTS
     _salvage(folder, wanted)  # of a fetch that was killed
-    there = held(folder, wanted)
+    there = find_packages(folder, wanted)
     missing = [pin for pin in wanted if pin not in there]
     if there and missing:
         kept = sum(path.stat().st_size for path in there.values()) // MB
         say(f"kept from before: {len(there)} of {len(wanted)} packages, {kept:,} MB")
-    others = len(_packages(folder)) - len(there)
+    others = len(_list_packages(folder)) - len(there)
     # Of one pip's requirements all must have hashes, or none.
     hashed, unhashed = [pin for pin in missing if pin.hashes], [pin for pin in missing if not pin.hashes]
     shares = [*(hashed[number::AT_A_TIME] for number in range(AT_A_TIME)), unhashed]
@@ -141,10 +141,12 @@ def fetch(folder: Path, wanted: Sequence[Pin], say: Report, *, megabytes: int, b
     try:
         for download in downloads:
             download.start()
-        _follow(downloads, folder, _Progress(say, folder, total=len(wanted), others=others, megabytes=megabytes))
+        _follow_downloads(
+            downloads, folder, _Progress(say, folder, total=len(wanted), others=others, megabytes=megabytes)
+        )
     finally:
         for download in downloads:
-            download.end()
+            download.stop()
         _salvage(folder, wanted)
 
 
@@ -154,7 +156,7 @@ def _salvage(folder: Path, wanted: Sequence[Pin]) -> None:
     # The pips of a fetch that was killed may still be at it, and move what we look at.
     for directory, _, _ in list(os.walk(parts)):
         with contextlib.suppress(FileNotFoundError):
-            for pin, path in held(Path(directory), wanted).items():
+            for pin, path in find_packages(Path(directory), wanted).items():
                 if pin.hashes:
                     path.rename(folder / path.name)
     shutil.rmtree(parts, ignore_errors=True)
@@ -191,7 +193,7 @@ class _Download:
     def whole(self) -> Path:
         return self.directory / "whole"
 
-    def ended(self) -> bool:
+    def wait(self) -> bool:
         """Wait for up to a second. Raises CannotFetch."""
         assert self.process
         try:
@@ -201,21 +203,21 @@ class _Download:
         if code:
             names = list(map(str, self.pins))
             what = ", ".join(names) if len(names) < 4 else f"one of {', '.join(names[:2])} and {len(names) - 2} more"
-            why = reason((self.directory / "errors").read_text(errors="replace"))
+            why = read_reason((self.directory / "errors").read_text(errors="replace"))
             raise CannotFetch(f"pip could not get {what}: {why} Is the package index reachable?")
         return True
 
-    def end(self) -> None:
+    def stop(self) -> None:
         if self.process:
             self.process.kill()  # SIGTERM would have it clean up what is whole
             self.process.wait()
 
 
-def _follow(downloads: Sequence[_Download], folder: Path, progress: "_Progress") -> None:
+def _follow_downloads(downloads: Sequence[_Download], folder: Path, progress: "_Progress") -> None:
     running = list(downloads)
     while running:
-        progress.tell(running)
-        if running[0].ended():
+        progress.report(running)
+        if running[0].wait():
             done = running.pop(0)
             for path in done.whole.iterdir():
                 path.rename(folder / path.name)
@@ -236,35 +238,35 @@ class _Progress:
         self.megabytes = megabytes
         self.next = 0.0
 
-    def tell(self, running: Sequence[_Download]) -> None:
+    def report(self, running: Sequence[_Download]) -> None:
         if time.monotonic() < self.next:
             return
-        self.next = time.monotonic() + TELL_EVERY
-        files = _packages(self.folder)
+        self.next = time.monotonic() + REPORT_EVERY
+        files = _list_packages(self.folder)
         now = [newest.name for download in running if (newest := _newest(download.directory))]
         done = max(len({path.name for path in files}) - self.others - len(now), 0)
         fetching = f", now {', '.join(sorted(now))}" if now else ""
-        size = f"{megabytes(self.folder):,} of about {self.megabytes:,} MB"
+        size = f"{count_megabytes(self.folder):,} of about {self.megabytes:,} MB"
         self.say(f"fetched {done} of {self.total} packages, {size}{fetching}")
 
     def finish(self) -> None:
-        self.say(f"fetched {self.total} of {self.total} packages, {megabytes(self.folder):,} MB")
+        self.say(f"fetched {self.total} of {self.total} packages, {count_megabytes(self.folder):,} MB")
 
 
-def _packages(folder: Path) -> list[Path]:
+def _list_packages(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.name.endswith((".whl", ".tar.gz"))]
 
 
 def _newest(folder: Path) -> Path | None:
-    return max(_packages(folder), key=lambda path: _look(path)[0], default=None)
+    return max(_list_packages(folder), key=lambda path: _stat(path)[0], default=None)
 
 
-def megabytes(folder: Path) -> int:
+def count_megabytes(folder: Path) -> int:
     """Return all that a folder has by now, also what is on its way."""
-    return sum(_look(path)[1] for path in folder.rglob("*")) // MB
+    return sum(_stat(path)[1] for path in folder.rglob("*")) // MB
 
 
-def _look(path: Path) -> tuple[float, int]:
+def _stat(path: Path) -> tuple[float, int]:
     """Return when it was last written to, and its size; it may have been moved to its place meanwhile."""
     try:
         status = path.stat()
@@ -273,7 +275,7 @@ def _look(path: Path) -> tuple[float, int]:
     return status.st_mtime, status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def reason(errors: str) -> str:
+def read_reason(errors: str) -> str:
     """Return the last line that pip wrote, with a full stop."""
     if "DO NOT MATCH THE HASHES" in errors:
         names = re.findall(r"^\s+(\S+==\S+)", errors, re.MULTILINE)

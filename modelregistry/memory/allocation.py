@@ -225,18 +225,18 @@ def occupants(tenants: Iterable[HostedReplica], devices: Sequence[Device]) -> li
             needed=tenant.allotment.needed,
             devices=tenant.allotment.devices,
             host=tenant.allotment.prediction.host,
-            held=_held(tenant, devices),
+            held=_measure_tenant(tenant, devices),
         )
         for tenant in tenants
     ]
 
 
-def _held(tenant: HostedReplica, devices: Sequence[Device]) -> dict[int, int]:
-    processes = process.tree(tenant.run) if tenant.run else []
-    told = gpus.memory_held(devices, {who.pid for who in processes})
+def _measure_tenant(tenant: HostedReplica, devices: Sequence[Device]) -> dict[int, int]:
+    processes = process.process_tree(tenant.run) if tenant.run else []
+    on_devices = gpus.memory_held(devices, {who.pid for who in processes})
     # A driver that does not report whose memory it is (in containers): a settled engine holds what it was promised.
     promised = tenant.allotment.needed * tenant.settled
-    on_cards = {device: told.get(device, promised) for device in tenant.allotment.devices}
+    on_cards = {device: on_devices.get(device, promised) for device in tenant.allotment.devices}
     return on_cards | {gpus.RAM: estimate.measure_held(processes).fixed}
 
 
@@ -259,9 +259,9 @@ class MemoryUse:
 
 def measure_use(run: Run, devices: Sequence[int]) -> MemoryUse | None:
     """Measure what it holds on `devices` (indices; none: RAM). None: not reported by the driver. Blocks for 10 ms."""
-    processes = process.tree(run)
+    processes = process.process_tree(run)
     in_ram = estimate.measure_held(processes)
     if not devices:
         return MemoryUse(total=in_ram.taken, by_device={}, fixed=in_ram.fixed)
-    told = gpus.memory_held(gpus.list_devices(), {who.pid for who in processes})
-    return MemoryUse(total=sum(told.values()), by_device=told, fixed=in_ram.fixed) if told else None
+    on_devices = gpus.memory_held(gpus.list_devices(), {who.pid for who in processes})
+    return MemoryUse(total=sum(on_devices.values()), by_device=on_devices, fixed=in_ram.fixed) if on_devices else None

@@ -69,7 +69,7 @@ class Demand:
     def number(self, *names: str) -> int | None:
         return self.arguments.number(*names)
 
-    def says(self, *names: str) -> bool:
+    def has(self, *names: str) -> bool:
         """Return whether it was turned on, or given a value."""
         return self.arguments.flag(*names) is True
 

@@ -44,7 +44,7 @@ CACHE_TYPES: Mapping[str, float] = {
 
 def predict(facts: ModelMetadata, demand: Demand) -> Prediction:
     """Return what it takes, by the formulas alone."""
-    context, sequences = _asked(facts, demand)
+    context, sequences = _requested_context(facts, demand)
     cache = _cache(facts, demand, context, sequences)
     weights = _weights(facts, demand)
     moved = min(_kept_in_ram(facts, demand), weights * demand.tensor_parallel)
@@ -55,7 +55,7 @@ def predict(facts: ModelMetadata, demand: Demand) -> Prediction:
         cache -= off_cards
         host = HOST + moved + off_cards * demand.tensor_parallel
         host += _outputs(facts, demand, context) + _prompts_in_ram(demand)
-    copied = _copied(facts, demand)
+    copied = _copied_bytes(facts, demand)
     return make_prediction(
         weights=weights,
         cache=cache,
@@ -71,13 +71,13 @@ def predict(facts: ModelMetadata, demand: Demand) -> Prediction:
     )
 
 
-def _asked(facts: ModelMetadata, demand: Demand) -> tuple[int, int]:
+def _requested_context(facts: ModelMetadata, demand: Demand) -> tuple[int, int]:
     """Return tokens per request, and how many requests of that length are to be remembered."""
     slots = _slots(demand)
     total = demand.number("--ctx-size", "-c", "--n_ctx")
     if total is None:
         total = (demand.context or 0) * slots
-    if _unified(demand):
+    if _shares_cache(demand):
         return bounded_context(total or facts.context or 4096), 1
     return bounded_context(math.ceil(total / slots) or facts.context or 4096), max(slots, 1)
 
@@ -87,10 +87,10 @@ def _slots(demand: Demand) -> int:
     return max(demand.number("--parallel") or 0, 0) or demand.slots or DEFAULT_SLOTS
 
 
-def _unified(demand: Demand) -> bool:
+def _shares_cache(demand: Demand) -> bool:
     """Return whether all slots share one pool: so it is started when the length of a request is left open."""
-    said = demand.arguments.flag("--kv-unified")
-    return said if said is not None else demand.context is None or demand.slots == 1
+    unified = demand.arguments.flag("--kv-unified")
+    return unified if unified is not None else demand.context is None or demand.slots == 1
 
 
 # --- The cache ------------------------------------------------------------------------------------------------------
@@ -108,22 +108,22 @@ def _cache(facts: ModelMetadata, demand: Demand, context: int, sequences: int) -
 
 
 def _layer(facts: ModelMetadata, layer: Attention, demand: Demand, context: int, sequences: int) -> float:
-    tokens = sequences * _remembered(facts, layer, demand, context)
+    tokens = sequences * _remembered_tokens(facts, layer, demand, context)
     key, value = _elements(demand)
     return tokens * layer.kv_heads * (layer.key_dim * key + layer.value_dim * value)
 
 
-def _remembered(facts: ModelMetadata, layer: Attention, demand: Demand, context: int) -> int:
+def _remembered_tokens(facts: ModelMetadata, layer: Attention, demand: Demand, context: int) -> int:
     """Return tokens of one request, in this layer: no more than its window and what is computed at a time."""
-    whole = _cells(context)
-    if layer.window is None or demand.says("--swa-full") or not TRAITS[demand.launcher].windowed:
+    whole = _round_to_cells(context)
+    if layer.window is None or demand.has("--swa-full") or not TRAITS[demand.launcher].windowed:
         return whole
     sequences = demand.slots or DEFAULT_SLOTS
-    windows = layer.window * (sequences if _unified(demand) else 1)
-    return _cells(min(whole, windows + _batch(demand)))
+    windows = layer.window * (sequences if _shares_cache(demand) else 1)
+    return _round_to_cells(min(whole, windows + _batch(demand)))
 
 
-def _cells(tokens: int) -> int:
+def _round_to_cells(tokens: int) -> int:
     return math.ceil(tokens / CELLS) * CELLS
 
 
@@ -157,7 +157,7 @@ def _kept_in_ram(facts: ModelMetadata, demand: Demand) -> int:
     """Return bytes of the whole model's weights that the operator keeps off the cards."""
     if demand.kind == "ram":
         return 0
-    experts = len(facts.experts) if demand.says("--cpu-moe") else max(demand.number("--n-cpu-moe") or 0, 0)
+    experts = len(facts.experts) if demand.has("--cpu-moe") else max(demand.number("--n-cpu-moe") or 0, 0)
     return sum(facts.experts[:experts])
 
 
@@ -176,8 +176,8 @@ def _overhead(facts: ModelMetadata, demand: Demand, context: int) -> int:
     bits, and its mask over the context in 16 bits. Measured with 384 to 1,536 numbers; see tests/bench/RESULTS.md.
     """
     hidden, vocabulary = facts.hidden or 4096, facts.vocabulary or 128_000
-    batch = min(_batch(demand), _cells(context))
-    compute = batch * (hidden * 4 * 15 + _cells(context) * 2)
+    batch = min(_batch(demand), _round_to_cells(context))
+    compute = batch * (hidden * 4 * 15 + _round_to_cells(context) * 2)
     if demand.kind == "gpu":
         # There all of it is taken at the start, and the same place holds the logits of a whole micro-batch (published
         # logs say 258 MiB for Llama 3 8B; 512 × 128,256 numbers are 250).
@@ -195,12 +195,12 @@ def _outputs(facts: ModelMetadata, demand: Demand, context: int) -> int:
     """
     slots, batch = _slots(demand), _batch(demand)
     rows = slots if demand.task == "chat" else min(batch, context * slots)
-    if demand.says("--logits_all"):  # of llama-cpp-python: those of a batch, and its own copy of the whole context's
+    if demand.has("--logits_all"):  # of llama-cpp-python: those of a batch, and its own copy of the whole context's
         rows = batch + context
     return rows * (facts.vocabulary or 128_000) * 4
 
 
-def _copied(facts: ModelMetadata, demand: Demand) -> int:
+def _copied_bytes(facts: ModelMetadata, demand: Demand) -> int:
     """Return bytes of weights that llama.cpp copies on CPUs: some quantisations get another layout there."""
     if demand.kind == "gpu" or not facts.quantisation.startswith(REPACKED):
         return 0

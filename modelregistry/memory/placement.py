@@ -146,14 +146,14 @@ def find_place(
         raise NoRoom(prediction, [short], in_ram=True)
     rooms = [free_room(device, shares) for device in devices if device.kind == demand.kind]
     candidates = _candidates(rooms, prediction, gpus) if demand.kind == "gpu" else rooms
-    chosen = _best(candidates, prediction)
+    chosen = _choose_devices(candidates, prediction)
     if chosen is None and not overcommit:
         fits, sequences = _what_would_fit(prediction, demand, candidates, facts)
         raise NoRoom(prediction, candidates, fits=fits, sequences=sequences)
     forced = chosen is None or short is not None
     if chosen is None:
         chosen = sorted(candidates, key=lambda one: -one.free)[: prediction.devices]
-    granted = _granted(prediction, chosen)
+    granted = _grant_cache(prediction, chosen)
     total = min((one.total for one in chosen), default=0)
     return Placement(
         devices=tuple(sorted(one.device for one in chosen if one.device != RAM)),
@@ -187,7 +187,7 @@ def _candidates(rooms: Sequence[Room], prediction: Prediction, gpus: Sequence[in
     return [there[index] for index in dict.fromkeys(gpus)] if gpus else list(rooms)
 
 
-def _best(rooms: Sequence[Room], need: Prediction) -> list[Room] | None:
+def _choose_devices(rooms: Sequence[Room], need: Prediction) -> list[Room] | None:
     """Return the best devices for it; None: no room, not even with the least cache."""
     for least in (False, True):
         wanted = need.total - (need.cache - need.cache_least if least else 0) - need.droppable
@@ -200,7 +200,7 @@ def _best(rooms: Sequence[Room], need: Prediction) -> list[Room] | None:
     return None
 
 
-def _granted(need: Prediction, rooms: Sequence[Room]) -> Prediction:
+def _grant_cache(need: Prediction, rooms: Sequence[Room]) -> Prediction:
     """Return it with the cache that there is room for, between the least and what is wanted."""
     free = min((one.free for one in rooms), default=0)
     cache = min(need.cache, max(need.cache_least, free - (need.total - need.cache)))
@@ -239,11 +239,11 @@ def _what_would_fit(
         return predict(facts, replace(demand, context=context, slots=slots)).cache_least <= spare
 
     # Contexts that an operator might choose are multiples of CONTEXT_STEP.
-    steps = _largest(lambda count: fits(count * CONTEXT_STEP, demand.slots), (need.context - 1) // CONTEXT_STEP)
-    return steps * CONTEXT_STEP, _largest(lambda slots: fits(need.context, slots), need.sequences - 1)
+    steps = _find_largest(lambda count: fits(count * CONTEXT_STEP, demand.slots), (need.context - 1) // CONTEXT_STEP)
+    return steps * CONTEXT_STEP, _find_largest(lambda slots: fits(need.context, slots), need.sequences - 1)
 
 
-def _largest(fits: Callable[[int], bool], most: int) -> int:
+def _find_largest(fits: Callable[[int], bool], most: int) -> int:
     """Return the largest number from 1 to `most` that fits, where a larger one takes more; 0: none.
 
     By bisection: each question plans a whole cache (0.3 ms), and a context of 10 million tokens has 10,000 steps.
@@ -344,7 +344,7 @@ def shares_of(name: str, found: Placement, held: dict[int, int] | None = None) -
     ]
 
 
-def beside(new: Candidate, others: Sequence[Candidate], devices: Sequence[Device]) -> dict[str, bool]:
+def fits_beside(new: Candidate, others: Sequence[Candidate], devices: Sequence[Device]) -> dict[str, bool]:
     """Return for each of the others whether the new one fits on the host together with it alone."""
     return {other.name: fits_together([new, other], devices) for other in others}
 

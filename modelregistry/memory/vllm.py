@@ -56,7 +56,7 @@ def predict(facts: ModelMetadata, demand: Demand) -> Prediction:
         sequences=sequences,
         batch=_batch(facts, demand, context),
         parallel=parallel,
-        apart=_apart(demand),
+        apart=_outside_fraction(demand),
         host=_host(facts, demand, weights, moved) if demand.kind == "gpu" else 0,
         read=facts.weight_bytes,
         open=bool(facts.missing),
@@ -84,7 +84,7 @@ def _cache(facts: ModelMetadata, demand: Demand, context: int, sequences: int) -
     usual = cache_setting(facts, demand, context)
     plan = vllm_cache.plan_cache(facts, usual)
     plans = [plan]
-    if not facts.states and not demand.says("--block-size"):
+    if not facts.states and not demand.has("--block-size"):
         # Which kernel computes depends on the card and on vLLM's version: so that it may also be one with large blocks.
         plans.append(vllm_cache.plan_cache(facts, replace(usual, block=vllm_cache.LARGE_BLOCK)))
     parallel = _parallel(facts, demand, context)
@@ -152,9 +152,9 @@ def _batch(facts: ModelMetadata, demand: Demand, context: int) -> int:
 
 def _weights(facts: ModelMetadata, demand: Demand) -> int:
     """Return bytes on each device."""
-    guesses = demand.says("--speculative-config") or demand.says("--spec-method")
+    guesses = demand.has("--speculative-config") or demand.has("--spec-method")
     unused = 0 if guesses or not facts.weight_bytes else facts.unused_weight_bytes / facts.weight_bytes
-    return math.ceil(_as_loaded(facts, demand) * (1 - unused) / demand.tensor_parallel)
+    return math.ceil(_loaded_weights(facts, demand) * (1 - unused) / demand.tensor_parallel)
 
 
 def _kept_in_ram(demand: Demand) -> int:
@@ -170,15 +170,15 @@ def _host(facts: ModelMetadata, demand: Demand, weights: int, moved: int) -> int
 
     `weights`: on each card. Files are mapped and read through; only pickles are held while they load, one at a time.
     """
-    cards, said = demand.tensor_parallel, demand.arguments
-    room = int(((said.decimal("--swap-space") or 0) * cards + (said.decimal("--kv-offloading-size") or 0)) * GIB)
+    cards, parsed = demand.tensor_parallel, demand.arguments
+    room = int(((parsed.decimal("--swap-space") or 0) * cards + (parsed.decimal("--kv-offloading-size") or 0)) * GIB)
     # Asleep (level 1) its weights lie in RAM.
-    asleep = weights * cards if demand.says("--enable-sleep-mode") else 0
+    asleep = weights * cards if demand.has("--enable-sleep-mode") else 0
     pickled = facts.weight_bytes // max(facts.files, 1) if "pickle" in facts.risks else 0
     return HOST + HOST_WORKER * cards + moved + room + max(asleep, pickled)
 
 
-def _as_loaded(facts: ModelMetadata, demand: Demand) -> float:
+def _loaded_weights(facts: ModelMetadata, demand: Demand) -> float:
     """Return bytes of the weights once loaded: in 16 bits unless arguments say otherwise, or made smaller meanwhile."""
     halved = {"F32": 0.5}.get(facts.quantisation, 1.0)
     kind = demand.argument("--dtype")
@@ -192,7 +192,7 @@ def _as_loaded(facts: ModelMetadata, demand: Demand) -> float:
     return embedding + (size - embedding) * smaller
 
 
-def _apart(demand: Demand) -> int:
+def _outside_fraction(demand: Demand) -> int:
     if demand.kind == "ram":
         return 0
     return CUDA_CONTEXT + (LINKS if demand.tensor_parallel > 1 else 0)
@@ -209,7 +209,7 @@ def _overhead(facts: ModelMetadata, demand: Demand, context: int) -> int:
     hidden, vocabulary = facts.hidden or 4096, facts.vocabulary or 128_000
     batch = _batch(facts, demand, context) * hidden * 2 * 12
     logits = _parallel(facts, demand, context) * vocabulary * 4 * 2 if demand.task == "chat" else 0
-    compiled = not demand.says("--enforce-eager")
+    compiled = not demand.has("--enforce-eager")
     if demand.kind == "ram":
         return CPU_PROCESSES + (CPU_COMPILER if compiled else 0)
-    return _apart(demand) + (GRAPHS if compiled else 0) + batch + logits
+    return _outside_fraction(demand) + (GRAPHS if compiled else 0) + batch + logits

@@ -153,7 +153,7 @@ def _layers(facts: ModelMetadata, setting: CacheSetting) -> list[_Layer]:
         block = V4_BLOCK
     if facts.states and facts.attention:
         block = _block_beside_states(facts, setting, max(setting.block, HYBRID_LATENT_BLOCK if latent else 0))
-    found = [_attending(layer, setting, block) for layer in facts.attention]
+    found = [_attention_layer(layer, setting, block) for layer in facts.attention]
     largest = max((layer.page for layer in found), default=0)
     for state in facts.states:
         page = max(_state(state, setting), largest if facts.attention else 0)
@@ -168,7 +168,7 @@ def _block_beside_states(facts: ModelMetadata, setting: CacheSetting, step: int)
     return step * max(1, ceil(state / (step * token)))
 
 
-def _attending(layer: Attention, setting: CacheSetting, block: int) -> _Layer:
+def _attention_layer(layer: Attention, setting: CacheSetting, block: int) -> _Layer:
     entry = _entry(layer, setting)
     if layer.kind == "partial":
         block = V4_PARTIAL.get(layer.window or 0, 8)
@@ -201,15 +201,15 @@ def _groups(layers: Sequence[_Layer]) -> list[list[_Layer]]:
     if len({(layer.window, layer.kind if layer.window else "", layer.state, layer.tokens) for layer in layers}) == 1:
         return [list(layers)]
     if any(layer.kind == "partial" for layer in layers):
-        return _packed(layers)
-    alike = _alike(_of_one_size(layers))
+        return _pack_layers(layers)
+    alike = _group_alike(_of_one_size(layers))
     smallest, largest = min(map(len, alike)), max(map(len, alike))
     size = largest if largest < smallest * UNEVEN else smallest
     # A group that is not full wastes its places.
-    return [(part * size)[:size] for bucket in alike for part in _dealt(bucket, -(-len(bucket) // size))]
+    return [(part * size)[:size] for bucket in alike for part in _deal(bucket, -(-len(bucket) // size))]
 
 
-def _packed(layers: Sequence[_Layer]) -> list[list[_Layer]]:
+def _pack_layers(layers: Sequence[_Layer]) -> list[list[_Layer]]:
     """Group pages that differ and are packed one behind the other (DeepSeek V4, _get_packed_kv_cache_groups).
 
     A group of each kind; those with pages of one size are dealt out into groups no longer than the longest with
@@ -224,7 +224,7 @@ def _packed(layers: Sequence[_Layer]) -> list[list[_Layer]]:
     found = []
     for kind in kinds.values():
         count = -(-len(kind) // longest) if longest and len(set(kind)) == 1 else 1
-        found += _dealt(kind, count)
+        found += _deal(kind, count)
     return found
 
 
@@ -243,12 +243,12 @@ def _of_one_size(layers: Sequence[_Layer]) -> list[_Layer]:
     ]
 
 
-def _alike(layers: Iterable[_Layer]) -> list[list[_Layer]]:
+def _group_alike(layers: Iterable[_Layer]) -> list[list[_Layer]]:
     found: dict[_Layer, list[_Layer]] = {}
     for layer in layers:
         found.setdefault(layer, []).append(layer)
     return list(found.values())
 
 
-def _dealt(bucket: list[_Layer], count: int) -> list[list[_Layer]]:
+def _deal(bucket: list[_Layer], count: int) -> list[list[_Layer]]:
     return [bucket[start::count] for start in range(count)]

@@ -85,7 +85,9 @@ def visible_devices(found: Sequence[Device], variable: str | None) -> list[Devic
         return list(found)
     left = []
     for word in filter(None, (word.strip() for word in variable.split(","))):
-        match = [each for each in found if each.kind == "gpu" and (word == str(each.index) or _names(word, each.uuid))]
+        match = [
+            each for each in found if each.kind == "gpu" and (word == str(each.index) or _is_prefix_of(word, each.uuid))
+        ]
         if not match:
             break
         left.append(match[0])
@@ -99,7 +101,7 @@ def cuda_names(found: Iterable[Device], indices: Collection[int]) -> tuple[str, 
     return tuple(card.uuid if divided else str(card.index) for card in cards if card.index in indices)
 
 
-def _names(word: str, uuid: str) -> bool:
+def _is_prefix_of(word: str, uuid: str) -> bool:
     return word.startswith(("GPU-", "MIG-")) and uuid.startswith(word)
 
 

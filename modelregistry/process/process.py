@@ -146,7 +146,7 @@ class Runs:
         """Delete the directory of an ended run, log and all."""
         shutil.rmtree(run.directory, ignore_errors=True)
 
-    def strays(self) -> list[Identity]:
+    def find_strays(self) -> list[Identity]:
         """Return living processes that were started below this root and have no living shim."""
         runs = self.all()
         answered = {str(run.directory) for run in runs if life_of(run) in (Life.RUNNING, Life.ENDING)}
@@ -213,7 +213,7 @@ def kill_leftovers(run: Run) -> bool:
     """
 
     def are_none_left() -> bool:
-        left = leftovers(run)
+        left = find_leftovers(run)
         if left and run.group:
             shim.kill_group(run.group)
         for who in left:
@@ -232,7 +232,7 @@ def kill(strays: Iterable[Identity]) -> None:
         shim.send_signal(who, signal.SIGKILL)
 
 
-def leftovers(run: Run) -> list[Identity]:
+def find_leftovers(run: Run) -> list[Identity]:
     """Return the living processes that carry this run's mark or are in its cgroup: all except the shim."""
     return leftovers_of([run])[run.run_id]
 
@@ -246,14 +246,14 @@ def leftovers_of(runs: Sequence[Run]) -> dict[str, list[Identity]]:
     return {run.run_id: sorted(found[str(run.directory)]) for run in runs}
 
 
-def tree(run: Run) -> list[Identity]:
+def process_tree(run: Run) -> list[Identity]:
     """Return the living processes below this run's shim, without the shim itself."""
     return shim.descendants(run.shim.pid) if run.of_this_boot and shim.is_alive(run.shim) else []
 
 
 def cpu_seconds(run: Run) -> float:
     """Return the CPU time that the living processes of a run have used."""
-    ticks = sum(found.ticks for who in tree(run) if (found := shim.read_stat(who.pid)))
+    ticks = sum(found.ticks for who in process_tree(run) if (found := shim.read_stat(who.pid)))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -16,9 +16,9 @@ def stop_and_release(run: Run, *, grace: float, devices: Callable[[], Sequence[D
 
     Blocks for as long as `process.stop`, and BACK_WITHIN at most.
     """
-    pids = {who.pid for who in process.tree(run)} | {who.pid for who in process.leftovers(run)}
+    pids = {who.pid for who in process.process_tree(run)} | {who.pid for who in process.find_leftovers(run)}
     if not process.stop(run, grace=grace):
-        left = [f"{who.pid} ({shim.process_name(who.pid)})" for who in process.leftovers(run)]
+        left = [f"{who.pid} ({shim.process_name(who.pid)})" for who in process.find_leftovers(run)]
         return f"processes that cannot be stopped: {', '.join(left)}"
     return _find_unreleased(pids, devices)
 

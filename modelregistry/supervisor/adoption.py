@@ -35,7 +35,7 @@ def adopt_runs(
     Kills processes of ours that belong to no living shim, and stops the older of two engines of one replica. Deletes
     the runs of models that are gone.
     """
-    process.kill(runs.strays())
+    process.kill(runs.find_strays())
     latest: dict[ReplicaKey, Run] = {}
     for run in runs.all():
         key = metadata_of(run).key

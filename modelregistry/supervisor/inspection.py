@@ -61,12 +61,12 @@ class Inspector:
         installed = programs.all_installed(self.cache)
         runs = self.runs.all()
         remains = process.leftovers_of(runs)
-        ours = {who.pid for who in _ours(runs, remains)}
+        ours = {who.pid for who in _own_processes(runs, remains)}
         problems = [
             *disk_problems([self.runs.root, self.cache]),
             *self._clock_problems(time.time(), time.monotonic()),
-            *self._leftovers(runs, remains),
-            *self._ghosts(devices, ours),
+            *self._report_leftovers(runs, remains),
+            *self._report_ghosts(devices, ours),
         ]
         return Inspection(
             devices=[asdict(device) for device in devices],
@@ -83,14 +83,14 @@ class Inspector:
         jump = (wall - before[0]) - (monotonic - before[1])
         return [{"code": "clock-jumped", "detail": f"{jump:+.0f} s"}] if abs(jump) > JUMP else []
 
-    def _leftovers(self, runs: Sequence[Run], remains: Remains) -> list[dict[str, str]]:
+    def _report_leftovers(self, runs: Sequence[Run], remains: Remains) -> list[dict[str, str]]:
         """Report processes left from ended runs, seen at two inspections: just killed ones may still be going."""
         over = [run for run in runs if process.life_of(run) in (Life.ENDED, Life.LOST)]
         before, self.left = self.left, {who for run in over for who in remains[run.run_id]}
         stay = [f"{who.pid} ({shim.process_name(who.pid)})" for who in sorted(before & self.left)]
         return [{"code": "remains", "detail": ", ".join(stay)}] if stay else []
 
-    def _ghosts(self, devices: Sequence[gpus.Device], ours: Collection[int]) -> list[dict[str, str]]:
+    def _report_ghosts(self, devices: Sequence[gpus.Device], ours: Collection[int]) -> list[dict[str, str]]:
         """Report memory of a GPU that the driver still counts for processes of ours that are gone."""
         self.were_ours = {pid for pid in self.were_ours if shim.identify(pid) is None} | set(ours)
         held = gpus.memory_held(devices, self.were_ours - set(ours))
@@ -99,11 +99,11 @@ class Inspector:
         ]
 
 
-def _ours(runs: Iterable[Run], remains: Remains) -> Iterator[Identity]:
+def _own_processes(runs: Iterable[Run], remains: Remains) -> Iterator[Identity]:
     for run in runs:
         if process.life_of(run) in (Life.RUNNING, Life.ENDING):
             yield run.shim
-            yield from process.tree(run)
+            yield from process.process_tree(run)
         yield from remains[run.run_id]
 
 
@@ -114,7 +114,7 @@ def find_strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: 
     on_gpus = {stranger.pid for stranger in found}
     has_gpus = any(device.kind == "gpu" for device in devices)
     for pid in shim.list_processes():
-        resident = _resident(pid)
+        resident = _resident_bytes(pid)
         named = pid in marks or (not has_gpus and resident >= LARGE)
         if resident and named and pid not in on_gpus and pid not in ours:
             found.append(gpus.Stranger(pid=pid, name=shim.process_name(pid), device=gpus.RAM, bytes=resident))
@@ -140,7 +140,7 @@ def _installation(mark: str) -> str:
     return str(Path(mark).parent.parent.parent) if mark else ""
 
 
-def _resident(pid: int) -> int:
+def _resident_bytes(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, LookupError):

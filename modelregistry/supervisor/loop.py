@@ -447,8 +447,8 @@ class Supervisor:
         if any(one.state == PROVEN and one.stamp == replica.stamp for one in mine):
             return True
         answer = await probe.ask_sample(self.client, replica.target)
-        before = version_trials.reference(known, replica.launcher)
-        if replica.trial and (other := version_trials.difference(before, answer)):
+        before = version_trials.find_reference(known, replica.launcher)
+        if replica.trial and (other := version_trials.explain_difference(before, answer)):
             reason = f"{replica.launcher} {replica.installed} {other}"
             replica.engine_task = self._create_task(replica, "engine_task", self._fail_replica(replica, reason))
             return False

@@ -169,7 +169,7 @@ def unassigned_models() -> dict[int, Unassigned]:
     return found
 
 
-def bidders() -> set[int]:
+def bidding_hosts() -> set[int]:
     """Return the hosts that could take a model: not in maintenance, and with a recent heartbeat."""
     now, stale = database_now(), timedelta(seconds=STALE_AFTER)
     alive = Host.objects.filter(maintenance=False, seen_at__gte=now - stale, seen_at__lte=now + stale)

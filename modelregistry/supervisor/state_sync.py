@@ -172,7 +172,7 @@ class StateSync:
 
     async def living_hosts(self) -> set[int]:
         # It knows its own state better than its row does, which may be late.
-        others = await self.database.run(repository.bidders) - {self.host.id}
+        others = await self.database.run(repository.bidding_hosts) - {self.host.id}
         return others if self.maintenance else others | {self.host.id}
 
     async def place_bids(self, offers: Mapping[int, Offer]) -> None:

@@ -242,13 +242,13 @@ async def _taken(combination: Combination, workspace: Path) -> Taken:
     )
     try:
         await _answers(run, label)
-        first = estimate.measure_held(process.tree(run)).taken
+        first = estimate.measure_held(process.process_tree(run)).taken
         await _works(label, spec)
         return Taken(
             combination=combination,
             allotment=allotted,
             first=first,
-            worked=estimate.measure_held(process.tree(run)).taken,
+            worked=estimate.measure_held(process.process_tree(run)).taken,
         )
     finally:
         process.stop(run, grace=house.stop_grace)

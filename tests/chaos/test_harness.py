@@ -44,7 +44,7 @@ def start(census, run_id="run"):
         env={"LLAMA_API_KEY": "k"},
     )
     run = census.runs.start(run_id, command, label=LABEL, grace=1)
-    until(lambda: len(process.tree(run)) == 3)
+    until(lambda: len(process.process_tree(run)) == 3)
     return run
 
 

@@ -73,7 +73,7 @@ class Site:
         """Return the processes of every engine that was ever started here, with shims and children."""
         runs = self.runs.all()
         shims = [run.shim.pid for run in runs if process.life_of(run) in (process.Life.RUNNING, process.Life.ENDING)]
-        return shims + [who.pid for run in runs for who in process.leftovers(run)]
+        return shims + [who.pid for run in runs for who in process.find_leftovers(run)]
 
     def close(self) -> None:
         for supervisor in self.processes:

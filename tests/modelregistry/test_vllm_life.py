@@ -70,7 +70,7 @@ def name(who: shim.Identity) -> str:
 
 
 def part(run: process.Run, word: str) -> shim.Identity:
-    return until(lambda: next((who for who in process.tree(run) if word in name(who)), None), 20)
+    return until(lambda: next((who for who in process.process_tree(run) if word in name(who)), None), 20)
 
 
 def dead(everybody: list[shim.Identity]) -> bool:
@@ -78,10 +78,10 @@ def dead(everybody: list[shim.Identity]) -> bool:
 
 
 def everybody(run: process.Run) -> list[shim.Identity]:
-    tree = process.tree(run)
+    tree = process.process_tree(run)
     # The API server, its EngineCore and a resource tracker at least.
     assert len(tree) >= 3, [name(who) for who in tree]
-    assert {who.pid for who in process.leftovers(run)} == {who.pid for who in tree}
+    assert {who.pid for who in process.find_leftovers(run)} == {who.pid for who in tree}
     return [run.shim, *tree]
 
 

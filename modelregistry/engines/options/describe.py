@@ -21,7 +21,7 @@ class Described(Exception):
     """Carries the parser out of a program that would go on and serve."""
 
 
-def vllm() -> argparse.ArgumentParser:
+def vllm_parser() -> argparse.ArgumentParser:
     serve = import_module("vllm.entrypoints.cli.serve")
     try:
         utils = import_module("vllm.utils.argparse_utils")
@@ -34,10 +34,10 @@ def vllm() -> argparse.ArgumentParser:
 
 def llama_cpp_python() -> argparse.ArgumentParser:
     # Its module makes the parser and at once serves by what that read.
-    def carried(parser: Any, *args: Any, **kwargs: Any) -> Any:
+    def carry_parser(parser: Any, *args: Any, **kwargs: Any) -> Any:
         raise Described(parser)
 
-    setattr(argparse.ArgumentParser, "parse_args", carried)  # noqa: B010 -- or mypy would mind
+    setattr(argparse.ArgumentParser, "parse_args", carry_parser)  # noqa: B010 -- or mypy would mind
     try:
         runpy.run_module("llama_cpp.server", run_name="__main__")
     except Described as found:
@@ -46,30 +46,30 @@ def llama_cpp_python() -> argparse.ArgumentParser:
     raise SystemExit("llama_cpp.server made no parser")
 
 
-def kind(function: Any) -> str:
+def value_kind(function: Any) -> str:
     """Return how a function reads a value, by its name, or by the name of the function that it wraps."""
     name = getattr(function, "__name__", "")
     if name in KINDS:
         return KINDS[name]
     inner = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    return next((found for each in inner if callable(each) and (found := kind(each)) != "text"), "text")
+    return next((found for each in inner if callable(each) and (found := value_kind(each)) != "text"), "text")
 
 
-def option(action: argparse.Action) -> dict[str, Any]:
+def describe_option(action: argparse.Action) -> dict[str, Any]:
     words = [name.replace("_", "-") for name in action.option_strings]
     off = [name for name in words if name.startswith("--no-") and "--" + name[5:] in words]
     values = {"None": "1", "*": "+"}.get(str(action.nargs), str(action.nargs))
     described = {"names": [name for name in words if name not in off], "off": off, "values": values}
     if values != "0":
-        described["kind"] = kind(action.type)
+        described["kind"] = value_kind(action.type)
         described["choices"] = [str(choice) for choice in action.choices or ()]
     return described
 
 
 def main(launcher: str) -> None:
-    parser = {"vllm": vllm, "llama-cpp-python": llama_cpp_python}[launcher]()
+    parser = {"vllm": vllm_parser, "llama-cpp-python": llama_cpp_python}[launcher]()
     # Marked, since engines print what they like when they are imported.
-    print("OPTIONS " + json.dumps([option(action) for action in parser._actions if action.option_strings]))
+    print("OPTIONS " + json.dumps([describe_option(action) for action in parser._actions if action.option_strings]))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Command(BaseCommand):
                 sizes = f"{progress.done / 1e9:.1f} of {progress.total / 1e9:.1f} GB"
                 print(f"{share:4.0%}  {sizes}  {progress.file}", file=sys.stderr, flush=True)
 
-        made = model_import.copy_model(one, models, name=name, tell=show)
+        made = model_import.copy_model(one, models, name=name, report=show)
         for projector in model_import.projectors_of(one):
             print(f"It came with {projector}: --arg=--mmproj --arg={made.parent / projector}", file=sys.stderr)
         return made

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry.engines import parsers
-from modelregistry.engines.registry import installable, launched_by
+from modelregistry.engines.registry import installable_engines, launched_by
 from modelregistry.install import engine_environments
 from modelregistry.install.build_cache import CannotFetch
 from modelregistry.install.engine_environments import EngineEnvironment
@@ -25,7 +25,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "engine",
-            choices=sorted(installable()),
+            choices=sorted(installable_engines()),
             help="llama.cpp is xllamacpp, which needs no compiler; llama-server and llama-cpp-python are compiled here",
         )
         parser.add_argument("--cpu", action="store_true", help="vllm: its build for CPUs (2.5 GB), slow but complete")
@@ -63,7 +63,7 @@ class Command(BaseCommand):
 
 
 def _choose(engine: str, *, cpu: bool) -> EngineEnvironment:
-    environment = installable()[engine].environment(cpu=cpu)
+    environment = installable_engines()[engine].environment(cpu=cpu)
     assert environment, "only what can be installed is a choice"
     return environment
 

@@ -9,7 +9,7 @@ import pytest
 from modelregistry.engines import base, llama_cpp, programs, vllm
 from modelregistry.engines.base import EngineEndpoint, Spec
 from modelregistry.engines.programs import NoLauncher
-from modelregistry.engines.registry import all_launchers, engine_named, installable, launched_by
+from modelregistry.engines.registry import all_launchers, engine_named, installable_engines, launched_by
 
 PLACE = EngineEndpoint(address="10.0.0.7", port=18123, api_key="secret", grace=10)
 CHAT = Spec(engine="llama.cpp", name="acme/chat", path="/m/chat.gguf", context=4096, slots=3)
@@ -307,7 +307,7 @@ def test_a_missing_engine_can_be_installed_by_the_name_in_the_message():
     ):
         with pytest.raises(NoLauncher) as told:
             programs.choose_launcher(spec, {})
-        assert re.search(r"`manage.py installengine (\S+)`", str(told.value))[1] in installable()
+        assert re.search(r"`manage.py installengine (\S+)`", str(told.value))[1] in installable_engines()
 
 
 def test_an_environment_whose_python_is_gone_is_not_found(tmp_path):

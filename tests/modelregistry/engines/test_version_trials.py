@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from modelregistry.engines import base, version_trials
-from modelregistry.engines.version_trials import FAILED, PROVEN, Installed, NoVersion, Trial, choose_version, difference
+from modelregistry.engines.version_trials import (
+    FAILED,
+    PROVEN,
+    Installed,
+    NoVersion,
+    Trial,
+    choose_version,
+    explain_difference,
+)
 from modelregistry.models import EngineTrial, Host, ServedModel
 from modelregistry.supervisor import repository
 from modelregistry.supervisor.launching import RunMetadata, SupervisorConfig, metadata_of
@@ -85,14 +93,14 @@ def test_e11_a_pinned_model_stays_where_it_is_whatever_was_tried():
     ],
 )
 def test_e11_answers_of_two_versions_are_held_to_each_other(before, after, same):
-    assert (difference(before, after) == "") is same
+    assert (explain_difference(before, after) == "") is same
 
 
 def test_e11_the_last_proven_answer_is_the_measure():
     known = [trial("0.31", PROVEN, answer={"text": "a"}), trial("0.32", PROVEN, answer={"text": "b"})]
     known.append(trial("0.33", FAILED, answer={"text": "c"}))
-    assert version_trials.reference(known, "vllm") == {"text": "b"}
-    assert version_trials.reference(known, "xllamacpp") is None
+    assert version_trials.find_reference(known, "vllm") == {"text": "b"}
+    assert version_trials.find_reference(known, "xllamacpp") is None
 
 
 def test_e11_the_fingerprint_of_models_that_are_not_pinned_is_as_before():

@@ -109,7 +109,7 @@ NAMES = sorted(
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
     """Draw the configuration of a known architecture, with some of its values changed."""
-    kind = draw(st.sampled_from([*sorted(class_defaults.table()), "plamo2"]))
+    kind = draw(st.sampled_from([*sorted(class_defaults.load_table()), "plamo2"]))
     names = st.sampled_from([*NAMES, *class_defaults.defaults_of(kind)])
     odd = draw(st.dictionaries(names, st.one_of(odd_number, odd_value), max_size=5))
     return {**paper_models.llama_config(), "model_type": kind, **odd}

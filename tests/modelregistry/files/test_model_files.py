@@ -585,7 +585,7 @@ def test_e5_members_are_read_one_by_one_or_the_text_is_called_broken(text, membe
             list(walk.members())
         return
     found = list(walk.members())
-    assert walk.rest() == b""
+    assert walk.read_rest() == b""
     assert dict(found) == json.loads(text)
     assert members in (found, len(found))
 
@@ -623,7 +623,7 @@ def test_e5_a_walk_reads_what_json_reads(value):
         walk = json_stream.JsonWalker(io.BytesIO(data), len(data))
         for _name in walk.names():
             walk.skip()
-        assert walk.rest() == b""
+        assert walk.read_rest() == b""
 
 
 def test_only_what_the_index_names_is_counted(tmp_path):

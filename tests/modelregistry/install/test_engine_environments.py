@@ -19,7 +19,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from modelregistry.engines.llama_cpp import Xllamacpp
-from modelregistry.engines.registry import installable
+from modelregistry.engines.registry import installable_engines
 from modelregistry.engines.vllm import Vllm
 from modelregistry.install import engine_environments, llama_cpp_builds, wheelhouse
 from modelregistry.install.build_cache import CannotFetch
@@ -253,7 +253,7 @@ def test_a_cut_download_goes_on_with_what_it_had(line, cache, end):
 
 
 def test_it_shows_what_is_being_fetched_and_how_much_there_is(line, cache, monkeypatch):
-    monkeypatch.setattr(wheelhouse, "TELL_EVERY", 0.1)
+    monkeypatch.setattr(wheelhouse, "REPORT_EVERY", 0.1)
     said: list[str] = []
     thread = threading.Thread(target=lambda: install(line.environment, cache, said.append))
     thread.start()
@@ -320,7 +320,7 @@ def test_a_folder_names_all_that_it_lacks_or_has_wrong(cache, tmp_path):
 def test_wheels_for_another_python_do_not_count(tmp_path):
     pin = write_wheel(tmp_path, "tiny", {"tiny.py": ""})
     (tmp_path / "tiny-1.0-py3-none-any.whl").rename(tmp_path / "tiny-1.0-cp27-cp27m-manylinux1_x86_64.whl")
-    assert wheelhouse.held(tmp_path, wheelhouse.pins(pin)) == {}
+    assert wheelhouse.find_packages(tmp_path, wheelhouse.read_pins(pin)) == {}
 
 
 def test_a_missing_folder_is_reported(cache, tmp_path):
@@ -429,7 +429,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
 
 
 def test_compiling_shows_its_progress(tmp_path, monkeypatch):
-    monkeypatch.setattr(llama_cpp_builds, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(llama_cpp_builds, "REPORT_EVERY", 0.0)
     said: list[str] = []
     build = Build(tools=tmp_path, source=tmp_path, directory=tmp_path, say=said.append)
     build.run("sh", "-c", "echo '[1/2] Building a.o'; echo warning; echo '[2/2] Linking'")
@@ -500,7 +500,7 @@ def test_vllm_for_cpus_needs_no_driver(no_driver, index, cache, settings, monkey
 
 
 def test_llama_cpp_is_the_one_that_needs_no_compiler():
-    assert installable()["llama.cpp"].environment() is XLLAMACPP
+    assert installable_engines()["llama.cpp"].environment() is XLLAMACPP
 
 
 def test_the_command_fills_a_folder_and_installs_from_it(no_driver, index, cache, settings, monkeypatch, tmp_path):

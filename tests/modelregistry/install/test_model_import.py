@@ -110,7 +110,7 @@ def broken_off(found: Found, models: Path, monkeypatch, *, after: int) -> None:
             raise Broken
 
     with pytest.raises(Broken):
-        model_import.copy_model(found, models, tell=tell)
+        model_import.copy_model(found, models, report=tell)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_what_is_half_made_is_no_model_and_is_gone_on_with(share, tmp_path, monk
     broken_off(llama, models, monkeypatch, after=20)
     assert model_import.find_models(models).models == []
     read = []
-    path = model_import.copy_model(llama, models, tell=lambda progress: read.append(progress.done))
+    path = model_import.copy_model(llama, models, report=lambda progress: read.append(progress.done))
     assert path.exists()
     there = contents(share / "llama")
     del there[".git/config"]
@@ -157,7 +157,7 @@ def test_what_the_disk_returns_differently_is_noticed_and_copied_again(share, tm
             (models / ".llama.part" / "config.json").write_text("[]")
 
     with pytest.raises(CannotImport, match=r"config\.json"):
-        model_import.copy_model(llama, models, tell=spoil)
+        model_import.copy_model(llama, models, report=spoil)
     assert model_import.find_models(models).models == []
     path = model_import.copy_model(llama, models)
     assert (path / "config.json").read_bytes() == (share / "llama" / "config.json").read_bytes()
@@ -240,7 +240,7 @@ def test_a_link_that_is_turned_round_after_it_was_looked_at_brings_nothing(share
             turned.symlink_to(secret)
 
     with pytest.raises(CannotImport, match="link out of"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models", tell=turn)
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models", report=turn)
     assert "hunter2" not in {path.read_text() for path in (tmp_path / "models").rglob("z.txt")}
 
 

@@ -15,8 +15,8 @@ from modelregistry.memory.placement import (
     Commitment,
     NoRoom,
     NoSuchDevice,
-    beside,
     find_place,
+    fits_beside,
     fits_together,
     free_room,
     kind_of,
@@ -247,7 +247,7 @@ def test_what_fits_beside_what():
     large, middle, small = wanted("large", 70), wanted("middle", 30), wanted("small", 20)
     assert fits_together([large, small], devices)
     assert not fits_together([large, middle], devices)
-    assert beside(middle, [large, small], devices) == {"large": False, "small": True}
+    assert fits_beside(middle, [large, small], devices) == {"large": False, "small": True}
     # 20 GiB on the small card, 30 on the large one.
     assert left_after([middle, small], devices) == {0: 50 * GIB - GPU_MARGIN, 1: 4 * GIB - GPU_MARGIN}
     assert left_after([large, middle], devices) is None

@@ -36,7 +36,7 @@ def runs(tmp_path):
     yield runs
     for run in runs.all():
         assert process.stop(run, grace=0)
-    process.kill(runs.strays())
+    process.kill(runs.find_strays())
 
 
 def start(runs, script, run_id="r1", grace=2.0, **env):
@@ -51,7 +51,7 @@ def printed(run, lines=1):
 
 def family(run):
     pids = [int(line) for line in printed(run, 2)]
-    assert len(process.tree(run)) == 3
+    assert len(process.process_tree(run)) == 3
     return pids
 
 
@@ -184,7 +184,7 @@ def test_the_tree_of_a_killed_shim_is_found_by_its_mark(runs):
     pids = family(run)
     os.kill(run.shim.pid, signal.SIGKILL)
     until(lambda: process.life_of(run) is Life.LOST)
-    assert {who.pid for who in runs.strays()} == {run.engine.pid, *pids}
+    assert {who.pid for who in runs.find_strays()} == {run.engine.pid, *pids}
     assert process.stop(run, grace=1)
     assert dead([run.engine.pid, *pids])
     assert process.life_of(other) is Life.RUNNING
@@ -192,7 +192,7 @@ def test_the_tree_of_a_killed_shim_is_found_by_its_mark(runs):
 
 def test_engines_of_another_installation_are_not_ours(runs, tmp_path):
     start(runs, SLEEP)
-    assert Runs(tmp_path / "elsewhere").strays() == []
+    assert Runs(tmp_path / "elsewhere").find_strays() == []
 
 
 def test_a_process_that_got_the_pid_later_is_never_touched(runs):
@@ -223,7 +223,7 @@ def test_a_run_of_an_earlier_boot_is_lost_and_its_pids_mean_nothing(runs):
     old = runs.find("r1")
     assert process.life_of(old) is Life.LOST
     assert process.stop(old, grace=0)
-    assert process.tree(old) == []
+    assert process.process_tree(old) == []
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
@@ -257,7 +257,7 @@ def test_the_log_is_cut_when_it_is_too_long(tmp_path):
 def test_processes_of_a_run_are_measured(runs):
     run = start(runs, "x = bytearray(50_000_000); print(1, flush=True)\nwhile True: pass")
     printed(run)
-    assert 50_000_000 < estimate.measure_held(process.tree(run)).taken < 90_000_000
+    assert 50_000_000 < estimate.measure_held(process.process_tree(run)).taken < 90_000_000
     before = process.cpu_seconds(run)
     until(lambda: process.cpu_seconds(run) > before + 0.2)
     assert estimate.measure_held([Identity(2**22, 1)]).taken == 0
@@ -309,8 +309,8 @@ def test_a_run_gets_a_cgroup_where_the_host_allows_it_and_is_quietly_without_els
     assert not process.log_tail(run.directory).endswith("cgroup")
     os.kill(run.shim.pid, signal.SIGKILL)
     until(lambda: process.life_of(run) is Life.LOST)
-    assert (hermit in process.leftovers(run)) == allowed
-    assert (hermit in runs.strays()) == allowed
+    assert (hermit in process.find_leftovers(run)) == allowed
+    assert (hermit in runs.find_strays()) == allowed
     assert process.stop(run, grace=1)
     if not allowed:
         assert shim.send_signal(hermit, signal.SIGKILL)
@@ -336,7 +336,7 @@ def test_the_engine_is_born_in_its_cgroup_and_the_shim_stays_outside(tmp_path):
     assert run.group == groups / "madoguchi-r1"
     assert (run.group / "cgroup.procs").read_text() == str(run.shim.pid)
     assert (groups / "cgroup.procs").read_text() == str(run.shim.pid)
-    assert process.leftovers(run) == [run.engine]
+    assert process.find_leftovers(run) == [run.engine]
     (run.group / "cgroup.kill").write_text("")
     process.terminate_at_once(run)
     until(lambda: process.life_of(run) is Life.ENDED)

@@ -267,5 +267,5 @@ def test_a_model_whose_host_was_cleared_stays_where_it_runs(hosts, state, keepin
 def test_who_is_silent_or_in_maintenance_could_take_nothing(hosts, change, could):
     values = {name: timezone.now() - value if isinstance(value, timedelta) else value for name, value in change.items()}
     Host.objects.filter(pk=hosts[0].pk).update(**values)
-    assert (hosts[0].pk in repository.bidders()) is could
-    assert hosts[1].pk in repository.bidders()
+    assert (hosts[0].pk in repository.bidding_hosts()) is could
+    assert hosts[1].pk in repository.bidding_hosts()

@@ -120,7 +120,7 @@ def test_a_disk_with_little_room_is_reported(tmp_path, monkeypatch):
 
 def test_what_is_left_of_an_ended_run_is_reported_if_it_stays(inspector, run):
     def leftovers() -> list[dict[str, str]]:
-        return inspector._leftovers([run], process.leftovers_of([run]))
+        return inspector._report_leftovers([run], process.leftovers_of([run]))
 
     assert leftovers() == []
     os.kill(run.shim.pid, signal.SIGKILL)
@@ -133,10 +133,10 @@ def test_what_is_left_of_an_ended_run_is_reported_if_it_stays(inspector, run):
 
 def test_memory_that_a_dead_process_of_ours_holds_is_reported(inspector, run, bystander):
     device = held_by(run.engine.pid, bystander.pid)
-    assert inspector._ghosts([device], {run.engine.pid}) == []
+    assert inspector._report_ghosts([device], {run.engine.pid}) == []
     assert process.stop(run, grace=1)
-    assert inspector._ghosts([device], set()) == [{"code": "memory-not-back", "detail": "GPU 0: 2.0 GB"}]
-    assert inspector._ghosts([GPU], set()) == []
+    assert inspector._report_ghosts([device], set()) == [{"code": "memory-not-back", "detail": "GPU 0: 2.0 GB"}]
+    assert inspector._report_ghosts([GPU], set()) == []
 
 
 # --- A full disk

@@ -27,7 +27,7 @@ from tests.waiting import until
 
 
 def gone(run):
-    return process.life_of(run) is process.Life.ENDED and not process.leftovers(run)
+    return process.life_of(run) is process.Life.ENDED and not process.find_leftovers(run)
 
 
 def test_a_model_is_started_and_offered_once_it_answers(site):
@@ -339,11 +339,11 @@ def test_an_engine_without_its_shim_is_replaced(site):
     site.model("m", "worker")
     before = site.reaches("ready")
     run = site.run_of(before)
-    assert len(process.leftovers(run)) == 2
+    assert len(process.find_leftovers(run)) == 2
     os.kill(run.shim.pid, signal.SIGKILL)
     down = until(lambda: (row := site.replica()).state == "backoff" and row.pid is None and row)
     assert down.detail.startswith("its shim was killed")
-    assert process.leftovers(run) == []
+    assert process.find_leftovers(run) == []
     site.reaches("ready")
 
 
