@@ -86,13 +86,13 @@ class _Doubt:
 
 
 class CrashSuspects:
-    """`wall` gives Unix seconds. `alone`: this is the only gateway, which sees all calls of an engine."""
+    """`wall` gives Unix seconds. `only_gateway`: this is the only gateway, which sees all calls of an engine."""
 
-    def __init__(self, directory: Path, key: bytes, *, alone: bool, wall: Callable[[], float]) -> None:
+    def __init__(self, directory: Path, key: bytes, *, only_gateway: bool, wall: Callable[[], float]) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
         self._key = key
-        self._alone = alone
+        self._only_gateway = only_gateway
         self._wall = wall
         self.known: dict[str, int] = {}  # deaths by digest; while there are none, there is nothing to look up
         self._last: dict[int, _Died] = {}  # by replica
@@ -121,7 +121,7 @@ class CrashSuspects:
 
     def judge(self, body: bytes, *, calls: int, on_trial: bool) -> Verdict:
         """Count the death for one of the calls that were open, and return what the call is from now on."""
-        guilty = on_trial or (calls == 1 and self._alone)
+        guilty = on_trial or (calls == 1 and self._only_gateway)
         if not body:  # an upload, of which nothing is held
             return "suspect"
         digest = self._digest(body)

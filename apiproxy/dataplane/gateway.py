@@ -349,9 +349,9 @@ class Gateway:
             database_up=database_up,
             catalogue_revision=self.catalogue.revision,
             catalogue_age_seconds=age,
-            limits_alone=counting.alone,
+            limits_alone=counting.local_fallback,
             limits_unsent=counting.unsent,
-            limits_admitted_alone=counting.admitted_alone,
+            limits_admitted_alone=counting.admitted_locally,
             batch_waiting=self.queued,
             tasks_down=tasks_down,
         )

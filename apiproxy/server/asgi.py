@@ -185,7 +185,7 @@ class Application:
             suspects=CrashSuspects(
                 settings.RUN / "suspects",
                 catalogue_loader.body_key(),
-                alone=settings.GATEWAY_WORKERS == 1,
+                only_gateway=settings.GATEWAY_WORKERS == 1,
                 wall=time.time,
             ),
             request_wake_up=self._request_wake_up,

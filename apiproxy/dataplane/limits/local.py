@@ -43,9 +43,9 @@ Spent = Callable[[Limit, float], Awaitable[Spending | None]]
 class Counting:
     """How the counting goes, for /metrics."""
 
-    alone: bool = False  # this worker counts for itself although there are others, because Redis is away
+    local_fallback: bool = False  # this worker counts for itself although there are others, because Redis is away
     unsent: int = 0  # settlements that Redis has not confirmed
-    admitted_alone: int = 0  # calls, so far
+    admitted_locally: int = 0  # calls, so far
 
 
 class Reservation(Protocol):

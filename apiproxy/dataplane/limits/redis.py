@@ -168,7 +168,7 @@ class SharedLimits:
         self._batch_number = 0
         self._dropped_settlements = False
         self._send_scheduled = False
-        self._admitted_alone = 0
+        self._admitted_locally = 0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -193,7 +193,7 @@ class SharedLimits:
     @property
     def counting(self) -> Counting:
         unsent = len(self._unsent) + sum(len(settlements) for _, settlements in self._unconfirmed)
-        return Counting(alone=self._connection is None, unsent=unsent, admitted_alone=self._admitted_alone)
+        return Counting(local_fallback=self._connection is None, unsent=unsent, admitted_locally=self._admitted_locally)
 
     # --- admit
 
@@ -473,7 +473,7 @@ class SharedLimits:
         inner = await local.admit(applicable, model, most, now)
         if local is not self._local_fallback:
             return None
-        self._admitted_alone += 1
+        self._admitted_locally += 1
         reservation = SharedReservation(self, applicable, slots, most, "", (), inner)
         self._reservations.add(reservation)
         return reservation

@@ -171,11 +171,11 @@ def clock() -> Clock:
 
 @pytest.fixture
 def suspects(tmp_path, clock) -> CrashSuspects:
-    return CrashSuspects(tmp_path / "suspects", b"k", alone=True, wall=clock)
+    return CrashSuspects(tmp_path / "suspects", b"k", only_gateway=True, wall=clock)
 
 
 def test_g14_gateways_of_one_host_learn_from_each_other(suspects, tmp_path, clock):
-    other = CrashSuspects(tmp_path / "suspects", b"k", alone=True, wall=clock)
+    other = CrashSuspects(tmp_path / "suspects", b"k", only_gateway=True, wall=clock)
     assert suspects.judge(b"body", calls=1, on_trial=False) == "guilty"
     assert other.deaths(b"body") == 0
     other.sweep()
@@ -196,7 +196,7 @@ def test_g14_what_was_remembered_is_forgotten_after_minutes_or_by_an_answer(susp
 
 
 def test_g14_with_several_gateways_a_single_call_is_only_suspected_at_first(tmp_path, clock):
-    suspects = CrashSuspects(tmp_path, b"k", alone=False, wall=clock)
+    suspects = CrashSuspects(tmp_path, b"k", only_gateway=False, wall=clock)
     assert suspects.judge(b"body", calls=1, on_trial=False) == "suspect"
     assert suspects.judge(b"body", calls=7, on_trial=True) == "guilty"
 

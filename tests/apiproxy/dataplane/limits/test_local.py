@@ -36,9 +36,9 @@ async def limits(request, redis, recorded) -> AsyncIterator[Admission]:
         redis.url, prefix="test", bounds=window_bounds, spent=recorded.spent, workers=1, keep=Watchdog().keep_running
     )
     await shared.start()
-    assert not shared.counting.alone
+    assert not shared.counting.local_fallback
     yield shared
-    assert (shared.counting.alone, shared.counting.admitted_alone) == (False, 0)
+    assert (shared.counting.local_fallback, shared.counting.admitted_locally) == (False, 0)
     await shared.close()
 
 

@@ -52,7 +52,7 @@ async def test_m10_a_counter_that_was_damaged_is_read_again_and_stops_no_other(r
     for _ in range(3):
         with contextlib.suppress(OverQuota):
             (await one.admit(budget, MODEL, Consumption(0), NOON)).settle(Consumption(0))
-    assert (one.counting.alone, one.counting.admitted_alone) == (False, 0)
+    assert (one.counting.local_fallback, one.counting.admitted_locally) == (False, 0)
     with pytest.raises(OverQuota):
         await one.admit(budget, MODEL, Consumption(0), NOON)
 
@@ -295,7 +295,7 @@ async def test_a_killed_redis_stops_no_call_and_each_worker_uses_its_share(redis
     open_call = await one.admit([*budget, limit("concurrent", 4)], MODEL, Consumption(0), NOON)
     await other.admit(budget, MODEL, Consumption(0), NOON)  # 62 are spent, and both have seen it but for one
     redis.kill()
-    await eventually(lambda: one.counting.alone and other.counting.alone)
+    await eventually(lambda: one.counting.local_fallback and other.counting.local_fallback)
     alone = [len(await admit_calls(shared, budget, 100)) for shared in (one, other)]
     assert alone == [20, 19]
     assert len(await admit_calls(one, [limit("concurrent", 4)], 10)) == 1  # of two; the open call is the other
@@ -310,14 +310,14 @@ async def test_what_was_used_while_redis_was_away_is_sent_when_it_is_back(redis,
     budget = [limit("requests", 100), limit("concurrent", 50)]
     held = await admit_calls(one, budget, 10)
     redis.kill()
-    await eventually(lambda: one.counting.alone and other.counting.alone)
+    await eventually(lambda: one.counting.local_fallback and other.counting.local_fallback)
     for hold in await admit_calls(one, budget, 5):
         hold.settle(Consumption(0))
         recorded.add(NOON, requests=1)
     held += await admit_calls(one, budget, 3)
     await asyncio.sleep(1.2)  # so long, and it counts as recorded
     redis.start()
-    await eventually(lambda: not one.counting.alone and not other.counting.alone)
+    await eventually(lambda: not one.counting.local_fallback and not other.counting.local_fallback)
     await eventually(lambda: not one.counting.unsent)
     hold = await other.admit(budget, MODEL, Consumption(0), NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"81"  # 5 recorded, 13 open, itself
@@ -336,7 +336,7 @@ async def test_what_is_read_from_the_records_is_not_counted_again_when_a_worker_
     budget = [limit("requests", 100)]
     monkeypatch.setattr(limits.redis, "RETRY", 4.0)
     redis.kill()
-    await eventually(lambda: one.counting.alone)
+    await eventually(lambda: one.counting.local_fallback)
     for hold in await admit_calls(one, budget, 5):
         hold.settle(Consumption(0))
         recorded.add(NOON, requests=1)
@@ -361,14 +361,14 @@ async def test_a_redis_that_hangs_is_left_alone_within_a_moment_and_nothing_is_l
     holds = await admit_calls(shared, budget, 10)
     assert 0.1 < asyncio.get_running_loop().time() - begun < 2
     assert len(holds) == 10
-    assert shared.counting.alone
+    assert shared.counting.local_fallback
     begun = asyncio.get_running_loop().time()
     await admit_calls(shared, budget, 1)
     assert asyncio.get_running_loop().time() - begun < 0.1  # no call waits again
     for hold in holds:
         hold.settle(Consumption(0))
     redis.go_on()
-    await eventually(lambda: not shared.counting.alone and not shared.counting.unsent)
+    await eventually(lambda: not shared.counting.local_fallback and not shared.counting.unsent)
     hold = await shared.admit(budget, MODEL, Consumption(0), NOON)
     # 14 settled, each once; one of them open, and this one: what was asked while it hung counts no more.
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"84"
@@ -401,11 +401,11 @@ async def test_a_redis_that_comes_back_with_what_it_once_knew_is_not_believed(re
     for _ in range(8):
         recorded.add(NOON, requests=1)
     redis.kill()
-    await eventually(lambda: shared.counting.alone)
+    await eventually(lambda: shared.counting.local_fallback)
     redis.start()
     redis.client.hset(key, mapping=old[0])
     redis.client.hset("{test}:epoch", mapping=old[1])
-    await eventually(lambda: not shared.counting.alone)
+    await eventually(lambda: not shared.counting.local_fallback)
     assert len(await admit_calls(shared, budget, 10)) == 2
 
 
@@ -421,7 +421,7 @@ async def test_settlements_beyond_what_is_kept_are_read_from_the_records(redis, 
         recorded.add(NOON, requests=1)
     await asyncio.sleep(1.2)
     redis.go_on()
-    await eventually(lambda: not shared.counting.alone and not shared.counting.unsent)
+    await eventually(lambda: not shared.counting.local_fallback and not shared.counting.unsent)
     hold = await shared.admit(budget, MODEL, Consumption(0), NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"68"
 
@@ -432,7 +432,7 @@ async def test_a_start_without_redis_counts_what_is_recorded(redis, workers, rec
     (shared,) = await workers(1)
     assert len(await admit_calls(shared, [limit("requests", 100)], 20)) == 5  # half of what is left
     redis.start()
-    await eventually(lambda: not shared.counting.alone)
+    await eventually(lambda: not shared.counting.local_fallback)
     assert len(await admit_calls(shared, [limit("requests", 100)], 20)) == 5
 
 
@@ -443,12 +443,12 @@ async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
     try:
         assert len(await admit_calls(shared, [limit("requests", 10)], 20)) == 5
         await asyncio.sleep(2 * limits.redis.RETRY + 0.2)
-        assert shared.counting.alone
+        assert shared.counting.local_fallback
         assert caplog.text.count("Redis is away") == 1
         assert "OOM" in caplog.text
     finally:
         redis.client.config_set("maxmemory", 0)
-    await eventually(lambda: not shared.counting.alone)
+    await eventually(lambda: not shared.counting.local_fallback)
 
 
 # --- addresses
@@ -460,7 +460,7 @@ async def can_connect(url: str) -> bool:
     )
     await shared.start()
     try:
-        return not shared.counting.alone
+        return not shared.counting.local_fallback
     finally:
         await shared.close()
 
@@ -553,7 +553,7 @@ async def follow(url: str, budget: list[Limit], acts: list[tuple]) -> None:
                 for hold in holds[facts[0] % len(holds)]:
                     if hold is not None:
                         hold.settle(Consumption(facts[1])) if act == "settle" else hold.release()
-        assert not ways[1].counting.alone
+        assert not ways[1].counting.local_fallback
     finally:
         await ways[1].close()
 
