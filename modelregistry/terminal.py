@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 WIDEST = 60  # columns that one cell may give to its column; a longer one moves only its own row
-MOST = 200  # characters of a cell
-MOST_OF_FIRST = 4096  # of the first one, which names what a row is about and is copied, as a path
+MAX_CELL = 200  # characters of a cell
+MAX_FIRST_CELL = 4096  # of the first one, which names what a row is about and is copied, as a path
 IDEOGRAPHIC_SPACE = "\u3000"  # not printable to Python, and common in Japanese
 
 
@@ -18,7 +18,9 @@ def format_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numeric:
 
     Columns whose heads are in `numeric` are aligned to the right.
     """
-    lines = [[clean(cell, MOST if at else MOST_OF_FIRST) for at, cell in enumerate(line)] for line in [head, *rows]]
+    lines = [
+        [clean(cell, MAX_CELL if at else MAX_FIRST_CELL) for at, cell in enumerate(line)] for line in [head, *rows]
+    ]
     widths = [_width(column) for column in zip(*lines, strict=True)]
     for line in lines:
         yield "  ".join(
@@ -36,7 +38,7 @@ def _width(column: Sequence[str]) -> int:
     return max(width for at, width in enumerate(widths) if width <= WIDEST or not at)  # the head, however long
 
 
-def clean(text: str, most: int = MOST_OF_FIRST) -> str:
+def clean(text: str, most: int = MAX_FIRST_CELL) -> str:
     """Return the text on one line, with unprintable characters written out (`\\x1b`), cut to `most` characters."""
     shown = "".join(map(_escape, text[: most + 1]))
     return shown if len(shown) <= most else shown[: most - 1] + "…"

@@ -22,7 +22,7 @@ from modelregistry.engines.base import Engine, Spec
 from modelregistry.engines.registry import launched_by
 
 WITHIN = 120.0  # seconds; vLLM's first import from a cold network disk
-MOST = 4 * 2**20  # bytes that are read of what it prints; vLLM's are 40 kB
+MAX_OUTPUT = 4 * 2**20  # bytes that are read of what it prints; vLLM's are 40 kB
 FEWEST = 10  # options; a program that shows less has no parser that we can read
 
 
@@ -120,4 +120,4 @@ def _run_command(argv: Sequence[str], within: float) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout[:MOST].decode(errors="replace") if done.returncode == 0 else ""
+    return done.stdout[:MAX_OUTPUT].decode(errors="replace") if done.returncode == 0 else ""

@@ -35,7 +35,7 @@ MOST_FOLDERS = 20_000  # that are looked at: some seconds, also where an operato
 KERNELS = frozenset(map(Path, ["/proc", "/sys", "/dev"]))  # what the kernel makes up is no place of models
 MOST_NOTES = 20  # about what could not be looked at
 WITHIN = 16  # folders within a model
-MOST = 2000  # entries of a folder that are looked at, and of a model
+MAX_ENTRIES = 2000  # entries of a folder that are looked at, and of a model
 PIECE = 16 * 2**20  # bytes read at a time
 SAVED_EVERY = 256 * 2**20  # bytes after which a break costs nothing: flushing to disk takes its time
 SPARE = 2 * 10**9  # bytes that stay free: logs and perhaps the database share the disk
@@ -198,9 +198,9 @@ class _Search:
 
     def _names(self, folder: Path) -> list[str]:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-        if len(names) > MOST:
-            self.notes.append(f"{folder} holds {len(names)} entries; the first {MOST} were looked at.")
-        return names[:MOST]
+        if len(names) > MAX_ENTRIES:
+            self.notes.append(f"{folder} holds {len(names)} entries; the first {MAX_ENTRIES} were looked at.")
+        return names[:MAX_ENTRIES]
 
     def _is_folder(self, path: Path) -> bool:
         """Return whether it is a folder that may be looked into."""
@@ -354,8 +354,8 @@ class _Contents:
 
     def _count(self) -> None:
         self.looked += 1
-        if self.looked > MOST:
-            raise CannotImport(f"{self.found.path} holds more than {MOST} files, which no model has.")
+        if self.looked > MAX_ENTRIES:
+            raise CannotImport(f"{self.found.path} holds more than {MAX_ENTRIES} files, which no model has.")
 
     def _add(self, name: str, path: Path) -> bool:
         """Take a file, or note why it cannot be taken; True: it is a folder that is to be looked into."""

@@ -25,7 +25,7 @@ EVERY = 1.0  # seconds between two searches for models without a host
 BIDS_WITHIN = 5.0  # seconds to wait for the bid of a living host, whose disk may hang
 OFFER_AGAIN = 5.0  # seconds after which an offer is computed again: others start and stop
 SETTLED_WITHIN = 10.0  # seconds after which a taken model no longer delays others, settled or not
-MOST = 20  # models that are bid for at a time; computing an offer takes some 10 ms, for large vocabularies 100
+MAX_BIDS = 20  # models that are bid for at a time; computing an offer takes some 10 ms, for large vocabularies 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ class Bidder:
             taken += [model for model in there if await self.book.take_model(model)]
             await self._write({})
         elif self._is_free():
-            taken += await self._compete({model: found[model] for model in islice(sorted(there), MOST)}, living)
+            taken += await self._compete({model: found[model] for model in islice(sorted(there), MAX_BIDS)}, living)
         return bool(taken)
 
     def _is_free(self) -> bool:

@@ -27,7 +27,7 @@ from portal.web.notify import notify
 from portal.web.refusals import Refused
 from portal.web.templatetags.formatting import figure, person
 
-MOST = 2**63 - 1  # what the column holds
+MAX_AMOUNT = 2**63 - 1  # what the column holds
 
 
 class QuotaRefused(Refused):
@@ -171,7 +171,7 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
         previous = effective_amount(to, what)
         if previous is None:
             raise QuotaRefused(_("There is currently no quota here, so there is nothing to request."))
-        if not previous < amount <= MOST:
+        if not previous < amount <= MAX_AMOUNT:
             raise QuotaRefused(_("Request more than you have now: %(amount)s.") % {"amount": figure(previous)})
         quota_request = QuotaRequest(
             **{"tenant": home, "user": to.user, "key": to.key, **what.columns},
@@ -192,7 +192,7 @@ def change_request(by: User, quota_request: QuotaRequest, amount: int, reason: s
         row = _lock_open(quota_request)
         if row.asked_by != by:
             raise NotAllowed(_("Only the person who made this request can change it."))
-        if not row.previous_amount < amount <= MOST:
+        if not row.previous_amount < amount <= MAX_AMOUNT:
             raise QuotaRefused(
                 _("Request more than you have now: %(amount)s.") % {"amount": figure(row.previous_amount)}
             )
@@ -311,7 +311,7 @@ def _check_amount(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> No
         raise QuotaRefused(_("There is no such unit."))
     if what.window not in UNITS[what.unit].windows:
         raise QuotaRefused(_("Requests at the same time have no window; all other units need one."))
-    if not 0 <= amount <= MOST:
+    if not 0 <= amount <= MAX_AMOUNT:
         raise QuotaRefused(_("Give a whole number, 0 or more."))
     if to.tenant and to.user and not Membership.objects.filter(user=to.user, tenant=to.tenant).exists():
         raise QuotaRefused(

@@ -18,7 +18,7 @@ from portal.quotas.units import UNITS
 
 # How long an answer stays on one's home page, and how many requests do.
 RECENT = timedelta(days=14)
-MOST = 5
+MAX_REQUESTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,4 +92,4 @@ def requests_of(reader: User, now: datetime) -> list[QuotaRequest]:
     """Return the person's requests that wait or were answered lately, the newest first. One query."""
     mine = QuotaRequest.objects.filter(asked_by=reader).exclude(state=QuotaRequest.State.WITHDRAWN)
     waiting, lately = mine.filter(state=QuotaRequest.State.OPEN), mine.filter(decided_at__gte=now - RECENT)
-    return list((waiting | lately).select_related("tenant", "user", "key", "model", "decided_by")[:MOST])
+    return list((waiting | lately).select_related("tenant", "user", "key", "model", "decided_by")[:MAX_REQUESTS])

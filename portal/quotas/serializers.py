@@ -12,7 +12,7 @@ from portal.accounts.permissions import administered_tenants
 from portal.keys import queries
 from portal.keys.api_fields import AnyKey, AnyModel
 from portal.keys.models import ApiKey
-from portal.quotas.administration import MOST, QuotaKind, QuotaTarget
+from portal.quotas.administration import MAX_AMOUNT, QuotaKind, QuotaTarget
 from portal.quotas.models import Quota as QuotaRow
 from portal.quotas.models import QuotaRequest
 from portal.quotas.units import unit_choices
@@ -29,7 +29,7 @@ def limitable_keys(user: User) -> QuerySet[ApiKey]:
 
 class Amount(serializers.IntegerField):
     def __init__(self, **options: Any) -> None:
-        super().__init__(min_value=0, max_value=MOST, **options)
+        super().__init__(min_value=0, max_value=MAX_AMOUNT, **options)
 
 
 class Bounded(serializers.Serializer[Any]):

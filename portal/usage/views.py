@@ -27,7 +27,7 @@ from portal.web.templatetags.formatting import slot_of
 # exports have the rest: 900 rows in the page took 150 ms.
 SHOWN = 30
 # Rows of a table by people or keys; the exports have all of them.
-MOST = 100
+MAX_GROUPS = 100
 
 
 @login_required
@@ -41,7 +41,7 @@ def usage(request: HttpRequest) -> HttpResponse:
     groups, left_out = (
         (report.group_by_model(series, before), 0)
         if group == "model"
-        else report.read_groups(scope, period, group, MOST)
+        else report.read_groups(scope, period, group, MAX_GROUPS)
     )
     failures = report.list_failures(series, report.count_rejections(scope, period, query.zone))
     totals, reasons, latest = series.totals, report.explain_failures(failures), series.rows[::-1]
@@ -63,8 +63,8 @@ def usage(request: HttpRequest) -> HttpResponse:
         "sums": totals.numbers,
         "people": report.count_people(scope, period) if query.counts_people else None,
         "change": report.percent_change(totals.numbers["total_tokens"], sum(before.values())),
-        "groups": groups[:MOST],
-        "left_out": left_out + len(groups[MOST:]),
+        "groups": groups[:MAX_GROUPS],
+        "left_out": left_out + len(groups[MAX_GROUPS:]),
         "reasons": reasons,
         "failed_requests": sum(reason.requests for reason in reasons),
         "all_requests": totals["requests"] + rejected,

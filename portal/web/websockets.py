@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 VERSION = 1
 HEARTBEAT = 15.0  # seconds; proxies cut what is silent for 60
 LOOK_AGAIN = 5.0  # seconds between two checks whether the person may still watch
-MOST = 20  # sockets of one person in each process at a time: with 600, every page of every person took a second
+MAX_SOCKETS = 20  # sockets of one person in each process at a time: with 600, every page of every person took a second
 MAY_NOT = 4403
 FAILED = 1011  # RFC 6455: something that was not foreseen
 
@@ -65,7 +65,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no type
 
     async def connect(self) -> None:
         person = self.scope["user"]
-        if not await database_sync_to_async(self.permits)(person) or _open[person.pk] >= MOST:
+        if not await database_sync_to_async(self.permits)(person) or _open[person.pk] >= MAX_SOCKETS:
             await self.close()
             return
         self._person_id = person.pk

@@ -9,7 +9,15 @@ import ldap.filter
 from portal.accounts.ldap.configuration import DirectorySettings, normalize_dn
 from portal.accounts.ldap.connection import Entry, LdapConnection, exists, read_entry, search, search_sample
 from portal.accounts.ldap.findings import Finding, describe_missing, describe_nearest, describe_purpose, object_classes
-from portal.accounts.ldap.groups import FEW, Groups, GroupWalk, LdapGroup, is_below, locate_groups, read_posix_members
+from portal.accounts.ldap.groups import (
+    MAX_SINGLE_READS,
+    Groups,
+    GroupWalk,
+    LdapGroup,
+    is_below,
+    locate_groups,
+    read_posix_members,
+)
 from portal.accounts.ldap.values import decode_text
 
 # Object classes of entries that are named in place of a group by mistake.
@@ -90,9 +98,12 @@ def _admits_no_operator(
     if operators is None or admitted is None or directory.group_type not in LISTS[:2]:
         return False
     members = walk.closure(operators.dn).members
-    entries = (read_entry(connection, dn, ["primaryGroupID"], directory.filter_of_all) for dn in sorted(members)[:FEW])
+    entries = (
+        read_entry(connection, dn, ["primaryGroupID"], directory.filter_of_all)
+        for dn in sorted(members)[:MAX_SINGLE_READS]
+    )
     people = [entry for entry in entries if entry is not None]
-    return bool(people) and len(members) <= FEW and not any(map(walk.closure(admitted.dn).holds, people))
+    return bool(people) and len(members) <= MAX_SINGLE_READS and not any(map(walk.closure(admitted.dn).holds, people))
 
 
 def _has_people(directory: DirectorySettings, connection: LdapConnection) -> bool:
@@ -147,11 +158,15 @@ def _count_by_member_uid(
     words = f"{len(names)} names, and all people with gidNumber {number or '?'}"
     if not names and not number:
         return GroupMembers(0, "empty", is_empty=True)
-    pairs = [(directory.username_attribute, name) for name in sorted(names)[:FEW]]
+    pairs = [(directory.username_attribute, name) for name in sorted(names)[:MAX_SINGLE_READS]]
     pairs += [("gidNumber", number)] if number else []
     those = "".join(f"({attribute}={ldap.filter.escape_filter_chars(value)})" for attribute, value in pairs)
     query = f"(&{directory.filter_of_all}(|{those}))"
-    if has_people and len(names) <= FEW and not search_sample(connection, directory.user_base, query, ["1.1"], 1):
+    if (
+        has_people
+        and len(names) <= MAX_SINGLE_READS
+        and not search_sample(connection, directory.user_base, query, ["1.1"], 1)
+    ):
         return GroupMembers(0, words, f"none of the people found is in it ({directory.username_attribute}, gidNumber)")
     return GroupMembers(max(len(names), 1), words)
 
@@ -173,7 +188,11 @@ def _count_by_member(
             return GroupMembers(count + primary, f"{words}, and {primary} people whose primary group it is")
     if not count:
         return GroupMembers(0, "empty", is_empty=True)
-    if has_people and count <= FEW and not any(_is_person(directory, connection, dn) for dn in sorted(members)):
+    if (
+        has_people
+        and count <= MAX_SINGLE_READS
+        and not any(_is_person(directory, connection, dn) for dn in sorted(members))
+    ):
         places = "LDAP_USER_BASE, LDAP_USER_FILTER" + ("" if directory.nested_groups else ", LDAP_NESTED_GROUPS")
         return GroupMembers(0, f"{words}, but none of the people found is among them ({places})")
     return GroupMembers(count, words)
@@ -204,4 +223,6 @@ def _explain_empty(directory: DirectorySettings, connection: LdapConnection, gro
 def _lists_people(directory: DirectorySettings, connection: LdapConnection, group: Entry) -> bool:
     """Return whether people are members of the group, whatever their memberOf says."""
     members = [decode_text(value) for name in LISTS[:2] for value in group.attributes.get(name, [])]
-    return any(_is_person(directory, connection, normalize_dn(dn)) for dn in members[:FEW] if ldap.dn.is_dn(dn))
+    return any(
+        _is_person(directory, connection, normalize_dn(dn)) for dn in members[:MAX_SINGLE_READS] if ldap.dn.is_dn(dn)
+    )

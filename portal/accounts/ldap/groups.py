@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 IN_CHAIN = "1.2.840.113556.1.4.1941"
 # The attribute that identifies a group: Active Directory, OpenLDAP and 389, older 389, FreeIPA.
 IDS = ("objectGUID", "entryUUID", "nsUniqueId", "ipaUniqueID")
-FEW = 50  # entries that are read one by one before all groups are listed instead
+MAX_SINGLE_READS = 50  # entries that are read one by one before all groups are listed instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ class GroupWalk:
             for member in members - self.people
             if is_below(member, groups) and not (only_people and is_below(member, only_people))
         ]
-        if len(found) > FEW and self.all_groups is None:
+        if len(found) > MAX_SINGLE_READS and self.all_groups is None:
             self.all_groups = self._list_groups()
         return sorted(found)
 

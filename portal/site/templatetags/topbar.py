@@ -14,7 +14,7 @@ from portal.version import VERSION
 
 register = template.Library()
 
-MANY = 99  # unread notices; beyond that the exact number does not matter
+MAX_UNREAD = 99  # unread notices; beyond that the exact number does not matter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class TopbarFacts:
 
     @property
     def unread_short(self) -> str:
-        return f"{MANY}+" if self.unread > MANY else str(self.unread)
+        return f"{MAX_UNREAD}+" if self.unread > MAX_UNREAD else str(self.unread)
 
 
 @register.simple_tag

@@ -209,9 +209,9 @@ class TestGroups:
         assert f"cn=field-sales,{GROUP_BASE}" in page
         assert DirectoryState.objects.get().problem == ""
 
-    @pytest.mark.parametrize("few", [company_groups.FEW, 0])
+    @pytest.mark.parametrize("few", [company_groups.MAX_SINGLE_READS, 0])
     def test_groups_and_people_may_be_in_one_place(self, connect, door, monkeypatch, few):
-        monkeypatch.setattr(company_groups, "FEW", few)  # 0: all groups are listed instead
+        monkeypatch.setattr(company_groups, "MAX_SINGLE_READS", few)  # 0: all groups are listed instead
         connect(LDAP_USER_BASE=SUFFIX, LDAP_GROUP_BASE=SUFFIX)
         assert roles_of(door.enter("yamada", "password of yamada")) == {"research": "member"}
         assert roles_of(door.enter("dave", "password of dave")) == {}
@@ -240,7 +240,7 @@ def many(directory: Directory) -> Iterator[list[str]]:
 class TestManyGroups:
     @pytest.mark.parametrize("base", [GROUP_BASE, SUFFIX])
     def test_d4_who_is_in_more_groups_than_the_server_gives_signs_in(self, connect, door, many, monkeypatch, base):
-        monkeypatch.setattr(company_groups, "FEW", 0)
+        monkeypatch.setattr(company_groups, "MAX_SINGLE_READS", 0)
         connect(LDAP_GROUP_BASE=base, LDAP_USER_BASE=SUFFIX)
         assert roles_of(door.enter("clerk0", "password of clerk0")) == {"sales": "member"}
 

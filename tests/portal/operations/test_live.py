@@ -374,7 +374,7 @@ def test_x_nobody_opens_live_pages_without_end(site, olivia, alice):
     """Each is looked after every few seconds: with 600 of one person every page of everybody took a second."""
     client = session_of(olivia)
     with ExitStack() as stack:
-        for _ in range(websockets.MOST):
+        for _ in range(websockets.MAX_SOCKETS):
             next_message(stack.enter_context(open_socket(site, None, client=client)))
         with pytest.raises(InvalidStatus):
             open_socket(site, None, client=client)

@@ -270,7 +270,7 @@ class TestScopes:
         assert client.get("/usage/?of=all").context["change"] == 50
 
     def test_what_does_not_fit_on_a_page_is_in_the_file(self, client, olivia, monkeypatch):
-        monkeypatch.setattr(views, "MOST", 2)
+        monkeypatch.setattr(views, "MAX_GROUPS", 2)
         client.force_login(olivia)
         page = client.get("/usage/?of=all&by=key")
         assert page.context["left_out"] == 2
