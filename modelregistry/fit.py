@@ -186,7 +186,7 @@ def _outlook(
         fits=answer.fits and not missing and not unavailable,
         room=answer.fits,
         launcher="" if missing else engine.launcher,
-        devices=answer.allotment.devices if answer.allotment else (),
+        devices=answer.allocation.devices if answer.allocation else (),
         prediction=answer.need,
         why_not="\n".join(line for line in (placement_messages.explain_refusal(answer), missing, unavailable) if line),
         to_go=answer.to_go,

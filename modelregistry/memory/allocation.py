@@ -157,20 +157,20 @@ class Occupant:
 class FitResult:
     """Whether a replica fits on a host, where, and what would have to go.
 
-    `allotment`: where it goes; None: nowhere, and `refusal` says why. `launcher`: "" if the host has no engine for it.
+    `allocation`: where it goes; None: nowhere, and `refusal` says why. `launcher`: "" if the host has no engine for it.
     `need`: what it would take on each of its devices, at least that where it does not fit; None: unknown.
     `to_go`: the fewest replicas of ours without which it would fit; (): none are in its way, or more than a few.
     """
 
     launcher: str
-    allotment: Allocation | None = None
+    allocation: Allocation | None = None
     need: Prediction | None = None
     refusal: NoRoom | NoSuchDevice | Unpredictable | None = None
     to_go: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
-        return self.allotment is not None and not self.allotment.forced
+        return self.allocation is not None and not self.allocation.forced
 
 
 def check_fit(
@@ -201,18 +201,18 @@ def check_fit(
             refusal.need, Demand.of(spec, launcher, kind), devices, shares, gpus=spec.gpus
         )
         return FitResult(launcher=launcher, need=placement.at_least(refusal.need), refusal=refusal, to_go=to_go)
-    return FitResult(launcher=launcher, allotment=given, need=given.prediction)
+    return FitResult(launcher=launcher, allocation=given, need=given.prediction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedReplica:
-    """Another replica of this host: what it was allotted, and its engine if that was started.
+    """Another replica of this host: what it was granted, and its engine if that was started.
 
     `settled`: it has been ready, so it holds what it wants.
     """
 
     name: str
-    allotment: Allocation
+    allocation: Allocation
     run: Run | None
     settled: bool
 
@@ -222,9 +222,9 @@ def occupants(tenants: Iterable[HostedReplica], devices: Sequence[Device]) -> li
     return [
         Occupant(
             name=tenant.name,
-            needed=tenant.allotment.needed,
-            devices=tenant.allotment.devices,
-            host=tenant.allotment.prediction.host,
+            needed=tenant.allocation.needed,
+            devices=tenant.allocation.devices,
+            host=tenant.allocation.prediction.host,
             held=_measure_tenant(tenant, devices),
         )
         for tenant in tenants
@@ -235,8 +235,8 @@ def _measure_tenant(tenant: HostedReplica, devices: Sequence[Device]) -> dict[in
     processes = process.process_tree(tenant.run) if tenant.run else []
     on_devices = gpus.memory_held(devices, {who.pid for who in processes})
     # A driver that does not report whose memory it is (in containers): a settled engine holds what it was promised.
-    promised = tenant.allotment.needed * tenant.settled
-    on_cards = {device: on_devices.get(device, promised) for device in tenant.allotment.devices}
+    promised = tenant.allocation.needed * tenant.settled
+    on_cards = {device: on_devices.get(device, promised) for device in tenant.allocation.devices}
     return on_cards | {gpus.RAM: estimate.measure_held(processes).fixed}
 
 

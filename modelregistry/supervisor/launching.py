@@ -75,7 +75,7 @@ class RunMetadata:
     port: int
     url: str
     api_key: str
-    allotment: Mapping[str, Any] | None = None
+    allotment: Mapping[str, Any] | None = None  # as `Allocation.stored`
     installed: str = ""  # the installed version that it was started from; "": a program that operators named
     stamp: str = ""
     trial: bool = False
@@ -87,7 +87,7 @@ class RunMetadata:
         return self.url.removeprefix("http://").rpartition(":")[0].strip("[]")
 
     @property
-    def allotted(self) -> Allocation | None:
+    def allocation(self) -> Allocation | None:
         try:
             return Allocation.of(self.allotment) if self.allotment else None
         except (TypeError, LookupError):  # of another release
@@ -155,9 +155,9 @@ def allocate(
     )
     if isinstance(found.refusal, Unpredictable):
         return None
-    if found.allotment is None:
+    if found.allocation is None:
         raise DoesNotFit(placement_messages.explain_refusal(found), found.need)
-    return found.allotment
+    return found.allocation
 
 
 def make_offer(
@@ -190,9 +190,9 @@ def make_offer(
             past=measurements,
             version=engine.measured_version(versions),
         )
-        if not found.fits or found.allotment is None:
+        if not found.fits or found.allocation is None:
             return Offer(fits=False, free=free)
-        given = found.allotment
+        given = found.allocation
         occupants.append(
             allocation.Occupant(
                 name=f"{spec.name} #{number}",
@@ -214,7 +214,7 @@ def launch(
     *,
     address: str,
     port: int,
-    allotted: Allocation | None = None,
+    granted: Allocation | None = None,
 ) -> tuple[Run, RunMetadata]:
     """Execute an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch."""
     launcher, program, choice = engine.launcher, engine.program, engine.choice
@@ -236,14 +236,14 @@ def launch(
         port=endpoint.port,
         url=endpoint.url,
         api_key=endpoint.api_key,
-        allotment=allotted.stored() if allotted else None,
+        allotment=granted.stored() if granted else None,
         installed=choice.installed.version if choice else "",
         stamp=choice.installed.stamp if choice else "",
         trial=choice.trial if choice else False,
         fallback=choice.instead if choice else "",
     )
     _forget_old_runs(runs, key)
-    grant = allotted.grant if allotted else None
+    grant = granted.grant if granted else None
     command = launched_by(launcher).build_command(spec, program, endpoint, os.environ, grant, config.isolation)
     try:
         return runs.start(secrets.token_hex(8), command, label=asdict(metadata), grace=endpoint.grace), metadata

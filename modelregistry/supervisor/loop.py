@@ -312,7 +312,7 @@ class Supervisor:
                 *(self.config, self.runs, replica.key, replica.desired.spec, engine),
                 address=replica.address,
                 port=replica.port,
-                allotted=replica.allotment,
+                granted=replica.allocation,
             )
         except DoesNotFit as error:
             replica.record_no_room(self.clock(), str(error), error.need)
@@ -346,7 +346,7 @@ class Supervisor:
             if engine.choice:
                 replica.set_engine(engine.choice)
             hosted = [other.hosted for other in self.replicas.values() if other is not replica and other.hosted]
-            replica.allotment = await self.executor.run(
+            replica.allocation = await self.executor.run(
                 launching.allocate,
                 *(self.config, spec, engine),
                 before=self.inspector.devices,
@@ -380,7 +380,7 @@ class Supervisor:
             return False
         replicas = [self.replicas.get(ReplicaKey(model_id, number)) for number in range(desired.replicas)]
         return not desired.enabled or all(
-            replica and (replica.allotment or replica.run or replica.state != ReplicaState.STARTING)
+            replica and (replica.allocation or replica.run or replica.state != ReplicaState.STARTING)
             for replica in replicas
         )
 

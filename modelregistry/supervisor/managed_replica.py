@@ -52,7 +52,7 @@ class ManagedReplica:
     fallback: str = ""  # the version that is started if it does not
     blamed_trial: Trial | None = None  # the failed trial for which this start fell back
 
-    allotment: Allocation | None = None  # its part of the host's memory
+    allocation: Allocation | None = None  # its part of the host's memory
     needed: Prediction | None = None  # the memory for which there was no room
     written_placement: tuple[Any, ...] | None = None
     peak: int = 0  # bytes, the most that this run was measured to take on one device
@@ -102,15 +102,17 @@ class ManagedReplica:
     @property
     def hosted(self) -> HostedReplica | None:
         """What others that need memory must know of it; None: it has no memory."""
-        if self.allotment is None or (self.run is None and self.engine_task is None):
+        if self.allocation is None or (self.run is None and self.engine_task is None):
             return None
-        return HostedReplica(name=str(self), allotment=self.allotment, run=self.run, settled=self.ready_at is not None)
+        return HostedReplica(
+            name=str(self), allocation=self.allocation, run=self.run, settled=self.ready_at is not None
+        )
 
     @property
     def placement(self) -> tuple[Prediction | None, tuple[int, ...]]:
         """What was predicted for its last start, and its devices."""
-        if self.allotment:
-            return self.allotment.prediction, self.allotment.devices
+        if self.allocation:
+            return self.allocation.prediction, self.allocation.devices
         return self.needed, ()
 
     def observe(self) -> Observed:
@@ -198,7 +200,7 @@ class ManagedReplica:
             metadata.api_key,
         )
         self.launcher, self.slots = metadata.launcher, metadata.slots
-        self.allotment, self.peak = metadata.allotted, 0
+        self.allocation, self.peak = metadata.allocation, 0
         self.fingerprint = metadata.fingerprint
         self.installed, self.stamp = metadata.installed, metadata.stamp
         self.trial, self.fallback = metadata.trial, metadata.fallback
@@ -250,8 +252,8 @@ class ManagedReplica:
     def clear_run(self) -> None:
         """Forget the run, which is over."""
         self.run = None
-        self.needed = self.allotment.prediction if self.allotment else self.needed
-        self.allotment = None
+        self.needed = self.allocation.prediction if self.allocation else self.needed
+        self.allocation = None
         self.url = self.api_key = ""
         self.port = 0
         self.ready_at = None

@@ -305,17 +305,17 @@ def record_measurement(host_id: int, key: ReplicaKey, used: MemoryUse) -> None:
     )
 
 
-def record_learned(allotted: Allocation, version: str, most: int) -> None:
+def record_learned(granted: Allocation, version: str, most: int) -> None:
     """Record the memory that a start used on one of its devices, beside what the formulas predict.
 
     Replaces the earlier measurement.
     """
-    formula = allotted.formula
+    formula = granted.formula
     Measurement.objects.update_or_create(
-        fingerprint=allotted.fingerprint,
-        launcher=allotted.launcher,
+        fingerprint=granted.fingerprint,
+        launcher=granted.launcher,
         version=version,
-        device=allotted.device,
+        device=granted.device,
         defaults={
             "weights": formula.weights,
             "cache": formula.cache,

@@ -266,16 +266,16 @@ class StateSync:
 
     async def _write_measurement(self, replica: ManagedReplica, run: Run) -> None:
         """Write the memory that it uses now; the peak of a run is kept for later predictions."""
-        allotted = replica.allotment
-        used = await self.executor.run(allocation.measure_use, run, allotted.devices if allotted else ())
+        granted = replica.allocation
+        used = await self.executor.run(allocation.measure_use, run, granted.devices if granted else ())
         if used is None:
             return
         await self.database.run(repository.record_measurement, self.host.id, replica.key, used)
-        if allotted is None or used.most <= replica.peak * 1.01:
+        if granted is None or used.most <= replica.peak * 1.01:
             return
         replica.peak = used.most
-        version = allotted.version or (self.report.engines.get(allotted.launcher, "") if self.report else "")
-        await self.database.run(repository.record_learned, allotted, version, used.most)
+        version = granted.version or (self.report.engines.get(granted.launcher, "") if self.report else "")
+        await self.database.run(repository.record_learned, granted, version, used.most)
         self.measurements = await self.database.run(repository.load_measurements)
 
     async def _write_log_tails(self) -> None:

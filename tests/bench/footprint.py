@@ -103,16 +103,16 @@ class Taken:
     """Bytes: after the first answer, and after a prompt that fills a batch."""
 
     combination: Combination
-    allotment: Allocation
+    allocation: Allocation
     first: int
     worked: int
 
     @property
     def error(self) -> float:
-        return self.allotment.prediction.total / self.worked - 1
+        return self.allocation.prediction.total / self.worked - 1
 
     def line(self) -> list[str]:
-        spec, predicted = self.combination.spec, self.allotment.prediction
+        spec, predicted = self.combination.spec, self.allocation.prediction
         asked = f"{spec.context or 'own'} × {spec.slots or 'own'}"
         sizes = (predicted.weights, predicted.cache, predicted.overhead, predicted.total, predicted.rule_of_thumb)
         return [
@@ -234,11 +234,11 @@ async def _taken(combination: Combination, workspace: Path) -> Taken:
     )
     spec, runs = combination.spec, process.Runs(house.runs)
     engine = launching.choose_engine(house, spec)
-    allotted = launching.allocate(house, spec, engine, before=[], hosted=[], measurements=[], versions={})
-    assert allotted, "all of these can be read"
+    granted = launching.allocate(house, spec, engine, before=[], hosted=[], measurements=[], versions={})
+    assert granted, "all of these can be read"
     port = launching.free_port("127.0.0.1", house.ports, [], random.Random())
     run, label = launching.launch(
-        house, runs, ReplicaKey(1, 0), spec, engine, address="127.0.0.1", port=port, allotted=allotted
+        house, runs, ReplicaKey(1, 0), spec, engine, address="127.0.0.1", port=port, granted=granted
     )
     try:
         await _answers(run, label)
@@ -246,7 +246,7 @@ async def _taken(combination: Combination, workspace: Path) -> Taken:
         await _works(label, spec)
         return Taken(
             combination=combination,
-            allotment=allotted,
+            allocation=granted,
             first=first,
             worked=estimate.measure_held(process.process_tree(run)).taken,
         )

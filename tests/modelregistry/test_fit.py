@@ -88,7 +88,7 @@ def hosts(draw: st.DrawFn) -> tuple[list[Device], list[HostedReplica]]:
             **{"prediction": need, "formula": need, "devices": (where,), "visible": (str(where),), "fraction": 0.5},
             **{"forced": False, "fingerprint": "x", "launcher": "vllm", "version": "", "device": "A"},
         )
-        tenants.append(HostedReplica(name=f"m{number} #0", allotment=given_to, run=None, settled=settled))
+        tenants.append(HostedReplica(name=f"m{number} #0", allocation=given_to, run=None, settled=settled))
         used[where] += given_to.needed * settled
     devices = [
         Device(index=at, uuid="", name="A", kind="gpu", total=size * GIB, used=taken, free=max(0, size * GIB - taken))
@@ -99,7 +99,7 @@ def hosts(draw: st.DrawFn) -> tuple[list[Device], list[HostedReplica]]:
 
 def row(tenant: HostedReplica) -> Replica:
     """Return the same as its supervisor wrote it down."""
-    promised = tenant.allotment
+    promised = tenant.allocation
     model, _zero = tenant.name.split(" #")
     held = {str(device): promised.needed for device in promised.devices} if tenant.settled else {}
     held = held or dict.fromkeys(map(str, promised.devices), 0)
@@ -136,7 +136,7 @@ def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
     told = SimpleNamespace(**ALIVE, report=report, replica_set=SimpleNamespace(all=lambda: rows))
     foreseen = fit._outlook(wanted, LLAMA_8B, told, [], None)
     assert foreseen.fits == foreseen.room == supervisors.fits
-    assert foreseen.devices == (supervisors.allotment.devices if supervisors.allotment else ())
+    assert foreseen.devices == (supervisors.allocation.devices if supervisors.allocation else ())
     assert (foreseen.prediction, foreseen.to_go) == (supervisors.need, supervisors.to_go)
     assert foreseen.why_not == placement_messages.explain_refusal(supervisors)
     assert bool(foreseen.why_not) != foreseen.fits
@@ -273,9 +273,9 @@ def test_what_is_given_is_there_and_what_is_to_go_suffices(host, wanted):
     found = ask(wanted, devices, there)
     shares = [share for one in there for share in one.shares]
     free = {device.index: placement.free_room(device, shares).free for device in devices}
-    if found.allotment:
-        assert all(found.allotment.needed <= free[index] for index in found.allotment.devices)
-        assert found.allotment.prediction.host <= free[RAM]
+    if found.allocation:
+        assert all(found.allocation.needed <= free[index] for index in found.allocation.devices)
+        assert found.allocation.prediction.host <= free[RAM]
     if found.to_go:
         assert not found.fits
         for count in range(len(found.to_go)):
@@ -293,9 +293,9 @@ def test_e3_an_unknown_cache_gets_a_card_of_its_own_or_a_reason_why_not():
     odd = replace(LLAMA_8B, attention=(), missing=("num_attention_heads",))
     there = [occupant("a #0", 20, device=0)]
     found = ask(spec(), [card(0, 80, 20), card(1, 48, 0), ram()], there, odd)
-    assert found.allotment
-    assert found.allotment.devices == (0,)  # where most is left
-    beside = Occupant(name="odd #0", needed=found.allotment.needed, devices=(0,), held={})
+    assert found.allocation
+    assert found.allocation.devices == (0,)  # where most is left
+    beside = Occupant(name="odd #0", needed=found.allocation.needed, devices=(0,), held={})
     assert placement.free_room(card(0, 80, 20), [*there[0].shares, *beside.shares]).free < estimate.MIB
     refused = ask(spec(), [card(0, 16, 0), ram()], facts=odd)
     assert refused.need
@@ -415,17 +415,17 @@ def test_a_model_on_gpus_needs_room_in_ram_as_well():
     assert not refused.fits
     assert "RAM" in placement_messages.explain_refusal(refused)
     forced = ask(spec(args=("--enable-sleep-mode",), overcommit=True), devices)
-    assert forced.allotment
-    assert (forced.allotment.forced, forced.fits) == (True, False)
+    assert forced.allocation
+    assert (forced.allocation.forced, forced.fits) == (True, False)
 
 
 def test_ram_that_was_promised_to_models_on_gpus_is_not_free():
     devices = [card(0, 80, 0), card(1, 80, 0), ram(32, 8)]
     sleeper = ask(spec(args=("--enable-sleep-mode",)), devices)
-    assert sleeper.allotment
-    tenant = HostedReplica(name="s #0", allotment=sleeper.allotment, run=None, settled=True)
+    assert sleeper.allocation
+    tenant = HostedReplica(name="s #0", allocation=sleeper.allocation, run=None, settled=True)
     [there] = allocation.occupants([tenant], devices)
-    assert {share.device for share in there.shares} == {sleeper.allotment.devices[0], RAM}
+    assert {share.device for share in there.shares} == {sleeper.allocation.devices[0], RAM}
     second = ask(spec(args=("--enable-sleep-mode",)), devices, [there])
     assert (second.fits, second.to_go) == (False, ("s #0",))
     assert ask(spec(slots=1), devices, [there]).fits

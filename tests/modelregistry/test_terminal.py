@@ -2,7 +2,7 @@
 
 import pytest
 
-from modelregistry.terminal import MOST, clean, clean_lines, format_table
+from modelregistry.terminal import MAX_CELL, clean, clean_lines, format_table
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_long_cell_widens_no_other_row():
     table = list(format_table(["NAME", "WHAT", "SIZE"], [["a", "x" * 1000, "1"], ["b", "short", "2"]]))
     assert table[0] == "NAME  WHAT   SIZE"
     assert table[2] == "b     short  2"
-    assert len(table[1]) < MOST + 20
+    assert len(table[1]) < MAX_CELL + 20
 
 
 def test_the_first_cell_is_whole_so_that_it_can_be_copied():

@@ -415,7 +415,7 @@ def test_llama_cpp_puts_all_layers_on_its_cards_in_equal_parts():
     assert visible == ""
 
 
-def test_an_allotment_comes_back_from_a_run():
+def test_an_allocation_comes_back_from_a_run():
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, slots=4)
     found = allot(spec, LLAMA_8B, gpus.list_devices(nvml=two_a100()), version="0.32.0")
     assert allocation.Allocation.of(found.stored()) == found
@@ -425,7 +425,7 @@ def test_two_that_start_at_a_time_do_not_count_on_the_same_memory():
     devices = gpus.list_devices(nvml=two_a100())[:1]
     spec = Spec(engine="vllm", name="m", path="/m", context=65_536, slots=6)  # 48 GiB of cache
     first = allot(spec, LLAMA_8B, devices)
-    tenant = allocation.HostedReplica(name="m #0", allotment=first, run=None, settled=False)
+    tenant = allocation.HostedReplica(name="m #0", allocation=first, run=None, settled=False)
     [occupant] = allocation.occupants([tenant], devices)
     shares = occupant.shares
     assert [(share.device, share.pledged) for share in shares] == [(0, first.needed), (gpus.RAM, 3 * GIB)]
@@ -436,7 +436,7 @@ def test_two_that_start_at_a_time_do_not_count_on_the_same_memory():
 def test_where_the_driver_reports_nothing_a_settled_engine_holds_what_it_was_promised():
     devices = gpus.list_devices(nvml=two_a100())
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, slots=4)
-    tenant = allocation.HostedReplica(name="m #0", allotment=allot(spec, LLAMA_8B, devices), run=None, settled=True)
+    tenant = allocation.HostedReplica(name="m #0", allocation=allot(spec, LLAMA_8B, devices), run=None, settled=True)
     [occupant] = allocation.occupants([tenant], devices)
     assert [share.pledged for share in occupant.shares if share.device != gpus.RAM] == [0]
 
