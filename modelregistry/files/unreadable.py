@@ -10,8 +10,8 @@ SENTENCES: Mapping[str, str] = {
     "no-path": gettext_noop("This engine needs the path of a model."),
     "relative-path": gettext_noop("%(path)s is not an absolute path."),
     "missing": gettext_noop("%(path)s does not exist."),
-    "directory": gettext_noop("%(path)s is a directory; llama.cpp needs a GGUF file."),
-    "not-a-directory": gettext_noop("%(path)s is not a directory; vLLM needs a model directory."),
+    "directory": gettext_noop("%(path)s is a directory; this engine needs a GGUF file."),
+    "not-a-directory": gettext_noop("%(path)s is not a directory; this engine needs a model directory."),
     "unreadable": gettext_noop("%(path)s cannot be read: %(reason)s."),
     "damaged-header": gettext_noop("%(path)s is damaged: its header makes no sense."),
     "unnamed-part": gettext_noop("%(path)s is one of several parts, and is not named like name-00001-of-00003.gguf."),
@@ -22,7 +22,7 @@ SENTENCES: Mapping[str, str] = {
     "missing-part": gettext_noop("A part of the model is missing: %(path)s."),
     "not-gguf": gettext_noop("%(path)s is not a GGUF file."),
     "cut-off-header": gettext_noop("%(path)s is cut off: it ends within its header."),
-    "no-config": gettext_noop("%(path)s has no config.json; it does not hold a model for vLLM."),
+    "no-config": gettext_noop("%(path)s has no config.json; it does not hold a model for this engine."),
     "too-long": gettext_noop("%(path)s is too long: it has %(actual)d bytes, and its header says %(expected)d."),
     "cut-off-end": gettext_noop("%(path)s is cut off: its end is missing."),
     "dangling-link": gettext_noop(
@@ -35,9 +35,9 @@ SENTENCES: Mapping[str, str] = {
         "%(path)s holds links that lead nowhere (%(name)s → %(target)s): it was copied without the files behind "
         "them. Copy the whole models--… folder of the cache, or this one with cp -L or rsync -L."
     ),
-    "gguf-file": gettext_noop("%(path)s is a GGUF file, which llama.cpp serves: choose that engine for it."),
+    "gguf-file": gettext_noop("%(path)s is a GGUF file: choose an engine that reads GGUF files."),
     "one-file": gettext_noop(
-        "%(path)s is one file of a model for vLLM: choose that engine, and give the directory, %(directory)s."
+        "%(path)s is one file of a model directory: choose an engine that reads those, and give %(directory)s."
     ),
     "git-lfs-pointer": gettext_noop(
         "%(path)s is a pointer of Git LFS (%(size)d bytes), not the file itself: run “git lfs pull” where it was "
@@ -59,10 +59,10 @@ SENTENCES: Mapping[str, str] = {
         "%(path)s is a folder of Hugging Face’s cache whose download was not finished (%(count)d files): finish "
         "it with “hf download”, then give the path %(snapshot)s."
     ),
-    "gguf-directory": gettext_noop("%(path)s is a directory; llama.cpp needs a file of it, for example %(file)s."),
+    "gguf-directory": gettext_noop("%(path)s is a directory; this engine needs a file of it, for example %(file)s."),
     "checkpoint": gettext_noop(
-        "%(path)s holds a model for vLLM: choose that engine, or make a GGUF file of it with llama.cpp’s "
-        "convert_hf_to_gguf.py."
+        "%(path)s is a model directory: choose an engine that reads those, or make a GGUF file of it with "
+        "llama.cpp’s convert_hf_to_gguf.py."
     ),
     "lora-adapter": gettext_noop(
         "%(path)s is a LoRA adapter for %(base)s, not a model of its own: register that model and add the adapter "
@@ -70,7 +70,7 @@ SENTENCES: Mapping[str, str] = {
     ),
     "diffusers": gettext_noop("%(path)s is a pipeline that makes images (diffusers); no engine here serves it."),
     "gguf-files": gettext_noop(
-        "%(path)s holds GGUF files: choose llama.cpp, and give the path of one, for example %(file)s."
+        "%(path)s holds GGUF files: choose an engine that reads those, and give the path of one, for example %(file)s."
     ),
     "onnx": gettext_noop("%(path)s holds a model in ONNX, which no engine here reads: take its safetensors or GGUF."),
     "folder-of-models": gettext_noop(
