@@ -50,7 +50,7 @@ class CrashInquiry:
         """Wait until this suspect is the only one at its model. Raises ModelUnavailable if that takes too long."""
         model = meter.context.model.name
         try:
-            meter.trial = await self._suspects.trial(model)
+            meter.trial = await self._suspects.acquire_trial(model)
         except TimeoutError as error:
             raise ModelUnavailable("model_unavailable", headers={"retry-after": "5"}, model=model) from error
 

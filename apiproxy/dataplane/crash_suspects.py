@@ -194,7 +194,7 @@ class CrashSuspects:
         self.known.pop(digest, None)
         (self._directory / digest).unlink(missing_ok=True)
 
-    async def trial(self, model: str) -> asyncio.Lock:
+    async def acquire_trial(self, model: str) -> asyncio.Lock:
         """Wait until no other suspect of this model is on trial; `release` it then. Raises TimeoutError."""
         lock = self._trials[model]
         async with asyncio.timeout(PATIENCE):
