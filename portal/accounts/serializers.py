@@ -8,7 +8,7 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.web.rest.strict_fields import CharField, ModelSerializer
 
 
-class Place(serializers.Serializer[Membership]):
+class OwnMembership(serializers.Serializer[Membership]):
     """One membership of the person."""
 
     tenant = CharField(source="tenant.slug")
@@ -29,7 +29,7 @@ class Me(serializers.Serializer[User]):
     name = CharField(source="get_full_name")
     email = CharField()
     is_operator = serializers.BooleanField(source="is_staff")
-    tenants = Place(source="places", many=True)
+    tenants = OwnMembership(source="places", many=True)
     key = CallingKey(allow_null=True, help_text="The management key of this request; null in a session.")
 
 
