@@ -13,7 +13,7 @@ import asyncio
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -41,6 +41,8 @@ MAX_URL = 16384  # bytes
 MAX_WAITING = 4
 # Bytes that are parsed at a time where there may be more requests than that. The shortest has 18, and takes 3 KB here.
 PIECE = 2048
+# Chunks that are parsed at a time. Each costs 2 µs however short it is, and 256 KB that one read brings may be 43,000.
+MAX_CHUNKS = 500
 VERSIONS = frozenset(("1.1", "1.0"))
 # Fields of a head that the server itself obeys.
 CHECKED_FIELDS = frozenset((b"expect", b"transfer-encoding"))  # beside `host` and `content-length`
@@ -113,8 +115,7 @@ class DirectClient:
         self._protocol.direct = self
         # uvicorn stops reading when a body's last piece is larger than 64 KB, and a connection that is not read from
         # is never seen to close.
-        if self._flow.read_paused and not self._protocol.is_full:
-            self._flow.resume_reading()
+        self._flow.resume_reading()
         if self._cycle.disconnected:
             listener.client_left()
 
@@ -168,6 +169,23 @@ class DirectClient:
         cycle.on_response()
 
 
+class Flow(FlowControl):
+    """uvicorn's, which resumes reading whenever an application waits for its request's body or its client's leaving.
+
+    While it is `held`, nothing is read even so: some of what has come is not parsed yet.
+    """
+
+    held = False
+
+    def hold(self) -> None:
+        self.held = True
+        self.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
 class Protocol(HttpToolsProtocol):
     """One connection of a client.
 
@@ -185,18 +203,14 @@ class Protocol(HttpToolsProtocol):
         self._answered_at = 0.0
         self._input_closed = False  # nothing more is parsed: a WebSocket has the connection, or it ends
         self._final_error = b""  # ends the connection once the requests before have been answered
-        self._pending = bytearray()  # came while enough requests waited
+        self._pending = bytearray()  # came while enough requests waited, or in too many chunks for one turn of the loop
+        self._next_turn: asyncio.Handle | None = None  # goes on with the chunks
         self._progressed = False  # the last bytes ended a head or brought some of a body
         self._bytes_without_progress = 0  # since the parser made progress, with those that are parsed now
         self._host_count = 0  # of the head that comes
         self._length = 0
-        self._body_left = 0  # bytes still to come of a body whose length is known
+        self._body_left = 0  # bytes still to come of a body whose length is known; of another at most 0
         self.url = b""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether so much has come that nothing more may be read."""
-        return len(self._pending) > MAX_HEAD
 
     @property
     def drains_body(self) -> bool:
@@ -206,6 +220,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow: Flow = Flow(transport)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._on_head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -244,8 +259,24 @@ class Protocol(HttpToolsProtocol):
     def _buffer(self, data: bytes) -> None:
         # Read on while there is room: a connection that is not read from is never seen to close.
         self._pending += data
-        if self.is_full:
-            self.flow.pause_reading()
+        if len(self._pending) > MAX_HEAD:
+            self.flow.hold()
+
+    def _feed_pending(self) -> None:
+        """Go on with what was held back, if it can be parsed now."""
+        if self._pending and not self._is_saturated():
+            held, self._pending = bytes(self._pending), bytearray()
+            self.flow.held = False
+            self._feed(held)
+
+    def _on_next_turn(self) -> None:
+        self._next_turn = None
+        if self._input_closed:
+            return
+        self._feed_pending()
+        # What is more than the application has taken is read when it asks for it.
+        if self.cycle is None or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
 
     def _feed(self, data: bytes) -> None:
         """Give the bytes to the parser, which cannot be stopped between two requests.
@@ -257,17 +288,15 @@ class Protocol(HttpToolsProtocol):
             return
         view, at = memoryview(data), 0
         while at < len(data) and not self._input_closed:
-            if self._is_saturated():
+            if self._is_saturated() or self._next_turn is not None:
                 self._buffer(data[at:])
                 return
             size = max(PIECE, self._body_left)
-            if (
-                self.cycle is not None
-                and self.cycle.more_body
-                and not self._body_left
-                and data.count(b"/1.", at) < MAX_WAITING
-            ):
-                size = len(data)  # chunks, and hardly a request behind them
+            if self.cycle is not None and self.cycle.more_body and self._body_left <= 0:
+                if data.count(b"\r\n", at) > 2 * MAX_CHUNKS:  # others have their turn before the next piece
+                    self._next_turn = self.loop.call_soon(self._on_next_turn)
+                elif data.count(b"/1.", at) < MAX_WAITING:
+                    size = len(data)  # chunks, and hardly a request behind them
             self._parse(view[at : at + size])
             at += size
 
@@ -351,12 +380,10 @@ class Protocol(HttpToolsProtocol):
             return  # `resume_writing` calls this again
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        if self._pending and not self._is_saturated():
-            held, self._pending = bytes(self._pending), bytearray()
-            self._feed(held)
+        self._feed_pending()
         if self._final_error and self._between_requests():
             self._end_connection(self._final_error)
-        elif not self.is_full:
+        else:
             self.flow.resume_reading()
 
     def _end_connection(self, words: bytes = b"") -> None:
@@ -370,6 +397,7 @@ class Protocol(HttpToolsProtocol):
             return
         self.transport.write(words)
         self.transport.write_eof()
+        self.flow.held = False
         self.flow.resume_reading()
         self._unread_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 

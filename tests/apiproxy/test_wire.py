@@ -1,5 +1,6 @@
 """What a connection may do to others and to us before anybody knows who it is: upgrades, heads, requests sent ahead."""
 
+import asyncio
 import contextlib
 import gc
 import itertools
@@ -11,7 +12,10 @@ import threading
 import time
 from pathlib import Path
 
+import uvicorn
+
 from apiproxy.server import protocol
+from tests.apiproxy.conftest import HTTP
 from tests.engine import SSE
 from tests.waiting import until
 
@@ -313,6 +317,37 @@ def test_g19_requests_sent_ahead_are_all_answered_in_order(counter):
     assert [re.findall(r"none-\d+", body.decode()) for _, _, body in got[:-1]] == [[name] for name in names]
 
 
+async def page(scope, receive, send):
+    """Answer as the proxy of the portal does: it waits all the while for its client to leave."""
+    if scope["type"] == "lifespan":
+        return
+
+    async def wait_for_disconnect() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    waiting = asyncio.create_task(wait_for_disconnect())
+    await asyncio.sleep(0)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+    await waiting
+
+
+def test_g19_requests_ahead_of_a_page_are_not_read_either():
+    config = uvicorn.Config(page, loop="uvloop", http=HTTP, lifespan="off", log_level="error")
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        with socket.create_connection(listener.getsockname(), timeout=1) as connection:
+            assert flood(connection, head("GET", "/") * 1000) < 32 * MB
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(20)
+        listener.close()
+
+
 def test_g19_a_client_that_takes_no_answers_loses_its_connection(counter, monkeypatch):
     monkeypatch.setattr(protocol, "ANSWER_SECONDS", 0.3)
     open_before = len(counter.server.server_state.connections)
@@ -320,6 +355,31 @@ def test_g19_a_client_that_takes_no_answers_loses_its_connection(counter, monkey
         connection.settimeout(1)
         flood(connection, head("GET", "/v1/models") * 1000)
         until(lambda: len(counter.server.server_state.connections) <= open_before, 20)
+
+
+# --- bodies in many chunks
+
+
+def test_g15_a_body_in_single_bytes_leaves_others_their_turns(counter, monkeypatch):
+    turns: list[int] = []  # chunks parsed in each turn of the loop
+    original = protocol.Protocol.on_body
+
+    def on_body(self: protocol.Protocol, body: bytes) -> None:
+        if not turns or turns[-1] == 0:
+            self.loop.call_soon(turns.append, 0)
+        turns[-1:] = [(turns or [0])[-1] + 1]
+        original(self, body)
+
+    monkeypatch.setattr(protocol.Protocol, "on_body", on_body)
+    _, body = chat(counter, padding="x" * 200_000)
+    top = head("POST", "/v1/chat/completions", "transfer-encoding: chunked", key=counter.key)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    with connect(counter) as connection:
+        connection.sendall(top + chunks + LAST)
+        assert statuses(connection) == [200, 401]
+    assert sum(turns) == len(body)
+    assert max(turns) <= 2 * protocol.MAX_CHUNKS
+    assert counter.engine.seen()["requests"][-1]["body"]["padding"] == "x" * 200_000
 
 
 # --- bodies that are not waited for
