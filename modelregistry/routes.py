@@ -50,8 +50,8 @@ class SupervisorHeartbeat:
 class Served:
     """A model that is offered, whether or not a replica answers now. `context` in tokens, None = not known.
 
-    `loading_on`: the hosts on which a replica is starting, or asleep until a client calls it. Time-outs in seconds,
-    None = the settings'.
+    `loading_on`: the hosts on which a replica is starting, will start again by itself, or is asleep or going to sleep
+    until a client calls it. Time-outs in seconds, None = the settings'.
     """
 
     model_id: int
@@ -75,9 +75,13 @@ def offered_models() -> QuerySet[ServedModel]:
     return ServedModel.objects.filter(Q(retires_on=None) | Q(retires_on__gt=today), enabled=True)
 
 
+# A replica of an enabled model is drained to sleep, or to start with other settings.
+COMING = (Replica.State.STARTING, Replica.State.ASLEEP, Replica.State.DRAINING, Replica.State.STOPPED)
+
+
 def served_models() -> list[Served]:
     """Return every enabled model, also retired ones: gateways know the day. Two queries."""
-    coming = Replica.objects.filter(state__in=(Replica.State.STARTING, Replica.State.ASLEEP))
+    coming = Replica.objects.filter(state__in=COMING, host__maintenance=False)
     hosts: dict[int, set[int]] = defaultdict(set)
     for model_id, host_id in coming.values_list("model_id", "host_id"):
         hosts[model_id].add(host_id)

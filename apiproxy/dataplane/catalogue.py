@@ -92,8 +92,8 @@ class Retirement(NamedTuple):
 class Model:
     """`stops_unary`: the engine stops generating when the client of a call without `stream` leaves.
 
-    `tenants` = ids of those that may use it; None = all. `loading_on`: hosts on which it is asleep or
-    starting, so worth waiting for while they live. `retires`: None = never.
+    `tenants` = ids of those that may use it; None = all. `loading_on`: hosts on which it is asleep, starting
+    or about to start, so worth waiting for while they live. `retires`: None = never.
     """
 
     id: int

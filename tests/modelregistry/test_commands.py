@@ -510,6 +510,28 @@ def test_only_ready_replicas_of_enabled_models_are_routes(served, django_assert_
     assert routes.served_models() == []
 
 
+@pytest.mark.parametrize(
+    ("state", "comes"),
+    {
+        "starting": True,
+        "asleep": True,
+        "draining": True,  # to fall asleep, for example: a caller must not be told to give up for the seconds it takes
+        "stopped": True,
+        "ready": False,
+        "unhealthy": False,
+        "backoff": False,
+        "failed": False,
+    }.items(),
+)
+def test_a_replica_that_comes_by_itself_or_when_called_is_worth_waiting_for(served, state, comes):
+    Replica.objects.update(state=state)
+    [found] = routes.served_models()
+    assert (found.loading_on == {served.host_id}) is comes
+    Host.objects.update(maintenance=True)
+    [found] = routes.served_models()
+    assert found.loading_on == frozenset()
+
+
 @pytest.mark.parametrize("text", ["", "18100", "a-b", "0-5", "5-4", "1-65536", "18100-18200-18300"])
 def test_unreadable_ports_name_their_variable(text):
     with pytest.raises(ImproperlyConfigured, match="ENGINE_PORTS"):
