@@ -107,6 +107,12 @@ def _own_processes(runs: Iterable[Run], remains: Remains) -> Iterator[Identity]:
         yield from remains[run.run_id]
 
 
+def describe_stranger(found: Mapping[str, Any]) -> str:
+    held = "memory" if found["bytes"] is None else f"{found['bytes'] / 1e9:.1f} GB"
+    where = "RAM" if found["device"] == gpus.RAM else f"GPU {found['device']}"
+    return f"process {found['pid']} ({found['name']}) is not ours and holds {held} of {where}"
+
+
 def find_strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: Path) -> list[dict[str, Any]]:
     """Return strangers as `gpus.Stranger`, with "installation": the state directory of their Madoguchi, or ""."""
     marks = {who.pid: mark for who, mark in process.find_marked("") if not mark.startswith(f"{root}/")}

@@ -178,9 +178,7 @@ class Supervisor:
         for each in found.strangers:
             who = each["pid"], each["device"]
             if who not in self.strangers:
-                log.info(
-                    "process %d (%s) is not ours and holds %s of device %d", who[0], each["name"], each["bytes"], who[1]
-                )
+                log.info("%s", inspection.describe_stranger(each))
         self.strangers = {(each["pid"], each["device"]) for each in found.strangers}
         report = Report(**{**asdict(found), "at": timezone.now()})
         if fault := self.sync.address_fault:

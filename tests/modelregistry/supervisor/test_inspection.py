@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from modelregistry.engines.base import EngineCommand
-from modelregistry.process import process, shim, stopping
+from modelregistry.process import gpus, process, shim, stopping
 from modelregistry.process.gpus import Device, GpuProcess
 from modelregistry.process.process import Runs
 from modelregistry.supervisor import inspection
@@ -170,3 +170,14 @@ def test_an_engines_exit_is_recorded_although_the_disk_is_full(tmp_path):
     holder._write_exit()
     assert (tmp_path / "exit.json").read_text() == '{"code": 3, "signal": 0, "asked": false}'
     assert not (tmp_path / shim.RESERVE).exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "held", "words"),
+    [(gpus.RAM, 347_365_376, "0.3 GB of RAM"), (1, 2_000_000_000, "2.0 GB of GPU 1"), (0, None, "memory of GPU 0")],
+)
+def test_a_stranger_is_logged_with_what_it_holds_where(device, held, words):
+    found = asdict(gpus.Stranger(pid=7, name="python", device=device, bytes=held))
+    line = inspection.describe_stranger(found)
+    assert line.endswith(words)
+    assert "7 (python)" in line
