@@ -22,4 +22,5 @@ WRONG = {
     "/api/v1/chat/completions": "/v1/chat/completions",
     "/openai/deployments/m/chat/completions": "/v1/chat/completions",
 }
+NOTHING = ("/v1", "/v1/", "/v1/nope")  # with a wrong base URL or not: nothing is there
 OF_THE_PORTAL = ("/api/v1/models", "/api/v1/models/", "/keys/", "/operations/models/", "/usage/models")

@@ -12,7 +12,7 @@ MISPLACED = re.compile(
     r"(?:(?:/.+)?(/(?:audio/transcriptions|audio/translations|chat/completions|messages/count_tokens))"
     r"|(?:(?:/.+)?/v1|/v1/.+)?(/(?:completions|embeddings|messages|models|rerank|responses|score)))"
 )
-OTHERS = PROBES | RERANKERS
+OTHERS = PROBES | RERANKERS | {"/v1"}
 
 SLASHES = re.compile("//+")
 

@@ -127,6 +127,12 @@ def test_g12_a_wrong_base_url_is_explained_by_the_gateway_and_not_by_a_page(site
                     connection.sendall(request("POST", path, "content-length: 2", "connection: close", body=b"{}"))
                     answer = Reader(connection).one()
                     assert (path, answer.status, answer.code) == (path, 404, "unknown_url")
+        for path in base_urls.NOTHING:
+            for connection in (proxy.connect(), site.connect("straight")):
+                with connection:
+                    connection.sendall(request("GET", path, f"authorization: Bearer {site.key}", "connection: close"))
+                    answer = Reader(connection).one()
+                    assert (path, answer.status, answer.code) == (path, 404, "unknown_url")
         for path in base_urls.OF_THE_PORTAL:
             with proxy.connect() as connection:
                 connection.sendall(request("GET", path, "connection: close"))
