@@ -137,7 +137,7 @@ def fit_on_hosts(spec: Spec, facts: ModelMetadata, hosts: Iterable[Host], *, mod
     """
     past = repository.load_measurements()
     trials = repository.load_trials_of_model(model) if model else {}
-    return [_outlook(spec, facts, host, past, model, trials.get(host.pk, ())) for host in hosts]
+    return [fit_on_host(spec, facts, host, past, model, trials.get(host.pk, ())) for host in hosts]
 
 
 def predict_alone(spec: Spec, facts: ModelMetadata) -> Prediction | None:
@@ -156,7 +156,7 @@ def _why_unavailable(host: Host) -> str:
     return ""
 
 
-def _outlook(
+def fit_on_host(
     spec: Spec,
     facts: ModelMetadata,
     host: Host,
@@ -168,7 +168,7 @@ def _outlook(
     if not report.devices:
         why_not = _("%(host)s has not reported how much memory it has.") % {"host": host.name}
         return HostFit(host=host.name, fits=False, room=False, why_not=why_not)
-    engine, missing = _engine_on(host, spec, trials)
+    engine, missing = engine_on_host(host, spec, trials)
     unavailable = _why_unavailable(host)
     there = [(row.model_id == model, occupant_of(row)) for row in host.replica_set.all()]
     answer = allocation.check_fit(
@@ -194,7 +194,7 @@ def _outlook(
     )
 
 
-def _engine_on(host: Host, spec: Spec, trials: Sequence[Trial]) -> tuple[ChosenEngine, str]:
+def engine_on_host(host: Host, spec: Spec, trials: Sequence[Trial]) -> tuple[ChosenEngine, str]:
     """Return what its supervisor would start the model with; where it cannot, what it would be, and why not."""
     report = host.report
     installed = [

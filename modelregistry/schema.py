@@ -8,6 +8,7 @@ from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 
 log = logging.getLogger(__name__)
+NOT_COMPARED = "the schema cannot be compared, the database does not answer: %s"
 SHOWN = 3  # migrations that a message names
 
 
@@ -23,7 +24,7 @@ def check_schema() -> None:
         # Not a plan to the last ones: where one of these is applied, a plan omits all before it.
         missing = loader.graph.nodes.keys() - loader.applied_migrations.keys()
     except DatabaseError as error:
-        log.warning("the schema cannot be compared, the database does not answer: %s", error)
+        log.warning(NOT_COMPARED, error)
         return
     finally:
         connection.close()

@@ -17,7 +17,9 @@ from django.core.management import call_command
 
 from modelregistry.models import Replica, ServedModel
 from modelregistry.process import process
+from modelregistry.supervisor.adoption import ADOPTED
 from tests import engines
+from tests.logs import lines_of
 from tests.waiting import until
 
 # Of a start, on a machine that is busy with other tests.
@@ -190,7 +192,7 @@ def test_a_killed_supervisor_is_followed_by_one_that_adopts(real):
         supervisor.kill()
         supervisor.wait()
         second = real.supervise("--stop-engines")
-        until(lambda: "adopted" in real.log.read_text())
+        until(lambda: lines_of(ADOPTED, real.log.read_text()))
         text = (first + answer.read()).decode()
     assert finished(text) in ("length", "stop")
     after = Replica.objects.get()
@@ -220,5 +222,5 @@ def test_a_model_that_cannot_be_loaded_says_why(real, tmp_path):
     broken.write_bytes(engines.chat_model().read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_z.weight", 1))
     register(real, "broken", broken)
     down = until(lambda: (row := real.replica("broken")) and row.pid is None and row.detail and row, STARTED)
-    assert down.detail.startswith("ended with code 1: ")
+    assert process.exit_of(real.run_of(down)).code == 1
     assert "'blk.0.attn_q.weight'" in down.detail

@@ -17,7 +17,15 @@ Report = Callable[[str], None]
 
 
 class CannotFetch(Exception):
-    """A sentence for the operator: what could not be had, and what to look at."""
+    """A sentence for the operator: what could not be had, and what to look at.
+
+    `code`: the reason, for programs. `packages`: those that it is about, as `name==version`.
+    """
+
+    def __init__(self, sentence: str, *, code: str, packages: Iterable[str] = ()) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.packages = tuple(packages)
 
 
 def build_once(
@@ -62,7 +70,8 @@ def download_with_pip(*arguments: str, pins: Iterable[str]) -> None:
         if subprocess.run([*command, "-r", requirements.name], stdout=2, check=False).returncode:
             names = re.findall(r"^[\w.-]+==[\w.+-]+", text, re.MULTILINE)
             what = ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
-            raise CannotFetch(f"pip could not get {what}: see its message above. Is the package index reachable?")
+            sentence = f"pip could not get {what}: see its message above. Is the package index reachable?"
+            raise CannotFetch(sentence, code="not-fetched", packages=names)
 
 
 @contextmanager

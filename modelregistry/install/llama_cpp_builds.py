@@ -63,7 +63,7 @@ class Build:
                 process.terminate()
                 raise
         if process.returncode:
-            raise CannotFetch(f"compiling failed; {log} ends with: {_last_lines(log)}")
+            raise CannotFetch(f"compiling failed; {log} ends with: {_last_lines(log)}", code="not-compiled")
 
     def unpacked(self) -> Path:
         """Return the source's directory, unpacked once: newer files would be compiled again."""

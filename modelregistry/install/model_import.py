@@ -59,7 +59,12 @@ _PASSING = frozenset(
 
 
 class CannotImport(Exception):
-    """A sentence for the operator."""
+    """A sentence for the operator. `code`: the reason, for programs; `path`: what it is about, if that is one path."""
+
+    def __init__(self, sentence: str, *, code: str, path: Path | None = None) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.path = path
 
 
 class DanglingLink(CannotImport):
@@ -117,8 +122,8 @@ def find_models(root: Path) -> Listing:
     except OSError as error:
         raise _unreadable(error, root) from error
     if not os.path.lexists(root):
-        raise CannotImport(f"{root} does not exist.")
-    raise CannotImport(f"{root} is neither a folder nor a GGUF file.")
+        raise CannotImport(f"{root} does not exist.", code="missing", path=root)
+    raise CannotImport(f"{root} is neither a folder nor a GGUF file.", code="no-model", path=root)
 
 
 def _allowed_places(root: Path) -> tuple[Path, ...]:
@@ -132,7 +137,8 @@ def _is_within(path: Path, places: Iterable[Path]) -> bool:
 
 
 def _unreadable(error: OSError, path: Path) -> CannotImport:
-    return CannotImport(f"{error.filename or path} cannot be read: {error.strerror}.")
+    path = Path(error.filename or path)
+    return CannotImport(f"{path} cannot be read: {error.strerror}.", code="unreadable", path=path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,23 +352,25 @@ class _Contents:
                     continue
                 target = path.resolve()
                 if target in way:
-                    self.faults.append(CannotImport(f"{path} is a link to a folder that it lies in: remove it first."))
+                    sentence = f"{path} is a link to a folder that it lies in: remove it first."
+                    self.faults.append(CannotImport(sentence, code="circle", path=path))
                 elif len(way) > WITHIN:
-                    raise CannotImport(f"{path} lies more than {WITHIN} folders deep, as nothing of a model does.")
+                    sentence = f"{path} lies more than {WITHIN} folders deep, as nothing of a model does."
+                    raise CannotImport(sentence, code="too-deep", path=path)
                 else:
                     folders.append((name + "/", path, (*way, target)))
 
     def _count(self) -> None:
         self.looked += 1
         if self.looked > MAX_ENTRIES:
-            raise CannotImport(f"{self.found.path} holds more than {MAX_ENTRIES} files, which no model has.")
+            sentence = f"{self.found.path} holds more than {MAX_ENTRIES} files, which no model has."
+            raise CannotImport(sentence, code="too-many-files", path=self.found.path)
 
     def _add(self, name: str, path: Path) -> bool:
         """Take a file, or note why it cannot be taken; True: it is a folder that is to be looked into."""
         if not is_printable(name):
-            self.faults.append(
-                CannotImport(f"{path} has characters in its name that cannot be printed: rename it first.")
-            )
+            sentence = f"{path} has characters in its name that cannot be printed: rename it first."
+            self.faults.append(CannotImport(sentence, code="unprintable-name", path=path))
             return False
         try:
             target = Path(os.path.realpath(path, strict=True))
@@ -370,7 +378,8 @@ class _Contents:
             if not path.is_symlink():
                 raise
             where = f"{path} is a link that leads nowhere ({os.readlink(path)}: {error.strerror})"
-            self.faults.append(DanglingLink(f"{where}: the copy would not be whole."))
+            sentence = f"{where}: the copy would not be whole."
+            self.faults.append(DanglingLink(sentence, code="dangling-link", path=path))
             return False
         if not _is_within(target, self.found.places):
             self.faults.append(_leads_out(path, target, self.found.places))
@@ -379,14 +388,17 @@ class _Contents:
         if stat.S_ISREG(kind):
             self.files[name] = path
         elif not stat.S_ISDIR(kind):
-            self.faults.append(CannotImport(f"{path} is neither a file nor a folder: remove it first."))
+            sentence = f"{path} is neither a file nor a folder: remove it first."
+            self.faults.append(CannotImport(sentence, code="special-file", path=path))
         return stat.S_ISDIR(kind)
 
 
 def _leads_out(path: Path, target: Path, places: tuple[Path, ...]) -> CannotImport:
     return CannotImport(
         f"{path} is a link out of {places[0]}, to {target}, which is not followed: put the file itself there, or name "
-        "a folder that holds both."
+        "a folder that holds both.",
+        code="link-out",
+        path=path,
     )
 
 
@@ -400,28 +412,34 @@ def copy_model(found: Found, models: Path, *, name: str = "", report: ReportProg
     """
     name = name or found.name
     if not _NAME.fullmatch(name):
-        raise CannotImport(f"“{name}” is no name for a folder: use up to 200 letters, digits and . _ + - (--as NAME).")
+        sentence = f"“{name}” is no name for a folder: use up to 200 letters, digits and . _ + - (--as NAME)."
+        raise CannotImport(sentence, code="bad-name")
     if found.form == CHECKPOINT and models.resolve().is_relative_to(found.path.resolve()):
-        raise CannotImport(f"{models} lies within the model itself: give another folder (--to DIR).")
+        sentence = f"{models} lies within the model itself: give another folder (--to DIR)."
+        raise CannotImport(sentence, code="within-itself", path=models)
     target = models / name
     files = files_of(found)
     if not files:
-        raise CannotImport(f"{found.path} holds no files.")
+        raise CannotImport(f"{found.path} holds no files.", code="no-files", path=found.path)
     try:
         models.mkdir(parents=True, exist_ok=True)
         with _lock(models / f".{name}.lock"):
             if os.path.lexists(target):
-                raise CannotImport(f"{target} is there already: remove it, or give another name (--as NAME).")
+                sentence = f"{target} is there already: remove it, or give another name (--as NAME)."
+                raise CannotImport(sentence, code="exists", path=target)
             workspace = models / f".{name}.part"
             if workspace.is_symlink():
-                raise CannotImport(f"{workspace} is a link, which no import made: remove it.")
+                sentence = f"{workspace} is a link, which no import made: remove it."
+                raise CannotImport(sentence, code="linked-workspace", path=workspace)
             workspace.mkdir(exist_ok=True)
             _Copy(workspace, files, found.places, report).run()
             workspace.rename(target)
             _flush(models)
     except OSError as error:
-        again = " Run it again, and it goes on where it was." if error.errno in _PASSING else ""
-        raise CannotImport(f"{error.filename or target}: {error.strerror}.{again}") from error
+        path, passing = Path(error.filename or target), error.errno in _PASSING
+        again = " Run it again, and it goes on where it was." if passing else ""
+        code = "interrupted" if passing else "not-written"
+        raise CannotImport(f"{path}: {error.strerror}.{again}", code=code, path=path) from error
     return target / found.path.name if found.form == GGUF else target
 
 
@@ -459,7 +477,9 @@ class _Copy:
         if free < need:
             raise CannotImport(
                 f"{self.workspace.parent} has {free / 1e9:.1f} GB free; this takes {(self.total - there) / 1e9:.1f} GB,"
-                f" and {SPARE / 1e9:.0f} GB must stay free."
+                f" and {SPARE / 1e9:.0f} GB must stay free.",
+                code="no-room",
+                path=self.workspace.parent,
             )
 
     def _forget_what_is_no_part(self) -> None:
@@ -495,11 +515,13 @@ class _Copy:
                     saved = done
             after = os.fstat(reading.fileno())
             if [after.st_size, after.st_mtime_ns] != identity or done != seen.st_size:
-                raise CannotImport(f"{source} changed while it was copied: run it again when it is complete.")
+                sentence = f"{source} changed while it was copied: run it again when it is complete."
+                raise CannotImport(sentence, code="changed", path=source)
             self._save(name, writing, identity, done, digest.hexdigest())
         blob = source.resolve().name
         if _BLOB.fullmatch(blob) and blob != digest.hexdigest():
-            raise CannotImport(f"{source} is damaged: its SHA-256 is not the one that it is called by. Fetch it again.")
+            sentence = f"{source} is damaged: its SHA-256 is not the one that it is called by. Fetch it again."
+            raise CannotImport(sentence, code="damaged", path=source)
         return str(digest.hexdigest())
 
     def _read_kept(self, name: str, file: BinaryIO, identity: list[int]) -> tuple[Any, int]:
@@ -537,7 +559,9 @@ class _Copy:
         if digest.hexdigest() != expected:
             path.unlink()
             raise CannotImport(
-                f"{name} came out of the disk otherwise than it was written: check the disk, run it again."
+                f"{name} came out of the disk otherwise than it was written: check the disk, run it again.",
+                code="damaged-copy",
+                path=path,
             )
 
 
@@ -578,5 +602,5 @@ def _lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CannotImport("Another process is importing a model of this name now.") from None
+            raise CannotImport("Another process is importing a model of this name now.", code="busy") from None
         yield  # the lock ends with the open file, however the process ends

@@ -105,14 +105,16 @@ def _sha256(path: Path) -> str:
 def require(folder: Path, wanted: Sequence[Pin]) -> None:
     """Raise CannotFetch that names everything the folder lacks; asks no index."""
     if not folder.is_dir():
-        raise CannotFetch(f"there is no folder {folder}")
+        raise CannotFetch(f"there is no folder {folder}", code="no-folder")
     there = find_packages(folder, wanted)
     if missing := [str(pin) for pin in wanted if pin not in there]:
         raise CannotFetch(
             f"{folder} lacks {len(missing)} of {len(wanted)} packages for this machine (Python "
             f"{sys.version_info.major}.{sys.version_info.minor}) or has them with another checksum: "
             f"{', '.join(missing)}. `installengine … --download-to` fills such a folder on a machine of the same kind "
-            "with a net."
+            "with a net.",
+            code="folder-lacks",
+            packages=missing,
         )
 
 
@@ -204,7 +206,8 @@ class _Download:
             names = list(map(str, self.pins))
             what = ", ".join(names) if len(names) < 4 else f"one of {', '.join(names[:2])} and {len(names) - 2} more"
             why = read_reason((self.directory / "errors").read_text(errors="replace"))
-            raise CannotFetch(f"pip could not get {what}: {why} Is the package index reachable?")
+            sentence = f"pip could not get {what}: {why} Is the package index reachable?"
+            raise CannotFetch(sentence, code="not-fetched", packages=names)
         return True
 
     def stop(self) -> None:

@@ -308,10 +308,10 @@ class Shim:
                 self.kill_at = time.monotonic() + KILL_AGAIN
             if not children_left:
                 break
-            self._cut_log()
+            self.cut_log()
         if self.filtering:
             self.filtering.join(LOG_DRAIN)
-        self._write_exit()
+        self.write_exit()
         if self.group:
             remove_group(self.group)
 
@@ -349,7 +349,7 @@ class Shim:
         for who in descendants(os.getpid()):
             send_signal(who, number)
 
-    def _cut_log(self) -> None:
+    def cut_log(self) -> None:
         """Truncate a log that is too long, as `copytruncate` does: writers need not reopen it.
 
         What is written between the copy and the cut is lost.
@@ -363,7 +363,7 @@ class Shim:
         except OSError as error:
             print("cannot cut the log:", error, flush=True)  # a full disk must not stop an engine that answers
 
-    def _write_exit(self) -> None:
+    def write_exit(self) -> None:
         assert self.status is not None, "waitpid left no child, so the front process was among them"
         code = os.waitstatus_to_exitcode(self.status)
         exit_status = {"code": max(code, 0), "signal": max(-code, 0), "asked": self.asked}

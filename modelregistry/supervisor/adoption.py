@@ -21,6 +21,8 @@ from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
 
 log = logging.getLogger(__name__)
 
+ADOPTED = "%s: adopted, process %d"
+
 
 def adopt_runs(
     runs: Runs,
@@ -84,7 +86,7 @@ def _take_over(replica: ManagedReplica, run: Run, now: float) -> None:
         replica.ready_at, replica.unproven = now, True
     elif replica.state != ReplicaState.DRAINING:
         replica.state = ReplicaState.STARTING
-    log.info("%s: adopted, process %d", replica, run.engine.pid)
+    log.info(ADOPTED, replica, run.engine.pid)
 
 
 def _record_death(replica: ManagedReplica, facts: ReplicaFacts | None, run: Run | None) -> None:

@@ -64,9 +64,9 @@ class Inspector:
         ours = {who.pid for who in _own_processes(runs, remains)}
         problems = [
             *disk_problems([self.runs.root, self.cache]),
-            *self._clock_problems(time.time(), time.monotonic()),
-            *self._report_leftovers(runs, remains),
-            *self._report_ghosts(devices, ours),
+            *self.report_clock_jump(time.time(), time.monotonic()),
+            *self.report_leftovers(runs, remains),
+            *self.report_ghosts(devices, ours),
         ]
         return Inspection(
             devices=[asdict(device) for device in devices],
@@ -78,19 +78,20 @@ class Inspector:
             problems=problems,
         )
 
-    def _clock_problems(self, wall: float, monotonic: float) -> list[dict[str, str]]:
+    def report_clock_jump(self, wall: float, monotonic: float) -> list[dict[str, str]]:
+        """Report that the wall clock was set since the last inspection."""
         before, self.clocks = self.clocks or (wall, monotonic), (wall, monotonic)
         jump = (wall - before[0]) - (monotonic - before[1])
         return [{"code": "clock-jumped", "detail": f"{jump:+.0f} s"}] if abs(jump) > JUMP else []
 
-    def _report_leftovers(self, runs: Sequence[Run], remains: Remains) -> list[dict[str, str]]:
+    def report_leftovers(self, runs: Sequence[Run], remains: Remains) -> list[dict[str, str]]:
         """Report processes left from ended runs, seen at two inspections: just killed ones may still be going."""
         over = [run for run in runs if process.life_of(run) in (Life.ENDED, Life.LOST)]
         before, self.left = self.left, {who for run in over for who in remains[run.run_id]}
         stay = [f"{who.pid} ({shim.process_name(who.pid)})" for who in sorted(before & self.left)]
         return [{"code": "remains", "detail": ", ".join(stay)}] if stay else []
 
-    def _report_ghosts(self, devices: Sequence[gpus.Device], ours: Collection[int]) -> list[dict[str, str]]:
+    def report_ghosts(self, devices: Sequence[gpus.Device], ours: Collection[int]) -> list[dict[str, str]]:
         """Report memory of a GPU that the driver still counts for processes of ours that are gone."""
         self.were_ours = {pid for pid in self.were_ours if shim.identify(pid) is None} | set(ours)
         held = gpus.memory_held(devices, self.were_ours - set(ours))

@@ -53,6 +53,7 @@ STUCK_LIMIT = 300.0  # seconds with requests and without a token: as long as gat
 SILENT_LIMIT = 60.0  # seconds without metrics from an engine that has them, before it is asked a question
 NAME_THREADS = 64  # a lookup may occupy one for half a minute, and each external model is checked every 10 s
 BRIEF_DRAIN = 3.0  # seconds for running requests when everything is to stop
+SHIM_KILLED = "its shim was killed"  # how a run ended that has no record of it
 LOG_LINES = 15
 CAUSE_LINES = 400  # vLLM logs the cause far above its last line
 
@@ -250,8 +251,9 @@ class Supervisor:
                 replica.enter(ReplicaState.DRAINING, now)
             case plan.Stop():
                 replica.engine_task = self._create_task(replica, "engine_task", self._stop_replica(replica))
-            case plan.Fail(reason=reason):
-                replica.engine_task = self._create_task(replica, "engine_task", self._fail_replica(replica, reason))
+            case plan.Fail(reason=reason, cause=cause):
+                work = self._fail_replica(replica, reason, cause)
+                replica.engine_task = self._create_task(replica, "engine_task", work)
             case plan.Remove():
                 del self.replicas[replica.key]
                 self.sync.removed.add(replica.key)
@@ -388,7 +390,7 @@ class Supervisor:
         replica.enter(replica.state_after_drain, self.clock(), left)
         replica.state_after_drain = ReplicaState.STOPPED
 
-    async def _fail_replica(self, replica: ManagedReplica, reason: str) -> None:
+    async def _fail_replica(self, replica: ManagedReplica, reason: str, cause: str = "") -> None:
         run, never_answered = replica.run, replica.ready_at is None
         if reason and replica.last_failure:
             reason = f"{reason}: {replica.last_failure}"
@@ -398,7 +400,8 @@ class Supervisor:
         replica.clear_run()
         story = _describe_end(replica.launcher, run, reason)
         replica.detail = "\n".join(filter(None, [story, left]))
-        replica.cause = "host-memory" if process.oom_kills() > replica.oom_kills else _find_cause(run, reason)
+        found = _find_cause(run, stopped=reason != "") or cause
+        replica.cause = "host-memory" if process.oom_kills() > replica.oom_kills else found
         if never_answered:
             self._blame_version(replica)
 
@@ -550,11 +553,12 @@ def _make_trial(replica: ManagedReplica, state: str, answer: Mapping[str, Any] |
     )
 
 
-def _find_cause(run: Run | None, reason: str) -> str:
+def _find_cause(run: Run | None, *, stopped: bool) -> str:
+    """Find the cause in its log, or "". `stopped`: it did not end by itself."""
     written = process.log_tail(run.directory, CAUSE_LINES) if run else ""
-    if run and not reason and (ended := process.exit_of(run)):
+    if run and not stopped and (ended := process.exit_of(run)):
         written += f"\n{ended}"  # a signal hints at the cause as well, unless it was ours
-    return failure_advice.cause(written) or ("too-slow" if "did not answer within" in reason else "")
+    return failure_advice.cause(written)
 
 
 def _describe_end(launcher: str, run: Run | None, reason: str) -> str:
@@ -562,7 +566,7 @@ def _describe_end(launcher: str, run: Run | None, reason: str) -> str:
     if run is None:
         return reason
     ended = process.exit_of(run)
-    how = reason or str(ended or "its shim was killed")
+    how = reason or str(ended or SHIM_KILLED)
     written = process.log_tail(run.directory, CAUSE_LINES)
     # A killed engine had no time to log why.
     silent = not reason and (ended is None or ended.signal == signal.SIGKILL)

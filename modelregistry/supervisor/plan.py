@@ -132,10 +132,14 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fail:
-    """Clean up an engine that crashed or must be stopped; "" as the reason: it ended by itself. Retry later."""
+    """Clean up an engine that crashed or must be stopped; "" as the reason: it ended by itself. Retry later.
+
+    `cause`: a code of `failure_advice`, if it is known without the engine's log.
+    """
 
     key: ReplicaKey
     reason: str
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +223,8 @@ def _differs(want: Wanted, seen: Observed) -> bool:
 
 def _plan_starting(seen: Observed, now: float, start_limit: float) -> Action | None:
     if now - seen.since > start_limit:
-        return Fail(key=seen.key, reason=f"did not answer within {start_limit:g} s of its start")
+        reason = f"did not answer within {start_limit:g} s of its start"
+        return Fail(key=seen.key, reason=reason, cause="too-slow")
     if seen.refusals >= REFUSALS_LIMIT:
         return Fail(key=seen.key, reason="runs, but does not do its work")
     return AskQuestion(key=seen.key) if now - seen.checked_at >= ASK_EVERY else None

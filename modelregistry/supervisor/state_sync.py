@@ -41,6 +41,8 @@ MEASURE_EVERY = 30.0
 ADDRESS_EVERY = 10.0  # seconds between two checks whether the machine has the host's address
 ADDRESS_WITHIN = 2.0  # seconds to look a name up
 TAIL_LINES = 200
+DATABASE_AWAY = "the database does not answer; engines keep running as they are: %s"
+DATABASE_BACK = "the database answers again"
 
 
 class StateSync:
@@ -297,10 +299,10 @@ class StateSync:
 
     def _log_outage(self, error: Error) -> None:
         if not self.database_is_away:
-            log.error("the database does not answer; engines keep running as they are: %s", error)
+            log.error(DATABASE_AWAY, error)
         self.database_is_away = True
 
     def _log_recovery(self) -> None:
         if self.database_is_away:
-            log.warning("the database answers again")
+            log.warning(DATABASE_BACK)
         self.database_is_away = False

@@ -47,7 +47,7 @@ def package(cache: Path, name: str) -> Path:
     """Return a package as npm unpacked it. Raises CannotFetch if it is not there, with the command that fetches it."""
     found = directory(cache) / "node_modules" / name
     if not found.is_dir():
-        raise CannotFetch(f"{name} has not been fetched. {HELP}")
+        raise CannotFetch(f"{name} has not been fetched. {HELP}", code="not-fetched-yet", packages=[name])
     return found
 
 
@@ -101,7 +101,8 @@ def install(made: Path, command: list[str], *more: str) -> None:
     )
     if done.returncode:
         names = ", ".join(list_pinned(made / LOCK.name))
-        raise CannotFetch(f"npm could not get {names}: see its message above. Is the package registry reachable?")
+        sentence = f"npm could not get {names}: see its message above. Is the package registry reachable?"
+        raise CannotFetch(sentence, code="not-fetched")
 
 
 def list_pinned(lock: Path) -> list[str]:

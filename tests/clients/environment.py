@@ -73,7 +73,8 @@ def check(made: Path) -> None:
     """Raise CannotFetch where npm left a program out: no test of a client may be missing without a word."""
     for program in (CLAUDE_CODE, CODEX):
         if not [*made.glob(program)]:
-            raise CannotFetch(f"npm did not get {program}: is there one for {platform.machine()}?")
+            sentence = f"npm did not get {program}: is there one for {platform.machine()}?"
+            raise CannotFetch(sentence, code="not-fetched", packages=[program])
 
 
 def claude_code() -> Path:

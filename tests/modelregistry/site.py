@@ -16,6 +16,7 @@ from tests.modelregistry import paper_models
 from tests.waiting import until
 
 FAKE = Path(__file__).with_name("llama_server.py")
+REFUSAL = "this model cannot do that"  # what it answers where it is to refuse its work
 T = TypeVar("T")
 
 

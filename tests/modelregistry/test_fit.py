@@ -134,7 +134,7 @@ def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
     report = SimpleNamespace(devices=[asdict(device) for device in devices], engines={"vllm": "0.32.0"}, **UNKNOWN)
     rows = [row(tenant) for tenant in tenants]
     told = SimpleNamespace(**ALIVE, report=report, replica_set=SimpleNamespace(all=lambda: rows))
-    foreseen = fit._outlook(wanted, LLAMA_8B, told, [], None)
+    foreseen = fit.fit_on_host(wanted, LLAMA_8B, told, [], None)
     assert foreseen.fits == foreseen.room == supervisors.fits
     assert foreseen.devices == (supervisors.allocation.devices if supervisors.allocation else ())
     assert (foreseen.prediction, foreseen.to_go) == (supervisors.need, supervisors.to_go)
@@ -154,7 +154,7 @@ def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
 def test_nothing_can_be_started_on_a_host_that_is_silent_or_in_maintenance(state):
     report = SimpleNamespace(devices=[asdict(card(0, 80, 0)), asdict(ram())], engines={"vllm": "0.32.0"}, **UNKNOWN)
     told = SimpleNamespace(**ALIVE | state, report=report, replica_set=SimpleNamespace(all=list))
-    found = fit._outlook(spec(), LLAMA_8B, told, [], None)
+    found = fit.fit_on_host(spec(), LLAMA_8B, told, [], None)
     assert (found.fits, found.room) == (False, True)
     assert found.unavailable
     assert found.reasons == found.why_not.splitlines() == [found.unavailable]
@@ -168,9 +168,9 @@ def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
         **UNKNOWN | {"installed": {"vllm": ["0.33.0", "0.32.0"]}},
     )
     told = SimpleNamespace(**ALIVE, report=report, replica_set=SimpleNamespace(all=list))
-    there = fit._outlook(spec(version="0.32.0"), LLAMA_8B, told, [], None)
+    there = fit.fit_on_host(spec(version="0.32.0"), LLAMA_8B, told, [], None)
     assert there.fits
-    gone = fit._outlook(spec(version="0.31.0"), LLAMA_8B, told, [], None)
+    gone = fit.fit_on_host(spec(version="0.31.0"), LLAMA_8B, told, [], None)
     assert (gone.fits, gone.room) == (False, True)
     assert "0.31.0" in gone.why_not
     learned = [
@@ -179,8 +179,8 @@ def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
             **{"weights": 10 * GIB, "cache": GIB, "overhead": GIB, "measured": 13 * GIB},
         )
     ]
-    assert fit._outlook(spec(version="0.32.0"), LLAMA_8B, told, learned, None).prediction == there.prediction
-    newest = fit._outlook(spec(), LLAMA_8B, told, learned, None)
+    assert fit.fit_on_host(spec(version="0.32.0"), LLAMA_8B, told, learned, None).prediction == there.prediction
+    newest = fit.fit_on_host(spec(), LLAMA_8B, told, learned, None)
     assert newest.prediction != there.prediction
 
 
@@ -222,7 +222,7 @@ def test_page_and_command_look_ahead_with_the_engine_that_the_supervisor_starts(
             engines={launcher: version or "9.0" for launcher, version in usual.items()},
             **{"installed": programs.group_versions(there), "stamps": stamps, "default_versions": usual},
         )
-        foreseen, missing = fit._engine_on(SimpleNamespace(**ALIVE, report=report), asked_for, trials)
+        foreseen, missing = fit.engine_on_host(SimpleNamespace(**ALIVE, report=report), asked_for, trials)
         try:
             chosen = launching.choose_engine(config, asked_for, trials=trials)
         except launching.CannotLaunch:
@@ -319,7 +319,7 @@ def test_the_smallest_that_makes_room_has_to_go():
     assert ask(spec(), devices, there).to_go == ("b #0",)
     both = ask(spec(context=65_536), devices, there)  # 16 GB of weights and 34 of cache
     assert both.to_go == ("a #0", "b #0") or both.to_go == ("c #0", "a #0")
-    assert "It would fit without" in placement_messages.explain_refusal(both)
+    assert ", ".join(both.to_go) in placement_messages.explain_refusal(both).splitlines()[-1]
 
 
 def test_a_refusal_says_what_the_model_needs_at_least_and_what_it_wants_beside_it():
@@ -347,7 +347,12 @@ def test_a_refusal_of_what_the_engine_cannot_do_without_says_it_once():
 def test_a_split_model_on_a_host_without_gpus_is_refused_as_there_are_none():
     refused = ask(spec(tensor_parallel=2), [ram()])
     assert isinstance(refused.refusal, placement.NoSuchDevice)
-    assert "has none on this host" in placement_messages.explain_refusal(refused)
+    assert (refused.refusal.missing, refused.refusal.wanted, refused.refusal.usable) == ((), 2, 0)
+    split = ask(spec(tensor_parallel=2), [card(0, 80, 0), ram()]).refusal
+    assert isinstance(split, placement.NoSuchDevice)
+    assert split.usable == 1
+    explain = placement_messages.explain_missing_device
+    assert explain(refused.refusal) != explain(split)
 
 
 def test_no_model_has_to_go_where_it_would_not_fit_alone():

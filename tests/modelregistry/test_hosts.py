@@ -13,6 +13,8 @@ from django.utils import timezone
 from modelregistry import hosts, overview, routes
 from modelregistry.models import Host, HostBid, HostReport, Replica, ServedModel
 from modelregistry.overview import ModelState
+from modelregistry.supervisor.adoption import ADOPTED
+from tests.logs import lines_of
 from tests.modelregistry.site import stream
 from tests.waiting import until
 
@@ -46,7 +48,7 @@ def test_e9_engines_follow_the_address_of_their_host(site):
     site.processes[-1].terminate()
     site.processes[-1].wait(30)
     site.supervise()
-    until(lambda: site.log.read_text().count("adopted") == 2)
+    until(lambda: len(lines_of(ADOPTED, site.log.read_text())) == 2)
     site.model("third")
     site.reaches("ready", "third")
     assert {site.replica(name).pid for name in ("first", "second")} == pids

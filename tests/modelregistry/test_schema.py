@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from modelregistry.schema import check_schema
+from modelregistry.schema import NOT_COMPARED, check_schema
 from tests.installation import ROOT
+from tests.logs import lines_of
 from tests.ports import unused_port
 
 COMMANDS = pytest.mark.parametrize("command", ["up", "supervise"])
@@ -54,16 +55,16 @@ def error_of(var: Path, command: str) -> str:
 def test_it_refuses_a_database_that_lacks_a_migration_and_says_how_to_apply_it(var, command):
     change(var, "delete from django_migrations where app = 'modelregistry' and name = '0001_initial'")
     said = error_of(var, command)
-    assert "1 migration of this version (modelregistry.0001_initial)" in said
-    assert "run: .venv/bin/python manage.py migrate" in said
+    assert "(modelregistry.0001_initial)" in said
+    assert ".venv/bin/python manage.py migrate" in said
 
 
 @COMMANDS
 def test_it_refuses_a_database_of_a_newer_version_and_says_how_to_get_that(var, command):
     change(var, "insert into django_migrations (app, name, applied) values ('keys', '0099_later', '2027-01-01')")
     said = error_of(var, command)
-    assert "1 migration that this version does not know (keys.0099_later)" in said
-    assert "Run: git pull && make setup" in said
+    assert "(keys.0099_later)" in said
+    assert "git pull && make setup" in said
 
 
 def test_of_many_migrations_it_names_a_few(tmp_path):
@@ -80,8 +81,8 @@ def test_it_takes_a_database_with_this_code_s_migrations():
 def test_a_database_that_is_away_prevents_no_start(tmp_path):
     """Nothing can be compared then; the process that starts waits for it as at any other time."""
     env = {**os.environ, "MADOGUCHI_VAR": str(tmp_path), "DATABASE_URL": f"postgres://m@127.0.0.1:{unused_port()}/m"}
-    code = "from modelregistry.schema import check_schema; check_schema(); print('went on')"
+    code = "from modelregistry.schema import check_schema; check_schema(); print('passed')"
     command = [sys.executable, ROOT / "manage.py", "shell", "--verbosity", "0", "--command", code]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
-    assert "the schema cannot be compared" in done.stderr
+    assert (done.returncode, done.stdout) == (0, "passed\n"), done.stderr
+    assert lines_of(NOT_COMPARED, done.stderr)

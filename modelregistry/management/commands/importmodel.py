@@ -56,7 +56,7 @@ class Command(BaseCommand):
 
     def _import(self, one: Found, models: Path, name: str) -> Path:
         if fault := _inspect(one).fault:
-            raise CannotImport(f"{fault}\nIt is not copied.")
+            raise CannotImport(f"{fault}\nIt is not copied.", code="not-whole", path=one.path)
         shown_at = 0.0
 
         def show(progress: Progress) -> None:
@@ -90,7 +90,8 @@ class Inspected:
 
 def _lines(path: Path, listing: Listing) -> Iterator[str]:
     if not listing.models:
-        raise CannotImport("\n".join([f"There is no model in {path}.", *listing.notes]))
+        sentence = "\n".join([f"There is no model in {path}.", *listing.notes])
+        raise CannotImport(sentence, code="no-model", path=path)
     rows, notes = [], []
     for one in listing.models:
         row, about = _row(one)

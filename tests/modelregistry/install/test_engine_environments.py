@@ -62,6 +62,16 @@ def without_hash(pin: str) -> str:
     return pin.split()[0]
 
 
+def refusal(environment: EngineEnvironment, cache: Path, **more) -> CannotFetch:
+    with pytest.raises(CannotFetch) as refused:
+        install(environment, cache, print, **more)
+    return refused.value
+
+
+def numbers(line: str) -> list[int]:
+    return [int(number) for number in re.findall("[0-9]+", line)]
+
+
 def leftovers(directory) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if not path.name.endswith(".lock"))
 
@@ -87,17 +97,16 @@ def test_what_is_installed_is_not_installed_again(index, cache):
 def test_a_wheel_with_another_checksum_is_refused_and_leaves_nothing(index, cache):
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
     write_wheel(index, "tiny", {"tiny.py": "import os"})
-    with pytest.raises(
-        CannotFetch, match=r"pip could not get tiny==1\.0: tiny==1\.0 came incompletely or has another checksum"
-    ):
-        install(environment, cache, print)
+    refused = refusal(environment, cache)
+    assert (refused.code, refused.packages) == ("not-fetched", ("tiny==1.0",))
     assert leftovers(cache / "engines") == []
 
 
 def test_an_engine_that_cannot_be_imported_here_is_refused_with_its_reason(index, cache):
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": "raise ImportError('libcuda.so.1: not found')"}))
-    with pytest.raises(CannotFetch, match=r"tiny 1\.0 does not run on this machine: .*libcuda"):
-        install(environment, cache, print)
+    refused = refusal(environment, cache)
+    assert refused.code == "does-not-run"
+    assert "ImportError: libcuda.so.1: not found" in str(refused)
     assert not environment.installed(cache)
 
 
@@ -118,20 +127,18 @@ def test_what_a_killed_installation_left_does_not_disturb_the_next(index, cache)
     assert leftovers(cache / "engines") == ["tiny-1.0"]
 
 
-def test_two_at_once_install_it_once_and_both_get_it(index, cache):
-    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
-    said: list[str] = []
+def test_two_at_once_install_it_once_and_both_get_it(index, cache, tmp_path):
+    looked_at = tmp_path / "looked-at"  # an installation is imported once, to see whether it runs
+    source = f"with open({str(looked_at)!r}, 'a') as file: file.write('x')"
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": source}))
     pythons = []
-    threads = [
-        threading.Thread(target=lambda: pythons.append(install(environment, cache, said.append))) for _ in range(2)
-    ]
+    threads = [threading.Thread(target=lambda: pythons.append(install(environment, cache, print))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert pythons == [environment.python(cache)] * 2
-    assert [line.split()[0] for line in said].count("installing") == 1
-    assert [line.split()[0] for line in said].count("waiting") == 1
+    assert looked_at.read_text() == "x"
 
 
 def test_a_lock_and_what_has_no_hash_are_installed_together(index, cache, tmp_path):
@@ -149,8 +156,9 @@ def test_what_has_no_hash_and_is_not_to_be_had_says_where_it_may_be(index, cache
     environment = EngineEnvironment(
         name="tiny", version="1.0", module="tiny", unchecked=("torch==2.0+cpu",), where="Ask PyTorch."
     )
-    with pytest.raises(CannotFetch, match=r"could not get torch==2\.0\+cpu: .* Ask PyTorch\.$"):
-        install(environment, cache, print)
+    refused = refusal(environment, cache)
+    assert (refused.code, refused.packages) == ("not-fetched", ("torch==2.0+cpu",))
+    assert str(refused).endswith(environment.where)
     assert leftovers(cache / "engines") == []
 
 
@@ -248,7 +256,7 @@ def test_a_cut_download_goes_on_with_what_it_had(line, cache, end):
     install(line.environment, cache, said.append)
     # A killed one's pip may have ended what it was at.
     assert set(line.asked) <= {"slow-1.0-py3-none-any.whl"}
-    assert end == signal.SIGKILL or "kept from before: 2 of 3 packages, 3 MB" in said
+    assert end == signal.SIGKILL or [2, 3, 3] in map(numbers, said)  # two of three packages were there, 3 MB
     assert leftovers(cache / "engines") == ["tiny-1.0"]
 
 
@@ -257,8 +265,9 @@ def test_it_shows_what_is_being_fetched_and_how_much_there_is(line, cache, monke
     said: list[str] = []
     thread = threading.Thread(target=lambda: install(line.environment, cache, said.append))
     thread.start()
-    wanted = re.compile(r"fetched 2 of 3 packages, 4 of about 6 MB, now slow-1\.0-py3-none-any\.whl")
-    until(lambda: any(map(wanted.fullmatch, said)))
+    slow = "slow-1.0-py3-none-any.whl"
+    # Two of three packages, 4 of about 6 MB, and now this one.
+    until(lambda: any(slow in line and numbers(line.replace(slow, "")) == [2, 3, 4, 6] for line in list(said)))
     line.go_on.set()
     thread.join(60)
 
@@ -313,8 +322,9 @@ def test_a_folder_names_all_that_it_lacks_or_has_wrong(cache, tmp_path):
     write_wheel(folder, "wrong", {"wrong.py": "import os"})
     pins = (good, wrong, f"gone==1.0 --hash=sha256:{'0' * 64}")
     environment = EngineEnvironment(name="tiny", version="1.0", module="good", pins=pins, unchecked=("torch==2.0+cpu",))
-    with pytest.raises(CannotFetch, match=r"lacks 3 of 4 packages .*: torch==2\.0\+cpu, wrong==1\.0, gone==1\.0\. "):
-        install(environment, cache, print, folder=folder)
+    refused = refusal(environment, cache, folder=folder)
+    assert (refused.code, refused.packages) == ("folder-lacks", ("torch==2.0+cpu", "wrong==1.0", "gone==1.0"))
+    assert all(name in str(refused) for name in refused.packages)
 
 
 def test_wheels_for_another_python_do_not_count(tmp_path):
@@ -324,8 +334,9 @@ def test_wheels_for_another_python_do_not_count(tmp_path):
 
 
 def test_a_missing_folder_is_reported(cache, tmp_path):
-    with pytest.raises(CannotFetch, match="there is no folder"):
-        install(tiny("tiny==1.0"), cache, print, folder=tmp_path / "nowhere")
+    refused = refusal(tiny("tiny==1.0"), cache, folder=tmp_path / "nowhere")
+    assert refused.code == "no-folder"
+    assert str(tmp_path / "nowhere") in str(refused)
 
 
 # --- What is not begun
@@ -333,19 +344,20 @@ def test_a_missing_folder_is_reported(cache, tmp_path):
 
 def test_too_little_room_is_reported_before_anything_is_fetched(index, cache):
     environment = replace(tiny("tiny==1.0"), disk=10**9, megabytes=5)
-    with pytest.raises(CannotFetch, match=r"tiny 1\.0 needs about 1,?000,?000\.0 GB under .* GB are free: make room"):
-        install(environment, cache, print)
+    refused = refusal(environment, cache)
+    assert refused.code == "no-room"
+    assert "1000000.0 GB" in str(refused)
 
 
 def test_a_python_without_packages_is_reported(index, cache):
-    with pytest.raises(CannotFetch, match=r"packages for Python 2\.6 to 2\.7, and this is 3\."):
-        install(replace(tiny("tiny==1.0"), pythons=((2, 6), (2, 7))), cache, print)
+    refused = refusal(replace(tiny("tiny==1.0"), pythons=((2, 6), (2, 7))), cache)
+    assert refused.code == "other-python"
+    assert re.findall(r"[0-9]+\.[0-9]+", str(refused))[1:3] == ["2.6", "2.7"]  # after tiny's own
 
 
 def test_what_is_compiled_wants_a_compiler(index, cache, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CannotFetch, match=r"install a C\+\+ compiler first"):
-        install(LLAMA_SERVER, cache, print)
+    assert refusal(LLAMA_SERVER, cache).code == "no-compiler"
 
 
 # --- Compiled from source
@@ -424,8 +436,9 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
     said: list[str] = []
     build = Build(tools=tmp_path, source=tmp_path, directory=tmp_path, say=said.append)
     script = "echo '[1/2] Building a.o'; echo 'a.cpp:3: error: no such thing' >&2; echo done; exit 3"
-    with pytest.raises(CannotFetch, match=r"ends with: a\.cpp:3: error: no such thing"):
+    with pytest.raises(CannotFetch, match=r"a\.cpp:3: error: no such thing$") as refused:
         build.run("sh", "-c", script)
+    assert refused.value.code == "not-compiled"
 
 
 def test_compiling_shows_its_progress(tmp_path, monkeypatch):
@@ -433,7 +446,7 @@ def test_compiling_shows_its_progress(tmp_path, monkeypatch):
     said: list[str] = []
     build = Build(tools=tmp_path, source=tmp_path, directory=tmp_path, say=said.append)
     build.run("sh", "-c", "echo '[1/2] Building a.o'; echo warning; echo '[2/2] Linking'")
-    assert said == ["compiled 1 of 2 files", "compiled 2 of 2 files"]
+    assert list(map(numbers, said)) == [[1, 2], [2, 2]]
 
 
 # --- The real locks
@@ -526,8 +539,10 @@ def test_the_command_says_in_one_sentence_what_could_not_be_had(index, cache, se
     settings.CACHE = cache
     environment = tiny(f"tiny==1.0 --hash=sha256:{'0' * 64}")
     monkeypatch.setattr(Xllamacpp, "environment", lambda self, cpu=False: environment)
-    with pytest.raises(CommandError, match="Is the package index reachable"):
+    with pytest.raises(CommandError) as refused:
         call_command("installengine", "xllamacpp")
+    assert refused.value.__cause__.code == "not-fetched"
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_reported_in_words():

@@ -1,5 +1,6 @@
 """Models on a share: they are listed, and a chosen one is copied completely or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -54,6 +55,13 @@ def found_in(share: Path) -> dict[str, Found]:
     return {one.name: one for one in model_import.find_models(share).models}
 
 
+def refusal(found: Found, models: Path, **more) -> tuple[str, Path | None]:
+    """Return why a model is not copied: the code, and which path it is about."""
+    with pytest.raises(CannotImport) as refused:
+        model_import.copy_model(found, models, **more)
+    return refused.value.code, refused.value.path
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != model_import.SUMS]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -90,8 +98,7 @@ def test_links_of_a_cache_become_files_and_are_held_to_their_names(share, tmp_pa
     with blob.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
-    with pytest.raises(CannotImport, match="SHA-256"):
-        model_import.copy_model(cached, tmp_path / "models", name="again")
+    assert refusal(cached, tmp_path / "models", name="again") == ("damaged", cached.path / "model.safetensors")
     assert not (tmp_path / "models" / "again").exists()
 
 
@@ -156,8 +163,7 @@ def test_what_the_disk_returns_differently_is_noticed_and_copied_again(share, tm
         if progress.file != "config.json":
             (models / ".llama.part" / "config.json").write_text("[]")
 
-    with pytest.raises(CannotImport, match=r"config\.json"):
-        model_import.copy_model(llama, models, report=spoil)
+    assert refusal(llama, models, report=spoil) == ("damaged-copy", models / ".llama.part" / "config.json")
     assert model_import.find_models(models).models == []
     path = model_import.copy_model(llama, models)
     assert (path / "config.json").read_bytes() == (share / "llama" / "config.json").read_bytes()
@@ -166,28 +172,25 @@ def test_what_the_disk_returns_differently_is_noticed_and_copied_again(share, tm
 def test_it_is_said_before_when_the_disk_has_no_room(share, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=model_import.SPARE + 10)
     monkeypatch.setattr(model_import.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(CannotImport, match="GB free"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("no-room", tmp_path / "models")
     assert contents(tmp_path / "models" / ".llama.part") == {}
 
 
 def test_a_model_that_is_there_is_left_alone(share, tmp_path):
     (tmp_path / "models" / "llama").mkdir(parents=True)
-    with pytest.raises(CannotImport, match="there already"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("exists", tmp_path / "models" / "llama")
     model_import.copy_model(found_in(share)["llama"], tmp_path / "models", name="llama-2")
 
 
 @pytest.mark.parametrize("name", ["../out", ".hidden", "a/b", "a b"])
 def test_a_name_leads_nowhere_else(share, tmp_path, name):
-    with pytest.raises(CannotImport):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models", name=name)
+    assert refusal(found_in(share)["llama"], tmp_path / "models", name=name) == ("bad-name", None)
 
 
 def test_a_link_that_leads_nowhere_makes_no_model(share, tmp_path):
-    (share / "llama" / "tokenizer.json").symlink_to("/nowhere")
-    with pytest.raises(CannotImport, match="nowhere"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    link = share / "llama" / "tokenizer.json"
+    link.symlink_to("/nowhere")
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("dangling-link", link)
 
 
 # --- links, and what else a share may hold
@@ -205,16 +208,15 @@ def secret(tmp_path) -> Path:
 def test_a_link_out_of_what_was_named_is_refused_and_reported(share, tmp_path, secret, by):
     link = share / "llama" / "extra"
     link.symlink_to(secret if by == "file" else secret.parent)
-    with pytest.raises(CannotImport, match=str(link)):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("link-out", link)
     assert not (tmp_path / "models").exists()
 
 
 def test_a_gguf_file_that_is_a_link_out_is_refused(share, tmp_path, secret):
-    (share / "files" / "planted.gguf").symlink_to(secret)
-    for found in (found_in(share)["planted"], model_import.find_models(share / "files" / "planted.gguf").models[0]):
-        with pytest.raises(CannotImport, match="link out of"):
-            model_import.copy_model(found, tmp_path / "models")
+    planted = share / "files" / "planted.gguf"
+    planted.symlink_to(secret)
+    for found in (found_in(share)["planted"], model_import.find_models(planted).models[0]):
+        assert refusal(found, tmp_path / "models") == ("link-out", planted)
 
 
 def test_a_snapshot_that_is_named_itself_reaches_its_blobs_and_nothing_else(share, tmp_path, secret):
@@ -224,8 +226,7 @@ def test_a_snapshot_that_is_named_itself_reaches_its_blobs_and_nothing_else(shar
     path = model_import.copy_model(found, tmp_path / "models")
     assert (path / "config.json").read_bytes() == (snapshot / "config.json").read_bytes()
     (snapshot / "notes.txt").symlink_to(share / "files" / "tiny.gguf")
-    with pytest.raises(CannotImport, match="link out of"):
-        model_import.copy_model(found, tmp_path / "models", name="again")
+    assert refusal(found, tmp_path / "models", name="again") == ("link-out", snapshot / "notes.txt")
 
 
 def test_a_link_that_is_turned_round_after_it_was_looked_at_brings_nothing(share, tmp_path, secret):
@@ -239,8 +240,7 @@ def test_a_link_that_is_turned_round_after_it_was_looked_at_brings_nothing(share
             turned.unlink()
             turned.symlink_to(secret)
 
-    with pytest.raises(CannotImport, match="link out of"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models", report=turn)
+    assert refusal(found_in(share)["llama"], tmp_path / "models", report=turn) == ("link-out", turned)
     assert "hunter2" not in {path.read_text() for path in (tmp_path / "models").rglob("z.txt")}
 
 
@@ -264,14 +264,12 @@ def test_links_in_a_circle_end_no_search_and_make_no_copy(share, tmp_path):
     (share / "files" / "round").symlink_to("..")
     (share / "files" / "self").symlink_to("self")
     assert set(found_in(share)) == {"llama", "adapter", "cached", "tiny", "large"}
-    with pytest.raises(CannotImport, match="round"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("circle", share / "llama" / "round")
 
 
 def test_what_is_neither_file_nor_folder_is_not_left_out_without_a_word(share, tmp_path):
     os.mkfifo(share / "llama" / "vocab.bpe")
-    with pytest.raises(CannotImport, match=r"vocab\.bpe"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("special-file", share / "llama" / "vocab.bpe")
 
 
 def test_deep_folders_of_a_model_are_copied_or_reported(share, tmp_path):
@@ -281,15 +279,15 @@ def test_deep_folders_of_a_model_are_copied_or_reported(share, tmp_path):
     path = model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
     assert (path / "1/2/3/4/5/6/x.txt").read_text() == "x"
     (deep / "/".join("abcdefghijkl")).mkdir(parents=True)
-    with pytest.raises(CannotImport, match="folders deep"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models", name="again")
+    code, path = refusal(found_in(share)["llama"], tmp_path / "models", name="again")
+    assert code == "too-deep"
+    assert path.is_relative_to(deep)
 
 
 @pytest.mark.parametrize("name", ["a\nb.txt", "\x1b[2K.txt", "\u202egpj.txt", os.fsdecode(b"x\xff.txt")])
 def test_names_that_cannot_be_printed_make_no_model(share, tmp_path, name):
     (share / "llama" / name).write_text("x")
-    with pytest.raises(CannotImport, match="rename it"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("unprintable-name", share / "llama" / name)
 
 
 def test_a_projector_comes_with_the_model_that_it_is_called_by(share, tmp_path):
@@ -332,7 +330,7 @@ def test_a_broken_snapshot_hides_no_whole_one(share, two_snapshots):
     (two_snapshots / "snapshots" / "0123" / "tokenizer.json").symlink_to("../../blobs/nothing")
     listing = model_import.find_models(share)
     assert "4567" in {one.path.name for one in listing.models}
-    assert any("0123 is not whole" in note for note in listing.notes)
+    assert any(str(two_snapshots / "snapshots" / "0123") in note and "4567" in note for note in listing.notes)
 
 
 def test_a_folder_that_cannot_be_read_ends_no_search(share, monkeypatch):
@@ -340,23 +338,27 @@ def test_a_folder_that_cannot_be_read_ends_no_search(share, monkeypatch):
 
     def refusing(folder):
         if Path(folder) == share / "adapter":
-            raise PermissionError(13, "Permission denied", str(folder))
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         return listdir(folder)
 
     monkeypatch.setattr(model_import.os, "listdir", refusing)
     listing = model_import.find_models(share)
     assert {one.name for one in listing.models} == {"llama", "cached", "tiny", "large"}
-    assert listing.notes == [f"{share / 'adapter'} cannot be read: Permission denied."]
+    [note] = listing.notes
+    assert str(share / "adapter") in note
+    assert os.strerror(errno.EACCES) in note
 
 
 def test_a_search_has_an_end_and_says_so(share, monkeypatch):
     monkeypatch.setattr(model_import, "MOST_FOLDERS", 3)
-    assert "first 3 folders" in model_import.find_models(share).notes[-1]
+    note = model_import.find_models(share).notes[-1]
+    assert str(share) in note
+    assert "3" in note.replace(str(share), "")
 
 
 def test_no_copy_is_made_within_its_own_source(share):
-    with pytest.raises(CannotImport, match="within the model"):
-        model_import.copy_model(found_in(share)["llama"], share / "llama" / "models")
+    models = share / "llama" / "models"
+    assert refusal(found_in(share)["llama"], models) == ("within-itself", models)
 
 
 def test_no_file_is_emptied_by_way_of_a_link_where_the_lock_is(share, tmp_path):
@@ -364,8 +366,8 @@ def test_no_file_is_emptied_by_way_of_a_link_where_the_lock_is(share, tmp_path):
     victim.write_text("mine")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / ".llama.lock").symlink_to(victim)
-    with pytest.raises(CannotImport):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    lock = tmp_path / "models" / ".llama.lock"
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("not-written", lock)
     assert victim.read_text() == "mine"
 
 
@@ -375,8 +377,8 @@ def test_no_folder_is_emptied_by_way_of_a_link_where_the_copy_is_made(share, tmp
     (victim / "mine").write_text("mine")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / ".llama.part").symlink_to(victim)
-    with pytest.raises(CannotImport, match="is a link"):
-        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    workspace = tmp_path / "models" / ".llama.part"
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("linked-workspace", workspace)
     assert (victim / "mine").exists()
 
 
@@ -386,10 +388,14 @@ def test_a_folder_of_an_earlier_source_makes_room_for_a_file(share, tmp_path):
     assert (path / "config.json").is_file()
 
 
-def test_to_run_it_again_is_advised_only_where_that_may_help(share):
-    with pytest.raises(CannotImport) as told:
-        model_import.copy_model(found_in(share)["llama"], Path("/proc/nowhere"))
-    assert "again" not in str(told.value)
+def test_to_run_it_again_is_advised_only_where_that_may_help(share, tmp_path, monkeypatch):
+    assert refusal(found_in(share)["llama"], Path("/proc/nowhere")) == ("not-written", Path("/proc/nowhere"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(model_import.os, "fsync", full)
+    assert refusal(found_in(share)["llama"], tmp_path / "models") == ("interrupted", tmp_path / "models" / "llama")
 
 
 # --- the command
@@ -421,8 +427,9 @@ def test_a_model_is_copied_by_the_command_and_its_path_is_printed(share, tmp_pat
 @pytest.mark.django_db
 @pytest.mark.parametrize("what", ["adapter", "nothing", "files/large-00001-of-00002.gguf"])
 def test_what_is_no_whole_model_is_not_copied(share, tmp_path, what):
-    with pytest.raises(CommandError):
+    with pytest.raises(CommandError) as refused:
         said(share / what, "--to", tmp_path / "models")
+    assert refused.value.__cause__.code == ("missing" if what == "nothing" else "not-whole")
     assert not (tmp_path / "models").exists()
 
 
@@ -431,7 +438,7 @@ def test_nothing_is_read_of_a_model_whose_links_lead_out(share, tmp_path, secret
     (share / "llama" / "a.safetensors").symlink_to(secret)
     listed = said(share, "--to", tmp_path / "models")
     assert "hunter2" not in listed
-    assert f"to {secret}" in listed
+    assert str(secret) in listed
 
 
 @pytest.mark.django_db
@@ -482,8 +489,10 @@ def test_no_path_is_not_this_folder():
 @pytest.mark.django_db
 def test_that_nothing_was_found_is_said_with_how_deep_it_was_looked(tmp_path):
     (tmp_path / "1/2/3/4/5/6").mkdir(parents=True)
-    with pytest.raises(CommandError, match="4 folders deep"):
+    with pytest.raises(CommandError) as refused:
         said(tmp_path)
+    assert refused.value.__cause__.code == "no-model"
+    assert str(model_import.DEPTH) in str(refused.value).replace(str(tmp_path), "")
 
 
 @pytest.mark.django_db

@@ -80,7 +80,8 @@ async def test_vllms_metrics_are_summed_over_their_labels(client, engine):
 async def test_an_engine_that_loads_is_not_well(client, engine):
     engine.answers = {"/health": (503, {"error": {"message": "Loading model", "code": 503}})}
     look = await probe.check_health(client, target(engine))
-    assert (look.healthy, look.detail) == (False, "/health: 503 Loading model")
+    assert not look.healthy
+    assert all(fact in look.detail for fact in ("/health", "503", "Loading model"))
 
 
 async def test_an_engine_too_busy_to_report_is_healthy(client, engine):
@@ -172,8 +173,10 @@ async def test_loading_is_no_refusal(client, engine):
 
 async def test_a_silent_engine_has_its_time(client, engine):
     engine.answers = {"/v1/chat/completions": 5}
-    with pytest.raises(ProbeFailed, match=r"no answer within 0\.2 s"):
+    with pytest.raises(ProbeFailed) as silent:
         await probe.ask_question(client, target(engine), within=0.2)
+    assert not isinstance(silent.value, ProbeRefusal)
+    assert isinstance(silent.value.__cause__, TimeoutError)
 
 
 @pytest.mark.parametrize(

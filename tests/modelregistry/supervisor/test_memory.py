@@ -1,6 +1,7 @@
 """A supervisor plans the memory of its host: RAM here, and the cards of a recorded host."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -31,10 +32,10 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum_and_can_be_forced(sit
     model = site.model("m", path=sized(site.var / "large.gguf", 4096))
     refused = site.reaches("failed")
     first, ram, would = refused.detail.splitlines()
-    assert first.startswith("It does not fit: it needs 4398.")
-    assert "= weights 4398.0 + cache" in first
+    total, weights = map(float, re.findall(r"[0-9]+\.[0-9]", first)[:2])
+    assert 4399 > total > weights == 4398.0  # GB
     assert ram.startswith("RAM: ")
-    assert would.startswith("Stop another model")
+    assert would
     assert (refused.cause, refused.pid, refused.restarts) == ("does-not-fit", None, 0)
     until(lambda: site.replica().predicted)
     assert site.replica().predicted["weights"] == 4096 * GIB
@@ -122,8 +123,10 @@ def test_each_replica_gets_a_card_with_room_and_the_third_is_refused(site, cards
         assert environment(row)["CUDA_VISIBLE_DEVICES"] == str(row.devices[0])
         assert environment(row)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         assert b"--n-gpu-layers" in Path(f"/proc/{row.pid}/cmdline").read_bytes()
-    assert "GPU 0 (NVIDIA A100): " in refused.detail
-    assert "models m #" in refused.detail
+    lines = refused.detail.splitlines()
+    for card, running in ((0, placed.get(devices=[0])), (1, placed.get(devices=[1]))):
+        [line] = [line for line in lines if line.startswith(f"GPU {card} (NVIDIA A100): ")]
+        assert f"m #{running.index}" in line
 
 
 def test_memory_is_measured_by_card_and_strangers_are_not_ours(site, cards):
@@ -139,7 +142,7 @@ def test_memory_is_measured_by_card_and_strangers_are_not_ours(site, cards):
     def strangers():
         """Return those on this card; engines of other installations are listed as well, by their RAM."""
         report = HostReport.objects.first()
-        return [(who["pid"], who["bytes"]) for who in report.strangers if who["device"] == 0]
+        return report and [(who["pid"], who["bytes"]) for who in report.strangers if who["device"] == 0]
 
     assert until(strangers, 30) == [(1, 2 * GIB)]
     assert until(lambda: site.replica().memory_fixed) > 0
@@ -159,5 +162,5 @@ def test_a_driver_that_fails_harms_no_engine_and_is_reported(site, cards):
     assert [card["total"] for card in report.devices[:2]] == [80 * GIB] * 2
     site.model("n", path=sized(site.var / "other.gguf", 10), context=2048)
     refused = site.reaches("failed", "n")
-    assert "cannot be read" in refused.detail
+    assert report.devices[0]["fault"] in refused.detail
     assert (Replica.objects.get(model__name="m").pid, site.replica().state) == (ready.pid, "ready")

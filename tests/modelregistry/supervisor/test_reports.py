@@ -13,7 +13,7 @@ from django.utils import timezone
 from modelregistry.models import FileReport, Host, HostReport, LogSubscription, LogTail
 from modelregistry.supervisor import repository
 from tests import engines
-from tests.modelregistry.site import stream
+from tests.modelregistry.site import REFUSAL, stream
 from tests.waiting import until
 
 
@@ -181,7 +181,7 @@ def test_an_adopted_engine_that_lives_but_does_not_answer_is_not_believed(site):
     os.kill(before.pid, signal.SIGUSR2)  # says that it is well, and refuses its work
     site.supervise()
     ill = site.reaches("unhealthy", seconds=30)
-    assert (ill.pid, "this model cannot do that" in ill.detail) == (before.pid, True)
+    assert (ill.pid, REFUSAL in ill.detail) == (before.pid, True)
     os.kill(before.pid, signal.SIGUSR2)
     assert site.reaches("ready", seconds=30).pid == before.pid
 
