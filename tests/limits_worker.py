@@ -11,10 +11,8 @@ from zoneinfo import ZoneInfo
 from apiproxy.dataplane.catalogue import Counter, Limit
 from apiproxy.dataplane.errors import Refusal
 from apiproxy.dataplane.limits.local import Spending
-from apiproxy.dataplane.limits.redis import SharedLimits
 from apiproxy.dataplane.limits.units import UNITS, Consumption
-from modelregistry.supervisor.watchdog import Watchdog
-from portal.quotas.windows import window_bounds
+from tests.apiproxy.dataplane.limits.budgets import shared_limits
 
 
 async def nothing_spent(_limit: Limit, _now: float) -> Spending:
@@ -22,9 +20,7 @@ async def nothing_spent(_limit: Limit, _now: float) -> Spending:
 
 
 async def work(url: str, unit: str, amount: int, calls: int, estimate: int, now: float) -> None:
-    shared = SharedLimits(
-        url, prefix="test", bounds=window_bounds, spent=nothing_spent, workers=2, keep=Watchdog().keep_running
-    )
+    shared = shared_limits(url, nothing_spent, workers=2)
     await shared.start()
     window = "" if unit == "concurrent" else "day"
     budget = [Limit(Counter("tenant", 1, None, UNITS[unit], window), amount, ZoneInfo("Asia/Tokyo"))]

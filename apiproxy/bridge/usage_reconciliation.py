@@ -24,6 +24,7 @@ class CounterReading:
     ledger_prompt: int = 0
     ledger_completion: int = 0
     why_not: str = ""  # why the engine cannot be compared: its numbers are 0 then
+    code: str = ""  # the same for programs
 
 
 def read_counters(names: MonitoringSpec, values: Mapping[str, float]) -> tuple[int, int]:
@@ -40,7 +41,7 @@ def compare_by_model(readings: Iterable[CounterReading]) -> list[dict[str, Any]]
     for reading in sorted(readings, key=lambda reading: (reading.model, reading.replica)):
         row = rows.setdefault(reading.model, _empty(reading.model))
         if reading.why_not:
-            row["not_compared"].append({"replica": reading.replica, "why": reading.why_not})
+            row["not_compared"].append({"replica": reading.replica, "code": reading.code, "why": reading.why_not})
             continue
         row["engines"] += 1
         numbers = asdict(reading)

@@ -208,13 +208,10 @@ class Attempt:
         self._error = self._socket.connect_ex((address, port))
 
     def is_answered(self) -> bool:
-        """Return whether the host took the connection, or refused or broke it: then the engine is away, not the host.
-
-        What is wrong on our side (no descriptor, no port) counts as an answer too: it says nothing about the host.
-        """
+        """Return whether the host took the connection, or refused or broke it: then only the engine is away."""
         if self._error == errno.EINPROGRESS:
             self._error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._connected()
-        return self._error != errno.EINPROGRESS and self._error not in UNREACHABLE_ERRNOS
+        return is_answer(self._error)
 
     def _connected(self) -> int:
         try:
@@ -222,3 +219,11 @@ class Attempt:
         except OSError:
             return errno.EINPROGRESS
         return 0
+
+
+def is_answer(error: int) -> bool:
+    """Return whether an attempt that has come to this error (0: it is connected) was answered by the host.
+
+    What is wrong on our side (no descriptor, no port) counts as an answer too: it says nothing about the host.
+    """
+    return error != errno.EINPROGRESS and error not in UNREACHABLE_ERRNOS

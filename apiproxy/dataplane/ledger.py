@@ -171,7 +171,7 @@ class UsageDrain:
         `own`: our spool's owner.
         """
         self._directory = directory
-        self._record = record
+        self.record = record
         self._own = own
         self._read: dict[str, int] = {}  # bytes of each segment that are in the database
         self._open: dict[str, tuple[str, Usage]] = {}  # streams that have not ended: request id -> (segment, usage)
@@ -237,7 +237,7 @@ class UsageDrain:
             batch = lines[start : start + BATCH]
             refused: list[QuarantinedRecord] = []
             closed = self._sort_lines(path.name, batch, refused)
-            refused += record_rows(self._record, closed)
+            refused += record_rows(self.record, closed)
             self._set_aside(refused)
             moved += len(closed)
             for usage in closed:
@@ -287,7 +287,7 @@ class UsageDrain:
         names = {path.name for path in segments}
         interrupted = [usage for segment, usage in self._open.values() if segment in names]
         for start in range(0, len(interrupted), BATCH):
-            self._set_aside(record_rows(self._record, interrupted[start : start + BATCH]))
+            self._set_aside(record_rows(self.record, interrupted[start : start + BATCH]))
         for usage in interrupted:
             self._forget(usage.request_id)
         for path in segments:

@@ -80,7 +80,7 @@ LAYOUT = repr((COUNTERS, HISTOGRAMS, list(STATES)))
 class Metrics:
     def __init__(self, counters: CounterFile, clock: Callable[[], float] = time.monotonic) -> None:
         """Count in this file. `clock` is the same for all workers of a host."""
-        self._counters = counters
+        self.counters = counters
         self._clock = clock
 
     def count_call(
@@ -98,7 +98,7 @@ class Metrics:
 
         Without calling them, because this runs for each call (3 of 8 µs).
         """
-        find, numbers = self._counters.places.get, self._counters.numbers
+        find, numbers = self.counters.places.get, self.counters.numbers
         request, whole_at = find((REQUESTS, endpoint, model, ending)), find((WHOLE, model))
         read, made = find((TOKENS, model, "prompt")), find((TOKENS, model, "completion"))
         if request is None or read is None or made is None or whole_at is None:
@@ -115,11 +115,11 @@ class Metrics:
             self._observe(FIRST, model, first_byte)
 
     def count_request(self, endpoint: str, model: str, ending: str) -> None:
-        self._counters.add((REQUESTS, endpoint, model, ending), 1, (0, 1))
+        self.counters.add((REQUESTS, endpoint, model, ending), 1, (0, 1))
 
     def count_tokens(self, model: str, prompt: int, completion: int) -> None:
-        self._counters.add((TOKENS, model, "prompt"), 1, (0, prompt))
-        self._counters.add((TOKENS, model, "completion"), 1, (0, completion))
+        self.counters.add((TOKENS, model, "prompt"), 1, (0, prompt))
+        self.counters.add((TOKENS, model, "completion"), 1, (0, completion))
 
     def observe_times(self, model: str, first_byte: float | None, whole: float) -> None:
         """Observe a call's times in seconds; `first_byte` None: there was none."""
@@ -133,35 +133,35 @@ class Metrics:
             self._observe(BETWEEN, model, seconds / (events - 1))
 
     def count_rejection(self, code: str) -> None:
-        self._counters.add((REFUSALS, code), 1, (0, 1))
+        self.counters.add((REFUSALS, code), 1, (0, 1))
 
     def count_engine_death(self, model: str, verdict: str) -> None:
-        self._counters.add((DEATHS, model, verdict), 1, (0, 1))
+        self.counters.add((DEATHS, model, verdict), 1, (0, 1))
 
     def count_lost_usage(self, usages: int) -> None:
-        self._counters.add((LOST,), 1, (0, usages))
+        self.counters.add((LOST,), 1, (0, usages))
 
     def count_task_failure(self, task: str) -> None:
-        self._counters.add((FAILURES, task), 1, (0, 1))
+        self.counters.add((FAILURES, task), 1, (0, 1))
 
     def set_state(self, state: WorkerState) -> None:
         """Publish this worker's state. Call it about once a second, and before `render`."""
-        self._counters.put(STATE, [self._clock(), *(float(getattr(state, field)) for field in STATES)])
+        self.counters.put(STATE, [self._clock(), *(float(getattr(state, field)) for field in STATES)])
 
     def forget_others(self, models: Container[str]) -> None:
         """Drop the numbers of models that are not among these."""
-        self._counters.forget(lambda key: model_of(key) not in models and model_of(key) != "")
+        self.counters.forget(lambda key: model_of(key) not in models and model_of(key) != "")
 
     def close(self) -> None:
-        self._counters.put(STATE, [0.0] * (1 + len(STATES)))
-        self._counters.close()
+        self.counters.put(STATE, [0.0] * (1 + len(STATES)))
+        self.counters.close()
 
     def render(self, models: Container[str], gauges: Iterable[Gauge]) -> bytes:
         """Return the exposition format, version 0.0.4, of all workers of this host.
 
         `models`: other models are left out. `gauges` are this worker's own; those of one name are adjacent.
         """
-        workers = self._counters.read_all()
+        workers = self.counters.read_all()
         total = {key: row for key, row in sum_rows(workers).items() if model_of(key) in models or model_of(key) == ""}
         now = self._clock()
         states = [rows[STATE][1:] for rows in workers if STATE in rows and 0 <= now - rows[STATE][0] < SILENCE]
@@ -171,7 +171,7 @@ class Metrics:
     def _observe(self, name: str, model: str, value: float) -> None:
         """Count a value in its histogram's row: how many lie below each bound and above the last, then their sum."""
         bounds = HISTOGRAMS[name][1]
-        self._counters.add((name, model), len(bounds) + 2, (bisect_left(bounds, value), 1), (len(bounds) + 1, value))
+        self.counters.add((name, model), len(bounds) + 2, (bisect_left(bounds, value), 1), (len(bounds) + 1, value))
 
 
 def model_of(key: Key) -> str:

@@ -40,6 +40,7 @@ UNREACHABLE_ERRNOS = frozenset(
 
 Header = tuple[bytes, bytes]
 log = logging.getLogger("madoguchi.gateway")
+HEAD_TOO_LARGE = "the answer's head is too large"
 
 
 class UpstreamError(Exception):
@@ -205,7 +206,7 @@ class Connection(asyncio.Protocol):
         assert self._parser is not None
         # httptools joins each piece of a header line to the pieces before, again and again.
         if self._bytes_without_body > MAX_HEAD:
-            self._fault = Broken("the answer's head is too large")
+            self._fault = Broken(HEAD_TOO_LARGE)
             return
         try:
             self._parser.feed_data(data)
@@ -251,7 +252,7 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
         if self._head_size > MAX_HEAD:
-            self._fault = Broken("the answer's head is too large")
+            self._fault = Broken(HEAD_TOO_LARGE)
             return
         name = name.lower()
         if name == b"content-length" or name == b"transfer-encoding":

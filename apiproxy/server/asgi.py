@@ -43,6 +43,7 @@ from portal.quotas import windows
 from portal.version import VERSION
 
 log = logging.getLogger("madoguchi.gateway")
+STAYS_IN_SPOOL = "usage stays in the spool: %s"
 
 POLL = 1.0  # seconds between two looks at the catalogue's revision; a revoked key lives no longer than two of them
 # Seconds between two that unknown keys ask for: a new key works at once, a flood of made-up ones costs little.
@@ -77,7 +78,7 @@ class Application:
 
     def __init__(self) -> None:
         self._gateway: Gateway | None = None
-        self._drain: UsageDrain | None = None
+        self.drain: UsageDrain | None = None
         self._watchdog = Watchdog(self._task_failed)
         self._tasks: list[asyncio.Task[None]] = []
         self._moved, self._wait = 0, MOVE  # lines of the spool that are moved; seconds until the next look at it
@@ -164,7 +165,7 @@ class Application:
 
     async def _build(self) -> None:
         spool = Spool(settings.SPOOL)
-        self._drain = UsageDrain(settings.SPOOL, catalogue_loader.record_usage, own=spool.owner)
+        self.drain = UsageDrain(settings.SPOOL, catalogue_loader.record_usage, own=spool.owner)
         limits = self._limits()
         malloc_trim.configure_malloc()
         budget = MemoryBudget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY)
@@ -246,7 +247,7 @@ class Application:
             async with asyncio.timeout(LAST_MOVE):
                 await self._move(gateway)
         except Exception as error:  # noqa: BLE001 - a TimeoutError, a DatabaseUnavailable or what the task reported
-            log.warning("usage stays in the spool: %s", str(error) or f"the database took more than {LAST_MOVE:.0f} s")
+            log.warning(STAYS_IN_SPOOL, str(error) or f"the database took more than {LAST_MOVE:.0f} s")
         else:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_MOVE):
@@ -364,8 +365,8 @@ class Application:
         try:
             async with asyncio.timeout(RECALL):
                 # What this worker has finished is in the database first; the others' is after MOVE seconds.
-                if self._drain is not None:
-                    await loop.run_in_executor(self._ledger_thread, self._drain.run)
+                if self.drain is not None:
+                    await loop.run_in_executor(self._ledger_thread, self.drain.run)
                 spending = await loop.run_in_executor(self._limits_thread, catalogue_loader.usage_since, limit, now)
                 return replace(spending, read_at=begun)
         except (DatabaseUnavailable, OSError) as error:  # a TimeoutError is an OSError
@@ -394,10 +395,10 @@ class Application:
             self._moved, self._wait = written, MOVE
 
     async def _move(self, gateway: Gateway) -> None:
-        assert self._drain is not None
+        assert self.drain is not None
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._ledger_thread, gateway.services.spool.sync)
-        await loop.run_in_executor(self._ledger_thread, self._drain.run)
+        await loop.run_in_executor(self._ledger_thread, self.drain.run)
 
     async def _ask_hosts(self, gateway: Gateway) -> None:
         await asyncio.sleep(host_watch.EVERY)
@@ -409,11 +410,11 @@ class Application:
 
     async def _report_set_aside(self, gateway: Gateway) -> None:
         """Report how much usage could not be recorded, whenever that changes."""
-        assert self._drain is not None
+        assert self.drain is not None
         await asyncio.sleep(REPORT)
         loop = asyncio.get_running_loop()
         # Not in the ledger's thread: it may be what hangs.
-        self._aside = aside = await loop.run_in_executor(self._limits_thread, len, self._drain.set_aside)
+        self._aside = aside = await loop.run_in_executor(self._limits_thread, len, self.drain.set_aside)
         if aside != self._reported:
             with contextlib.suppress(DatabaseUnavailable):  # that is reported already
                 await loop.run_in_executor(self._limits_thread, catalogue_loader.report_set_aside, aside)
@@ -460,13 +461,13 @@ class Application:
 
     def _publish(self, gateway: Gateway) -> None:
         """Publish the state of this worker to /metrics of all workers."""
-        assert self._drain is not None
+        assert self.drain is not None
         age = asyncio.get_running_loop().time() - self._known
-        backlog = gateway.services.spool.byte_count - self._drain.byte_count
+        backlog = gateway.services.spool.byte_count - self.drain.byte_count
         down = len(self._watchdog.down)
         state = gateway.state(backlog=backlog, database_up=age < AWAY, age=age, tasks_down=down)
         gateway.services.metrics.set_state(state)
-        refused = self._drain.refused_count
+        refused = self.drain.refused_count
         if refused > self._refused:
             gateway.services.metrics.count_lost_usage(refused - self._refused)
             self._refused = refused

@@ -16,7 +16,7 @@ from apiproxy.dataplane.stream.accumulators import ChunkAccumulator
 from apiproxy.dataplane.upstream import IDLE_SECONDS, Address, Pool
 from modelregistry.models import Host, Replica, ServedModel
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 END = {"send": chunk(FINISH + usage_event(7, 2) + DONE) + "0\r\n\r\n"}
 MB = 2**20
@@ -371,18 +371,19 @@ async def test_g17_a_name_that_is_not_resolved_holds_up_no_other(monkeypatch):
     import asyncio
     import threading
 
-    silent = threading.Event()
+    silent, asked = threading.Event(), []
     real = socket.getaddrinfo
 
     def resolver(host, *args, **more):
         if host == "silent.invalid":
+            asked.append(host)
             silent.wait(20)
         return real("127.0.0.1" if host == "model.invalid" else host, *args, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
     pool = Pool(Address.parse("http://silent.invalid:1"), lambda: 0.0)
     waiting = [asyncio.ensure_future(pool.connect(10)) for _ in range(8)]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: asked)
     async with await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         other = Pool(Address.parse(f"http://model.invalid:{port}"), lambda: 0.0)

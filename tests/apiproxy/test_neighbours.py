@@ -13,13 +13,14 @@ import psycopg
 import pytest
 
 from apiproxy.dataplane.ledger import SEGMENT_BYTES
-from apiproxy.server.asgi import LAST_MOVE
+from apiproxy.server.asgi import LAST_MOVE, STAYS_IN_SPOOL
 from portal.keys import secret
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
 from tests import engine
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import Installation, installed
+from tests.logs import lines_of
 from tests.postgres import Postgres, postgres
 from tests.waiting import until
 
@@ -124,7 +125,7 @@ def test_a_database_that_hangs_does_not_keep_the_gateway_from_ending(database, t
             installation.process.terminate()
             assert installation.process.wait(30) == -signal.SIGTERM  # as uvicorn ends when all is in order
             assert time.monotonic() - begun < LAST_MOVE + 5
-            assert "usage stays in the spool" in installation.log
+            assert lines_of(STAYS_IN_SPOOL, installation.log)
             other.rollback()
         installation.serve()
         until(installation.answers)

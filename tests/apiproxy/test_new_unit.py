@@ -65,7 +65,8 @@ def test_calls_are_admitted_limited_and_settled_by_it(counter, research):
     refused = counter.chat()
     error = refused.json()["error"]
     assert (refused.status_code, error["code"], error["type"]) == (429, "rate_limit_exceeded", "requests")
-    assert "1,000 バイト" in error["message"]
+    assert "1,000" in error["message"]
+    assert BYTES.words["ja"] in error["message"]
     assert refused.headers["x-ratelimit-limit-bytes"] == "1000"
     assert refused.headers["x-ratelimit-remaining-bytes"] == "0"
     assert 1 <= int(refused.headers["retry-after"]) <= 60

@@ -50,6 +50,7 @@ from apiproxy.dataplane.limits.redis_connection import RedisConnection, RedisUna
 from apiproxy.dataplane.limits.units import Consumption
 
 log = logging.getLogger("madoguchi.limits")
+REDIS_AWAY = "Redis is away (%s): this worker counts limits alone, with 1/%d of what is left"
 
 SCRIPT = (Path(__file__).parent / "admission.lua").read_text()
 ADMITTED, REFUSED, UNKNOWN = 0, 1, 2  # else: the lease has run out
@@ -141,15 +142,25 @@ class SharedLimits:
     """`workers`: how many share the limits at least; Redis knows if there are more.
 
     `prefix` keeps apart what shares one Redis. `keep` runs a step again and again whatever becomes of it, under a name.
+    `clock`: by default the event loop's.
     """
 
     def __init__(
-        self, url: str, *, prefix: str, bounds: Bounds, spent: Spent, workers: int, keep: KeepConnected
+        self,
+        url: str,
+        *,
+        prefix: str,
+        bounds: Bounds,
+        spent: Spent,
+        workers: int,
+        keep: KeepConnected,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._url = url
         self._bounds = bounds
         self._spent = spent
         self._keep = keep
+        self._clock = clock
         self._expected = self._workers = workers
         self._worker = uuid.uuid4().hex[:12]
         # In braces: keys of one script must be on one node of a cluster.
@@ -174,6 +185,7 @@ class SharedLimits:
     async def start(self) -> None:
         """Return when Redis has answered, or has not for CONNECT_TIMEOUT seconds: then this worker counts locally."""
         self._loop = asyncio.get_running_loop()
+        self._now = self._clock or self._loop.time
         await self._connect(first=True)
         self._task = self._keep("redis", self._monitor)
 
@@ -294,12 +306,12 @@ class SharedLimits:
 
     async def _seed(self, limit: Limit, epoch: bytes, now: float) -> None:
         """Send Redis what is recorded of this limit; if that is unknown now, the counter begins at zero for a while."""
-        begun = self._loop.time()
+        begun = self._now()
         spending = await self._spent(limit, now)
         begin, end = self._window(limit, now)
         recorded = spending or Spending(0, 0.0)
         latest, _ = self._bounds(limit.counter.window, max(now, recorded.newest), limit.zone)
-        age = round((self._loop.time() - (begun if recorded.read_at is None else recorded.read_at)) * 1000)
+        age = round((self._now() - (begun if recorded.read_at is None else recorded.read_at)) * 1000)
         words = [
             "seed",
             self._lease,
@@ -341,7 +353,7 @@ class SharedLimits:
             return
         reservation.open = False
         self._reservations.discard(reservation)
-        now = self._loop.time()
+        now = self._now()
         for limit, slot in zip(reservation.limits, reservation.slots, strict=True):
             reserved = reservation.reserved(limit)
             amount = countable(limit.counter.unit.settle(used)) if used is not None else 0
@@ -368,7 +380,7 @@ class SharedLimits:
             self._send_batch(self._connection, self._batch_number, settlements)
 
     def _send_batch(self, connection: RedisConnection, number: int, settlements: list[Settlement]) -> None:
-        now = self._loop.time()
+        now = self._now()
         words: list[Any] = ["settle", self._lease, number]
         for settlement in settlements:
             words += (
@@ -431,7 +443,7 @@ class SharedLimits:
 
     def _fall_back(self, why: str) -> None:
         share = max(self._workers, self._expected)
-        log.warning("Redis is away (%s): this worker counts limits alone, with 1/%d of what is left", why, share)
+        log.warning(REDIS_AWAY, why, share)
         local = self._local_fallback = Limits(self._bounds, self._spent, share=share)
         for reservation in self._reservations:
             reservation.local = self._reserve_locally(local, reservation)

@@ -144,7 +144,7 @@ def test_models_that_have_gone_leave_text_and_memory(workers):
     assert not any("model-498" in line for line in found)
     assert found["madoguchi_tokens_total[kind=prompt, model=model-499]"] == 2
     assert found["madoguchi_refusals_total[code=x]"] == 1
-    assert len(one._counters.places) < 10
+    assert len(one.counters.places) < 10
 
 
 # --- of a running gateway

@@ -29,8 +29,7 @@ threading.Event().wait()
 
 
 def total(directory: Path, key: tuple[str, ...] = KEY) -> float:
-    reader = CounterFile(directory / "reader", "layout")
-    reader._directory = directory
+    reader = CounterFile(directory, "layout")
     found = sum(rows.get(key, [0.0])[0] for rows in reader.read_all())
     reader.close()
     return found

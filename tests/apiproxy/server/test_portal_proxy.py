@@ -325,19 +325,22 @@ WISH = (
 async def test_g1_bytes_after_a_websocket_request_are_no_request_to_the_portal(front):
     """Else it could say in PEER, which the portal believes, from where it comes."""
     seen = b""
-    over = asyncio.Event()
+    asked, sent, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def behave(reader, writer):
         nonlocal seen
-        await asyncio.sleep(0.5)  # busy: it reads all that has come at once
-        seen = await reader.read()
+        seen = await head_of(reader)
+        asked.set()
+        await sent.wait()  # busy until then: it reads all that has come at once
+        seen += await reader.read()
         over.set()
 
     async with portal(front[0], behave):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(front[1].rpartition(":")[2]))
         writer.write(WISH)
-        await asyncio.sleep(0.1)
+        await asked.wait()
         writer.write(b"GET /sign-in/ HTTP/1.1\r\nhost: x\r\nx-madoguchi-peer: 10.9.8.7\r\n\r\n")
+        sent.set()
         async with asyncio.timeout(20):
             await over.wait()
             assert await reader.read() == b""

@@ -21,7 +21,7 @@ from modelregistry.models import TaskRun
 from modelregistry.supervisor import tasks
 from modelregistry.supervisor.tasks import PeriodicTask, TaskRunner, claim, record_end, release
 from portal.accounts.models import User
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 NINE = datetime(2026, 11, 2, 9, tzinfo=UTC)
 HOURLY = PeriodicTask(name="sweep", every=timedelta(hours=1), argv=("sweep",), limit=timedelta(minutes=15))
@@ -145,13 +145,6 @@ def host(start, *periodic_tasks: PeriodicTask, clock=lambda: NINE) -> TaskRunner
 @sync_to_async
 def row() -> TaskRun:
     return TaskRun.objects.get()
-
-
-async def eventually(condition, seconds: float = 60):
-    async with asyncio.timeout(seconds):
-        while not (value := await condition()):  # noqa: ASYNC110 - of rows, which notify no one
-            await asyncio.sleep(0.02)
-        return value
 
 
 async def has_ended() -> TaskRun | None:

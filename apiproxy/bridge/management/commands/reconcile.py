@@ -62,7 +62,7 @@ def read_replica(replica: Replica) -> CounterReading:
         began = started_at(replica)
         engine_prompt, engine_completion = read_engine(replica, counters)
     except NotComparable as error:
-        return CounterReading(model=replica.model.name, replica=name, why_not=str(error))
+        return CounterReading(model=replica.model.name, replica=name, why_not=str(error), code=error.code)
     ledger_prompt, ledger_completion = sum_ledger(replica, began, counters)
     return CounterReading(
         model=replica.model.name,
@@ -75,13 +75,18 @@ def read_replica(replica: Replica) -> CounterReading:
 
 
 class NotComparable(Exception):
-    """There is nothing to compare this engine's usage with; the message says why."""
+    """There is nothing to compare this engine's usage with; the message says why, `code` for programs."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def counters_of(replica: Replica) -> MonitoringSpec:
     monitoring = launched_by(replica.launcher).monitoring
     if not monitoring.prompt:
-        raise NotComparable(f"{replica.launcher or 'an external engine'} has no counters that can be read")
+        engine = replica.launcher or "an external engine"
+        raise NotComparable(f"{engine} has no counters that can be read", code="no-counters")
     return monitoring
 
 
@@ -89,7 +94,8 @@ def started_at(replica: Replica) -> datetime:
     """Return when the engine began to count: its run's directory is made just before it starts."""
     spec = settings.RUN / "engines" / replica.run_id / "spec.json"
     if not replica.run_id or not spec.exists():
-        raise NotComparable(f"it was not started here; run this command on {replica.host.name}")
+        message = f"it was not started here; run this command on {replica.host.name}"
+        raise NotComparable(message, code="another-host")
     return datetime.fromtimestamp(spec.stat().st_mtime, UTC)
 
 
@@ -102,9 +108,9 @@ def read_engine(replica: Replica, counters: MonitoringSpec) -> tuple[int, int]:
         answer.raise_for_status()
         return usage_reconciliation.read_counters(counters, sum_metrics(answer.text))
     except httpx2.HTTPError as error:
-        raise NotComparable(f"it does not answer ({type(error).__name__})") from error
+        raise NotComparable(f"it does not answer ({type(error).__name__})", code="no-answer") from error
     except KeyError as error:
-        raise NotComparable(f"it does not report {error.args[0]}") from error
+        raise NotComparable(f"it does not report {error.args[0]}", code="not-reported") from error
 
 
 def sum_ledger(replica: Replica, began: datetime, counters: MonitoringSpec) -> tuple[int, int]:

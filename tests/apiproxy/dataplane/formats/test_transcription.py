@@ -18,11 +18,12 @@ import openai
 import pytest
 
 from apiproxy.dataplane import uploads
+from apiproxy.dataplane.errors import MESSAGES
 from modelregistry.models import Host, Replica, ServedModel
 from tests import engine
 from tests.engine import DONE, HEARD, SSE, chunk, unary
 from tests.installation import installed
-from tests.waiting import until
+from tests.waiting import at_rest, until
 
 PATH = "/v1/audio/transcriptions"
 MB = 1024 * 1024
@@ -219,7 +220,7 @@ def test_a_large_file_before_its_model_is_refused_and_holds_nothing_after(counte
     )
     assert response.status_code == 400
     assert (code(response), response.json()["error"]["param"]) == ("invalid_value", "model")
-    assert "ファイルより前" in response.json()["error"]["message"]
+    assert response.json()["error"]["message"] == MESSAGES["model_too_late"]["ja"]
     small = part("file", SOUND, "a.wav") + part("model", b"ears") + END
     assert counter.client.post(PATH, content=small, headers=FORM).status_code == 200
     until(lambda: counter.application.budget.held == 0)
@@ -335,10 +336,7 @@ def test_an_engine_that_reads_slowly_slows_the_client(counter, model):
     with begun_upload(counter, len(content)) as connection:
         writer = threading.Thread(target=write, args=(connection,))
         writer.start()
-        before = -1
-        while before != (before := sent) or not sent:  # until nothing more is sent
-            time.sleep(0.5)
-        assert sent < 24 * MB  # what the buffers of four sockets hold
+        assert at_rest(lambda: sent) < 24 * MB  # what the buffers of four sockets hold
         connection.shutdown(socket.SHUT_RDWR)
         writer.join(20)
 

@@ -1,10 +1,13 @@
 """Limits, and what UsageRecord would say of the use of one owner."""
 
+from collections.abc import Callable
 from zoneinfo import ZoneInfo
 
 from apiproxy.dataplane.catalogue import Counter, Limit, Scope
-from apiproxy.dataplane.limits.local import Spending
+from apiproxy.dataplane.limits.local import Spending, Spent
+from apiproxy.dataplane.limits.redis import SharedLimits
 from apiproxy.dataplane.limits.units import REQUESTS, UNITS
+from modelregistry.supervisor.watchdog import Watchdog
 from portal.quotas.windows import window_bounds
 
 TOKYO = ZoneInfo("Asia/Tokyo")
@@ -36,3 +39,11 @@ class Records:
         found = [row for row in self.rows if row[0] >= begin]
         used = sum(row[1] if limit.counter.unit is REQUESTS else row[2] for row in found)
         return Spending(used, max((row[0] for row in found), default=0.0))
+
+
+def shared_limits(
+    url: str, spent: Spent, *, workers: int = 1, clock: Callable[[], float] | None = None
+) -> SharedLimits:
+    """Return limits that are counted in this Redis; the caller starts and closes them."""
+    keep = Watchdog().keep_running
+    return SharedLimits(url, prefix="test", bounds=window_bounds, spent=spent, workers=workers, keep=keep, clock=clock)
