@@ -51,6 +51,11 @@ def event(choices: list[dict[str, Any]], **more: Any) -> str:
     return f"data: {json.dumps(fields)}\n\n"
 
 
+def typed_event(kind: str, **fields: Any) -> str:
+    """Return an event whose name is its type as well, as those of responses and messages."""
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
+
+
 def token(index: int) -> str:
     return event([{"index": 0, "delta": {"content": f"t{index} "}, "finish_reason": None}])
 

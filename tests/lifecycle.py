@@ -19,7 +19,7 @@ from modelregistry.models import Replica, ServedModel
 from modelregistry.process import process
 from modelregistry.supervisor.adoption import ADOPTED
 from tests import engines
-from tests.logs import lines_of
+from tests.output import lines_of
 from tests.waiting import until
 
 # Of a start, on a machine that is busy with other tests.

@@ -12,12 +12,14 @@ import pytest
 import uvicorn
 
 from apiproxy.bridge.models import CatalogueRevision
+from apiproxy.dataplane.memory_budget import MB
 from apiproxy.server.asgi import Application
 from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
 from portal.usage.models import UsageRecord
 from tests import engine
+from tests.redis import Redis, redis_server
 from tests.waiting import until
 
 # uvicorn's protocol classes, as `up` sets them.
@@ -104,3 +106,29 @@ def counter(transactional_db, settings, tmp_path, alice, research, fake_engine, 
     with serve_gateway(**server_options) as running:
         url, application, server = running
         yield Counter(url, key, row, fake_engine, model, application, server)
+
+
+@pytest.fixture
+def llama(counter) -> Counter:
+    """Have llama.cpp serve the model, as far as the gateway knows: answers are put together from streams."""
+    counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
+    counter.model.save()
+    counter.wait_for_catalogue()
+    return counter
+
+
+@pytest.fixture
+def small_memory(settings) -> None:
+    settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY = 16 * MB, 4 * MB
+
+
+@pytest.fixture
+def short_heartbeat(monkeypatch) -> None:
+    """Send a heartbeat at each sweep, which is once a second."""
+    monkeypatch.setattr("apiproxy.dataplane.forwarding.HEARTBEAT", 0.1)
+
+
+@pytest.fixture(scope="module")
+def redis_process() -> Iterator[Redis]:
+    with redis_server() as running:
+        yield running

@@ -12,3 +12,7 @@ def error(response: httpx2.Response) -> dict[str, Any]:
     assert set(found) == ERROR_KEYS
     assert response.headers["x-request-id"].startswith("req_")
     return found
+
+
+def code(response: httpx2.Response) -> str:
+    return response.json()["error"]["code"]

@@ -6,7 +6,6 @@ import json
 import socket
 import time
 
-import httpx2
 import openai
 import pytest
 
@@ -15,29 +14,17 @@ from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.stream.accumulators import ChunkAccumulator
 from apiproxy.dataplane.upstream import IDLE_SECONDS, Address, Pool
 from modelregistry.models import Host, Replica, ServedModel
-from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
+from tests.apiproxy.errors import code
+from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, typed_event, unary, usage_event
 from tests.waiting import eventually, until
 
 END = {"send": chunk(FINISH + usage_event(7, 2) + DONE) + "0\r\n\r\n"}
 MB = 2**20
 
 
-def code(response: httpx2.Response) -> str:
-    return response.json()["error"]["code"]
-
-
 def answer(body: bytes, *headers: str) -> dict[str, str]:
     head = "".join(f"{header}\r\n" for header in headers)
     return {"send": f"HTTP/1.1 200 OK\r\n{head}content-length: {len(body)}\r\n\r\n{body.decode('latin-1')}"}
-
-
-@pytest.fixture
-def llama(counter):
-    """Return the model is served by llama.cpp, as far as the gateway knows: answers are put together from streams."""
-    counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
-    counter.model.save()
-    counter.wait_for_catalogue()
-    return counter
 
 
 # --- how much
@@ -235,16 +222,6 @@ def test_t5_an_incomplete_response_is_finished_and_metered(counter):
 
 
 # --- silence
-
-
-@pytest.fixture
-def short_heartbeat(monkeypatch) -> None:
-    """Send a heartbeat at each sweep, which is once a second."""
-    monkeypatch.setattr("apiproxy.dataplane.forwarding.HEARTBEAT", 0.1)
-
-
-def typed_event(kind: str, **fields: object) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
 
 
 RESPONSES = (

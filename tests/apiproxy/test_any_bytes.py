@@ -1,6 +1,5 @@
 """Readers of what others send, with all kinds of bytes in pieces of every size: the same facts, no fault of ours."""
 
-import itertools
 import json
 from typing import Any
 
@@ -15,15 +14,11 @@ from apiproxy.dataplane.formats.requests import ENDPOINTS
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.upstream import HEAD_TOO_LARGE, Address, Broken, Connection, Pool
 from apiproxy.dataplane.validation import GATEWAY_ONLY, READERS
+from tests.apiproxy.pieces import cut_pieces
 from tests.apiproxy.served import SERVED
 from tests.engine import DONE, FINISH, event
 
 places = st.lists(st.integers(min_value=0), max_size=30)
-
-
-def cut_pieces(data: bytes, at: list[int]) -> list[bytes]:
-    edges = [0, *sorted(place % (len(data) + 1) for place in at), len(data)]
-    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 # --- event streams

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import uuid
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +14,7 @@ from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.scheduler import Scheduler
 from modelregistry.models import Replica
 from portal.quotas.models import Quota
+from tests.apiproxy.connections import connect, head
 from tests.apiproxy.errors import error
 from tests.apiproxy.served import SERVED
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event
@@ -51,10 +51,9 @@ def test_a_fault_of_ours_is_a_500_with_an_id_and_without_its_words(counter, monk
 
 
 def test_a_413_carries_an_id(counter, settings):
-    host, port = counter.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nx-api-key: {counter.key}\r\n"
-        connection.sendall(f"{head}content-length: {settings.GATEWAY_MAX_BODY + 1}\r\n\r\n".encode())
+    fields = (f"x-api-key: {counter.key}", f"content-length: {settings.GATEWAY_MAX_BODY + 1}")
+    with connect(counter.url) as connection:
+        connection.sendall(head("POST", "/v1/embeddings", *fields))
         assert b"x-request-id: req_" in connection.recv(4096)
 
 

@@ -20,6 +20,7 @@ from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.keys.lifecycle import issue_key, revoke_key
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
+from tests.apiproxy.connections import connect, head
 from tests.apiproxy.errors import ERROR_KEYS, error
 from tests.apiproxy.exposition import samples
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
@@ -188,10 +189,9 @@ def test_other_paths_and_methods_are_not_passed_on(counter):
 
 
 def test_a_body_over_the_bound_is_refused_before_it_is_read(counter, settings):
-    host, port = counter.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {counter.key}\r\n"
-        connection.sendall(f"{head}content-length: {settings.GATEWAY_MAX_BODY + 1}\r\n\r\n".encode())
+    length = f"content-length: {settings.GATEWAY_MAX_BODY + 1}"
+    with connect(counter.url) as connection:
+        connection.sendall(head("POST", "/v1/embeddings", length, key=counter.key))
         answer = b""
         while b"}}" not in answer:
             answer += connection.recv(4096)
@@ -430,12 +430,6 @@ def test_a_failure_after_tokens_were_made_is_not_to_be_retried(counter):
 
 
 # --- heartbeats
-
-
-@pytest.fixture
-def short_heartbeat(monkeypatch) -> None:
-    """Send a heartbeat at each sweep, which is once a second."""
-    monkeypatch.setattr("apiproxy.dataplane.forwarding.HEARTBEAT", 0.1)
 
 
 def test_a_stream_that_does_not_begin_is_kept_alive(short_heartbeat, counter):

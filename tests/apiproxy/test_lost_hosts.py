@@ -16,6 +16,7 @@ import pytest
 from modelregistry.models import Host, Replica
 from portal.audit.models import AuditEvent
 from tests.apiproxy.conftest import Counter
+from tests.apiproxy.errors import code
 from tests.modelregistry.site import Site
 from tests.waiting import until
 
@@ -90,10 +91,6 @@ def second(counter, tmp_path):
     for pid in site.living():
         os.kill(pid, signal.SIGKILL)
     site.close()
-
-
-def code(response: httpx2.Response) -> str:
-    return response.json()["error"]["code"]
 
 
 def blames_no_call(second: Second) -> bool:

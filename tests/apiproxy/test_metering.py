@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from tests.apiproxy.exposition import samples
 from tests.apiproxy.served import KEY, SERVED
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import installed
+from tests.output import numbers_in
 from tests.waiting import until
 
 END = chunk(FINISH + usage_event(11, 4) + DONE) + "0\r\n\r\n"
@@ -54,10 +54,6 @@ def run(*words: str) -> str:
     out = io.StringIO()
     call_command(*words, stdout=out)
     return out.getvalue()
-
-
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in re.findall("[0-9]+", text)]
 
 
 def leave(counter, line: bytes) -> None:
@@ -98,7 +94,7 @@ def test_m7_a_line_that_no_database_takes_ends_nobodys_metering_and_operators_se
     assert "prompt_tokens" in run("setaside")
     path = counter.application.gateway.services.spool.directory / "refused.txt"
     path.write_text(path.read_text().replace(str(10**18), "7"))  # the mend
-    assert numbers(run("setaside", "--replay")) == [1, 0]  # recorded, and still set aside
+    assert numbers_in(run("setaside", "--replay")) == [1, 0]  # recorded, and still set aside
     assert UsageRecord.objects.get(request_id="bad").prompt_tokens == 7
     until(lambda: read_readiness(counter) == (200, {"status": "ready"}))
     until(lambda: not UsageSetAside.objects.exists())
@@ -114,7 +110,7 @@ def test_m7_what_never_will_be_recorded_can_be_given_up(counter):
     until(lambda: "usage_set_aside" not in read_readiness(counter)[1])
     [kept] = [path for path in directory.iterdir() if str(path) in said]
     assert "nonsense" in kept.read_text()
-    assert numbers(run("setaside", "--replay")) == []  # nothing was there
+    assert numbers_in(run("setaside", "--replay")) == []  # nothing was there
 
 
 def test_m7_a_gateway_starts_whatever_is_in_the_spool(transactional_db, settings, tmp_path):

@@ -20,7 +20,7 @@ from portal.usage.models import UsageRecord
 from tests import engine
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import Installation, installed
-from tests.logs import lines_of
+from tests.output import lines_of
 from tests.postgres import Postgres, postgres
 from tests.waiting import until
 

@@ -1,7 +1,6 @@
 """A unit of limits that only this test knows: what the gateway and the portal do with it takes no code of theirs."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from apiproxy.dataplane.limits import units
 from portal.quotas import units as quota_units
 from portal.quotas.models import Quota
 from portal.quotas.units import QuotaUnit, Words
-from tests.redis import Redis, redis_server
 from tests.waiting import until
 
 BYTES = units.Unit(
@@ -29,19 +27,13 @@ BYTES_OF_QUOTAS = QuotaUnit(
 )
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Redis]:
-    with redis_server() as server:
-        yield server
-
-
 @pytest.fixture(params=["in this process", "in Redis"])
-def server_options(request, redis, settings, monkeypatch) -> dict[str, Any]:
+def server_options(request, redis_process, settings, monkeypatch) -> dict[str, Any]:
     monkeypatch.setitem(units.UNITS, BYTES.name, BYTES)
     monkeypatch.setitem(quota_units.UNITS, BYTES_OF_QUOTAS.name, BYTES_OF_QUOTAS)
     if request.param == "in Redis":
-        redis.client.flushall()
-        settings.REDIS_URL = redis.url
+        redis_process.client.flushall()
+        settings.REDIS_URL = redis_process.url
     return {}
 
 

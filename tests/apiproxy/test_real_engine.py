@@ -231,14 +231,9 @@ def test_embeddings_come_as_floats_and_as_base64_in_order(real):
 
 
 def test_a_json_schema_is_kept(real):
-    schema = {
-        "type": "object",
-        "properties": {"colour": {"enum": ["red", "blue"]}},
-        "required": ["colour"],
-        "additionalProperties": False,
-    }
-    kind = {"type": "json_schema", "json_schema": {"name": "c", "schema": schema, "strict": True}}
-    answer = real.sdk.chat.completions.create(model="chat", messages=QUESTION, max_tokens=60, response_format=kind)
+    answer = real.sdk.chat.completions.create(
+        model="chat", messages=QUESTION, max_tokens=60, response_format=engines.COLOUR
+    )
     assert json.loads(answer.choices[0].message.content)["colour"] in ("red", "blue")
 
 

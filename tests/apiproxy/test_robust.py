@@ -14,6 +14,7 @@ import pytest
 
 from portal.keys import secret
 from tests import engine
+from tests.apiproxy.connections import connect
 from tests.engine import ANSWER, DONE, FINISH, LARGE, SSE, chunk, event, token, unary, usage_event
 from tests.installation import Installation, installed
 from tests.waiting import at_rest, until
@@ -27,11 +28,6 @@ from portal.accounts.models import Tenant
 from portal.keys.lifecycle import issue_key
 print(issue_key(tenant=Tenant.objects.get(), service="other", name="other")[1])
 """
-
-
-def connect(url: str) -> socket.socket:
-    host, port = url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
 
 
 def request(key: str, path: str = "/v1/models", body: bytes = b"", version: str = "1.1", *more: str) -> bytes:

@@ -5,10 +5,10 @@ import socket
 import time
 from collections.abc import Iterator
 
-import httpx2
 import pytest
 
 from modelregistry.models import Host, Replica, ServedModel
+from tests.apiproxy.errors import code
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, unary, usage_event
 from tests.waiting import until
 
@@ -27,10 +27,6 @@ def add_hasty_model(counter, **timeouts: float) -> None:
     counter.wait_for_catalogue()
 
 
-def error(response: httpx2.Response) -> str:
-    return response.json()["error"]["code"]
-
-
 @contextlib.contextmanager
 def takes(least: float, most: float) -> Iterator[None]:
     begun = time.monotonic()
@@ -42,7 +38,7 @@ def test_first_byte(counter):
     add_hasty_model(counter, first_byte_timeout=LIMIT)
     with takes(LIMIT, LIMIT + SLACK):
         late = counter.chat(model="hasty", stream=True, script=[HANG])
-    assert (late.status_code, error(late)) == (504, "engine_timeout")
+    assert (late.status_code, code(late)) == (504, "engine_timeout")
     assert counter.chat(script=[SLOW, {"send": unary(200, ANSWER)}]).status_code == 200
     assert counter.engine.seen()["left"] == 1
 
@@ -79,7 +75,7 @@ def test_in_all_ends_a_call_without_a_stream_and_is_not_tried_again(counter):
     counter.wait_for_catalogue()
     with takes(LIMIT, LIMIT + SLACK):
         late = counter.chat(model="hasty", script=[HANG])
-    assert (late.status_code, error(late)) == (504, "engine_timeout")
+    assert (late.status_code, code(late)) == (504, "engine_timeout")
     assert len(counter.engine.seen()["requests"]) == 1
 
 
@@ -102,9 +98,9 @@ def test_connect(counter, black_hole, settings):
         replica.save()
     counter.wait_for_catalogue()
     with takes(LIMIT, 2.0):
-        assert error(counter.chat(model="hasty")) == "model_unavailable"
+        assert code(counter.chat(model="hasty")) == "model_unavailable"
     with takes(2.0, 2.0 + SLACK):
-        assert error(counter.chat()) == "model_unavailable"
+        assert code(counter.chat()) == "model_unavailable"
 
 
 def test_connect_goes_to_another_replica_once(counter, black_hole):

@@ -91,11 +91,7 @@ def house(tmp_path_factory) -> Iterator[House]:
     with installed(tmp_path_factory.mktemp("var"), **engines.VLLM_ON_CPU) as madoguchi:
         path, args = str(engines.tiny_llama()), [f"--arg={arg}" for arg in ARGS]
         madoguchi.manage("registermodel", "tiny", "--engine", "vllm", "--path", path, "--context", "4096", *args)
-        tenant = "from portal.accounts.models import Tenant; Tenant.objects.create(slug='research', name='研究部')"
-        madoguchi.manage("shell", "--verbosity", "0", "--command", tenant)
-        madoguchi.start()
-        madoguchi.ready("tiny", seconds=400)
-        key = madoguchi.manage("createkey", "--tenant", "research", "--service", "test")
+        key = madoguchi.start_for("tiny", seconds=400)
         sdk = openai.OpenAI(base_url=f"{madoguchi.url}/v1", api_key=key, max_retries=0, timeout=200)
         yield House(madoguchi, sdk, httpx2.Client(base_url=madoguchi.url, headers={"x-api-key": key}, timeout=200))
         assert madoguchi.stop() == 0
@@ -187,14 +183,7 @@ def test_logprobs_come_through(house, stream):
 
 
 def test_a_json_schema_is_kept(house):
-    schema = {
-        "type": "object",
-        "properties": {"colour": {"enum": ["red", "blue"]}},
-        "required": ["colour"],
-        "additionalProperties": False,
-    }
-    kind = {"type": "json_schema", "json_schema": {"name": "c", "schema": schema, "strict": True}}
-    answer = house.chat(max_tokens=100, response_format=kind, extra_body={})
+    answer = house.chat(max_tokens=100, response_format=engines.COLOUR, extra_body={})
     assert json.loads(answer.choices[0].message.content)["colour"] in ("red", "blue")
 
 

@@ -16,21 +16,12 @@ import uvicorn
 
 from apiproxy.server import protocol
 from tests.apiproxy.conftest import HTTP
+from tests.apiproxy.connections import connect, head
 from tests.engine import SSE
 from tests.waiting import until
 
 MB = 1024 * 1024
 UPGRADES = ["h2c", "foo", "TLS/1.0", "websocket"]
-
-
-def connect(counter) -> socket.socket:
-    host, port = counter.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
-
-
-def head(method: str, path: str, *fields: str, key: str = "") -> bytes:
-    more = [f"authorization: Bearer {key}"] if key else []
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "host: x", *more, *fields, "", ""]).encode()
 
 
 def chat(counter, *fields: str, **more) -> tuple[bytes, bytes]:
@@ -73,7 +64,7 @@ def test_g1_a_body_behind_an_unknown_upgrade_is_read_as_a_body(counter):
         top, body = chat(counter, f"upgrade: {upgrade}", "connection: Upgrade, HTTP2-Settings", user=inner.decode())
         whole = top + body + LAST
         size = len(whole) // parts + 1
-        with connect(counter) as connection:
+        with connect(counter.url) as connection:
             for at in range(0, len(whole), size):
                 connection.sendall(whole[at : at + size])
             assert statuses(connection) == [200, 401], (upgrade, parts)
@@ -84,7 +75,7 @@ def test_g1_a_body_that_comes_later_than_its_head_is_no_request(counter):
     """As it was seen: the body held a request, 0.4 s after a head that offered h2c."""
     inner = head("GET", "/v1/models/x", key=counter.key)
     top = head("POST", "/v1/chat/completions", "connection: Upgrade", "upgrade: h2c", f"content-length: {len(inner)}")
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(top)
         assert b" 401 " in connection.recv(65536)
         connection.sendall(inner + LAST)
@@ -94,14 +85,14 @@ def test_g1_a_body_that_comes_later_than_its_head_is_no_request(counter):
 def test_g1_a_chunked_body_behind_an_upgrade_is_read(counter):
     top, body = chat(counter, "upgrade: h2c", "connection: upgrade")
     top = top.replace(b"content-length: %d" % len(body), b"transfer-encoding: chunked")
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(top + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) + LAST)
         assert statuses(connection) == [200, 401]
 
 
 def test_g1_a_websocket_on_v1_is_a_request_like_any_other(counter):
     upgrade = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(head("GET", "/v1/realtime", *upgrade, key=counter.key) + LAST)
         assert statuses(connection) == [404, 401]
 
@@ -109,20 +100,20 @@ def test_g1_a_websocket_on_v1_is_a_request_like_any_other(counter):
 def test_g1_a_request_for_a_websocket_with_a_body_gets_an_answer(counter):
     upgrade = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
     for method in ("POST", "GET"):
-        with connect(counter) as connection:
+        with connect(counter.url) as connection:
             connection.sendall(head(method, "/ws/operations/", *upgrade, "content-length: 4") + b"abcd" + LAST)
             assert len(statuses(connection)) == 2  # the gateway alone knows no such path, but it is one request
 
 
 def test_g1_frames_before_the_handshake_are_refused(counter):
     upgrade = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(head("GET", "/ws/", *upgrade) + b"\x81\x00")
         assert 101 not in statuses(connection)
 
 
 def test_g1_connect_is_refused_and_what_follows_is_not_read(counter):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\n" + LAST)
         assert statuses(connection) == [405]
 
@@ -131,7 +122,7 @@ def test_a_trailer_changes_nothing_of_its_request(counter):
     top = head("POST", "/v1/chat/completions", "transfer-encoding: chunked")
     _, body = chat(counter)
     trailer = b"authorization: Bearer %b\r\n" % counter.key.encode()
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(top + b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, trailer) + LAST)
         assert statuses(connection)[0] == 401
 
@@ -177,7 +168,7 @@ FLOODS = {
 def test_g2_an_endless_head_is_refused_before_it_is_held(counter):
     before = resident()
     for name, (start, piece, status) in FLOODS.items():
-        with connect(counter) as connection:
+        with connect(counter.url) as connection:
             connection.sendall(start)
             # Of what was sent the sockets of both sides hold the most, and what is read is dropped.
             flood(connection, piece, 4 * MB)
@@ -191,7 +182,7 @@ def test_g2_an_endless_head_is_refused_before_it_is_held(counter):
 def test_g2_one_endless_value_costs_others_no_time(counter):
     """Joined piece by piece it grew by the square: others waited five seconds."""
     counter.chat()
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\na: ")
         flooding = threading.Thread(target=flood, args=(connection, b"b" * 65536, 16 * MB))
         flooding.start()
@@ -204,14 +195,14 @@ def test_g2_one_endless_value_costs_others_no_time(counter):
 def test_g2_a_hundred_fields_are_taken_and_no_more(counter):
     for fields, status in ((100, 200), (101, 431)):
         given = [f"x-{number}: y" for number in range(fields - 2)]  # host and the key are two
-        with connect(counter) as connection:
+        with connect(counter.url) as connection:
             connection.sendall(head("GET", "/v1/models", *given, key=counter.key) + LAST)
             assert statuses(connection)[0] == status
 
 
 def test_g2_heads_of_64_kb_are_taken_and_no_larger_ones_also_in_one_piece(counter):
     for size, status, code in ((60_000, 200, None), (70_000, 431, "headers_too_large")):
-        with connect(counter) as connection:
+        with connect(counter.url) as connection:
             connection.sendall(head("GET", "/v1/models", f"x: {'y' * size}", key=counter.key))
             connection.sendall(LAST)
             got, _, body = answers(connection)[0]
@@ -219,7 +210,7 @@ def test_g2_heads_of_64_kb_are_taken_and_no_larger_ones_also_in_one_piece(counte
 
 
 def test_g2_a_refusal_is_in_the_shape_and_language_of_its_path(counter):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(head("POST", "/v1/messages", "accept-language: ja", *["a: b"] * 200))
         ((status, _, body),) = answers(connection)
     assert status == 431
@@ -229,7 +220,7 @@ def test_g2_a_refusal_is_in_the_shape_and_language_of_its_path(counter):
 
 
 def test_g2_a_head_in_single_bytes_is_as_good_as_any(counter):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in head("GET", "/v1/models", key=counter.key) + LAST:
             connection.sendall(bytes([byte]))
@@ -250,7 +241,7 @@ TWO_WAYS = [
 
 def test_g1_what_can_be_read_in_two_ways_is_refused_and_the_connection_ends(counter):
     for start in TWO_WAYS:
-        with connect(counter) as connection:
+        with connect(counter.url) as connection:
             connection.sendall(start + b"\r\n" + LAST)
             (status,) = statuses(connection)
         assert status in (400, 501), start
@@ -258,7 +249,7 @@ def test_g1_what_can_be_read_in_two_ways_is_refused_and_the_connection_ends(coun
 
 def test_a_refusal_does_not_cut_into_the_answer_before_it(counter):
     top, body = chat(counter, script=[{"wait": 0.3}, {"send": "HTTP/1.1 204 X\r\n\r\n"}])
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(top + body + b"\x16\x03\x01 no http at all\r\n\r\n")
         first, second = statuses(connection)
     assert first < 300 or first == 502  # whatever that engine's answer becomes, it comes first and whole
@@ -279,7 +270,7 @@ def cycles() -> int:
 def test_g19_requests_whose_answers_are_not_read_are_not_parsed(counter):
     before, already = resident(), cycles()
     for short in (b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", b"OPTIONS / RTSP/1.1\r\nhost:\r\n\r\n"):
-        with connect(counter) as connection:
+        with connect(counter.url) as connection:
             connection.settimeout(1)
             assert flood(connection, short * 1000) < 32 * MB  # until the sockets of both sides are full
             assert cycles() - already < 150
@@ -290,7 +281,7 @@ def test_g19_requests_whose_answers_are_not_read_are_not_parsed(counter):
 def test_g19_requests_behind_an_open_stream_wait_where_they_are(counter):
     before, already = resident(), cycles()
     top, body = chat(counter, stream=True, script=[{"send": SSE}, {"events": 1}, {"hang": True}])
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.settimeout(1)
         connection.sendall(top + body)
         until(lambda: counter.engine.seen()["running"] == 1)
@@ -302,7 +293,7 @@ def test_g19_requests_behind_an_open_stream_wait_where_they_are(counter):
 
 def test_g19_a_client_that_sends_a_little_ahead_and_leaves_is_seen_to_leave(counter):
     top, body = chat(counter, script=[{"hang": True}])
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(top + body + LAST * 100)
         until(lambda: counter.engine.seen()["running"] == 1)
     until(lambda: counter.engine.seen()["left"] == 1, 10)
@@ -310,7 +301,7 @@ def test_g19_a_client_that_sends_a_little_ahead_and_leaves_is_seen_to_leave(coun
 
 def test_g19_requests_sent_ahead_are_all_answered_in_order(counter):
     names = [f"none-{number}" for number in range(500)]
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(b"".join(head("GET", f"/v1/models/{name}", key=counter.key) for name in names) + LAST)
         got = answers(connection)
     assert [status for status, _, _ in got] == [404] * 500 + [401]
@@ -351,7 +342,7 @@ def test_g19_requests_ahead_of_a_page_are_not_read_either():
 def test_g19_a_client_that_takes_no_answers_loses_its_connection(counter, monkeypatch):
     monkeypatch.setattr(protocol, "ANSWER_SECONDS", 0.3)
     open_before = len(counter.server.server_state.connections)
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.settimeout(1)
         flood(connection, head("GET", "/v1/models") * 1000)
         until(lambda: len(counter.server.server_state.connections) <= open_before, 20)
@@ -387,7 +378,7 @@ def test_g15_a_body_in_single_bytes_leaves_others_their_turns(counter, monkeypat
 
 def test_an_answer_before_a_large_body_ends_the_connection_and_is_read(counter):
     top = head("POST", "/v1/chat/completions", "content-length: 100000000000")
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(top)
         flood(connection, b"x" * 65536, 8 * MB)
         ((status, headers, _),) = answers(connection)
@@ -395,7 +386,7 @@ def test_an_answer_before_a_large_body_ends_the_connection_and_is_read(counter):
 
 
 def test_an_answer_before_a_small_body_keeps_the_connection(counter):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(head("POST", "/v1/chat/completions", "content-length: 3"))
         assert b" 401 " in connection.recv(65536)
         connection.sendall(b"abc" + LAST)
@@ -403,7 +394,7 @@ def test_an_answer_before_a_small_body_keeps_the_connection(counter):
 
 
 def test_a_client_that_waits_for_100_and_is_refused_gets_no_second_answer(counter):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(head("POST", "/v1/chat/completions", "content-length: 3", "expect: 100-continue"))
         ((status, headers, _),) = answers(connection)
     assert (status, headers[b"connection"]) == (401, b"close")
@@ -411,7 +402,7 @@ def test_a_client_that_waits_for_100_and_is_refused_gets_no_second_answer(counte
 
 def test_a_client_that_waits_for_100_gets_it(counter):
     top, body = chat(counter, "expect: 100-continue", "connection: close")
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(top)
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(body)

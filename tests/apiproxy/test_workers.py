@@ -16,21 +16,15 @@ import pytest
 
 from apiproxy.bridge.management.commands.up import shared_port
 from apiproxy.dataplane.limits.redis import REDIS_AWAY
+from apiproxy.server.asgi import SecondGateway
 from tests import engine
 from tests.apiproxy.load import Load
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import Installation, installed
-from tests.logs import lines_of
-from tests.redis import Redis, redis_server
+from tests.output import lines_of
 from tests.waiting import until
 
 END = chunk(FINISH + usage_event(11, 4) + DONE) + "0\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Redis]:
-    with redis_server() as running:
-        yield running
 
 
 @pytest.fixture
@@ -40,10 +34,10 @@ def fake() -> Iterator[engine.Running]:
 
 
 @pytest.fixture
-def place(tmp_path, redis) -> Iterator[Installation]:
+def place(tmp_path, redis_process) -> Iterator[Installation]:
     """Provide an installation that is not started."""
-    redis.client.flushall()
-    with installed(tmp_path / "var", REDIS_URL=redis.url, GATEWAY_WORKERS="2") as installation:
+    redis_process.client.flushall()
+    with installed(tmp_path / "var", REDIS_URL=redis_process.url, GATEWAY_WORKERS="2") as installation:
         yield installation
 
 
@@ -126,7 +120,7 @@ def test_a_thousand_parallel_calls_against_a_budget_of_ten_let_ten_through(place
     assert len(fake.seen()["requests"]) == 10
 
 
-def test_a_redis_that_is_killed_and_started_again_stops_no_call(place, fake, redis):
+def test_a_redis_that_is_killed_and_started_again_stops_no_call(place, fake, redis_process):
     key = place.furnish(fake.url)
     place.manage("setquota", "--tenant", "research", "--unit", "requests", "--per", "day", "--amount", "1000")
     start(place)
@@ -141,12 +135,12 @@ def test_a_redis_that_is_killed_and_started_again_stops_no_call(place, fake, red
             return "madoguchi_limits_alone 2\n" in http.get("/metrics").text
 
         assert [read_remaining() for _ in range(3)] == [999, 998, 997]
-        redis.kill()
+        redis_process.kill()
         try:
             assert [read_remaining() for _ in range(3)] in ([498, 497, 496], [499, 498, 497])  # half of what was left
             until(are_alone)
         finally:
-            redis.start()
+            redis_process.start()
         until(lambda: "madoguchi_limits_alone 0\n" in http.get("/metrics").text)
         until(lambda: "madoguchi_limits_unsent 0\n" in http.get("/metrics").text)
         until(lambda: len(place.usage()) == 6)
@@ -303,4 +297,4 @@ def test_a_gateway_that_counts_for_itself_is_refused_beside_those_that_count_in_
     log = two.log
     are_alone.serve()
     assert are_alone.process.wait(60) != 0
-    assert "another gateway holds" in two.log[len(log) :]
+    assert SecondGateway.__name__ in two.log[len(log) :]

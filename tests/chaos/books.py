@@ -3,7 +3,7 @@
 import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from tests.chaos.discrepancy import Discrepancy
 from tests.chaos.load import Call
 
 REPLICAS = """select m.name as model, r.state, r.pid, r.run_id, r.restarts, r.detail
@@ -55,37 +56,39 @@ def unmetered(calls: Sequence[Call], rows: Sequence[Mapping[str, Any]]) -> set[s
     return {call.request_id for call in calls if call.outcome == "finished"} - {row["request_id"] for row in rows}
 
 
-def disagreements(calls: Sequence[Call], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return sentences about what is wrong: of a true ledger there are none.
+def disagreements(calls: Sequence[Call], rows: Sequence[Mapping[str, Any]]) -> list[Discrepancy]:
+    """Return what is wrong: of a true ledger there is nothing.
 
     A finished answer has one row, with the tokens that its caller was given; a call that did not finish has one at
     most; no other call has any.
     """
-    wrong = [f"a finished answer without a row: {request_id}" for request_id in sorted(unmetered(calls, rows))]
+    missing = sorted(unmetered(calls, rows))
+    wrong = [Discrepancy("no-row", f"a finished answer without a row: {request_id}") for request_id in missing]
     for what in ("request_id", "end_user"):
         counts = Counter(row[what] for row in rows)
-        wrong += [f"{count} rows of {what} {name}" for name, count in counts.items() if count > 1]
+        twice = [(name, count) for name, count in counts.items() if count > 1]
+        wrong += [Discrepancy("several-rows", f"{count} rows of {what} {name}") for name, count in twice]
     by_name = {call.name: call for call in calls}
     for row in rows:
         call = by_name.get(row["end_user"])
         if call is None:
-            wrong.append(f"a row of nobody's call: {dict(row)}")
+            wrong.append(Discrepancy("no-call", f"a row of nobody's call: {dict(row)}"))
         else:
             wrong += _differences(call, row)
     return wrong
 
 
-def _differences(call: Call, row: Mapping[str, Any]) -> list[str]:
-    wrong = []
+def _differences(call: Call, row: Mapping[str, Any]) -> Iterator[Discrepancy]:
     if call.request_id and call.request_id != row["request_id"]:
-        wrong.append(f"{call.name} was told {call.request_id}, its row is {row['request_id']}")
+        text = f"{call.name} was told {call.request_id}, its row is {row['request_id']}"
+        yield Discrepancy("another-id", text)
     if call.model != row["model"]:
-        wrong.append(f"{call.name} asked {call.model}, its row says {row['model']}")
+        yield Discrepancy("another-model", f"{call.name} asked {call.model}, its row says {row['model']}")
     if call.outcome == "finished":
         told = ("finished", False, call.usage["prompt_tokens"], call.usage["completion_tokens"])
         written = (row["status"], bool(row["estimated"]), row["prompt_tokens"], row["completion_tokens"])
         if told != written:
-            wrong.append(f"{call.name} ({call.kind} of {call.model}) was told {told}, its row says {written}")
+            text = f"{call.name} ({call.kind} of {call.model}) was told {told}, its row says {written}"
+            yield Discrepancy("other-usage", text)
     if call.outcome == "refused" and row["status"] == "finished":
-        wrong.append(f"{call.name} was refused ({call.why}), its row says it finished")
-    return wrong
+        yield Discrepancy("refused", f"{call.name} was refused ({call.why}), its row says it finished")

@@ -16,6 +16,7 @@ from modelregistry.process import process, shim
 from modelregistry.process.process import Life, Run
 from modelregistry.supervisor import tasks
 from modelregistry.supervisor.launching import metadata_of
+from tests.chaos.discrepancy import Discrepancy
 
 HELPER = "multiprocessing.resource_tracker"  # of vLLM: whether it lives makes no difference to the engine
 PROGRAMS = ("up", "gateway", "portal", "supervisor")
@@ -108,33 +109,46 @@ def name_part(command: str) -> str:
     return next((part for word, part in words.items() if word in command), "other")
 
 
-def unaccounted(found: Sequence[Found], runs: Sequence[Run], replicas: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return sentences about what is wrong while everything runs. `runs` are the living ones, `replicas` the rows.
+def unaccounted(
+    found: Sequence[Found], runs: Sequence[Run], replicas: Sequence[Mapping[str, Any]]
+) -> list[Discrepancy]:
+    """Return what is wrong while everything runs. `runs` are the living ones, `replicas` the rows.
 
     Each process has a living shim, each shim one row, each row one shim; of each of our own programs there is one.
     """
-    wrong = [f"{found.part} without a reason to be: {found}" for found in found if found.part == "other"]
+    return [*_strange_processes(found, runs), *_differences(runs, replicas), *_twice(runs)]
+
+
+def _strange_processes(found: Sequence[Found], runs: Sequence[Run]) -> Iterator[Discrepancy]:
+    for each in found:
+        if each.part == "other":
+            yield Discrepancy("unknown-process", f"{each.part} without a reason to be: {each}")
     parts = Counter(each.part for each in found)
-    wrong += [f"{parts[part]} times {part}" for part in PROGRAMS if parts[part] != 1]
-    rows = {row["run_id"]: row for row in replicas if row["state"] not in RESTING}
-    living = {run.run_id: run for run in runs}
+    for part in PROGRAMS:
+        if parts[part] != 1:
+            yield Discrepancy(f"not-one-{part}", f"{parts[part]} times {part}")
     held = {run.run_id: set(shim.descendants(run.shim.pid)) for run in runs}
     for each in found:
         if each.part in ("front", "worker", "helper") and each.who not in held.get(each.run, ()):
-            wrong.append(f"orphan, no living shim holds it: {each}")
-    wrong += [
-        f"an engine without a row: {metadata_of(run).name} {name}" for name, run in living.items() if name not in rows
-    ]
-    wrong += [f"a row without an engine: {row['model']} {name}" for name, row in rows.items() if name not in living]
-    wrong += [
-        f"{row['model']}: the row says process {row['pid']}, its shim {living[name].engine.pid}"
-        for name, row in rows.items()
-        if name in living and row["pid"] != living[name].engine.pid
-    ]
-    return wrong + list(_twice(runs))
+            yield Discrepancy("orphan", f"orphan, no living shim holds it: {each}")
 
 
-def _twice(runs: Sequence[Run]) -> Iterator[str]:
+def _differences(runs: Sequence[Run], replicas: Sequence[Mapping[str, Any]]) -> Iterator[Discrepancy]:
+    """Yield engines and rows that have not each other."""
+    rows = {row["run_id"]: row for row in replicas if row["state"] not in RESTING}
+    living = {run.run_id: run for run in runs}
+    for name in living.keys() - rows.keys():
+        yield Discrepancy("no-row", f"an engine without a row: {metadata_of(living[name]).name} {name}")
+    for name in rows.keys() - living.keys():
+        yield Discrepancy("no-engine", f"a row without an engine: {rows[name]['model']} {name}")
+    for name in living.keys() & rows.keys():
+        written, there = rows[name]["pid"], living[name].engine.pid
+        if written != there:
+            text = f"{rows[name]['model']}: the row says process {written}, its shim {there}"
+            yield Discrepancy("another-process", text)
+
+
+def _twice(runs: Sequence[Run]) -> Iterator[Discrepancy]:
     for key, count in Counter(metadata_of(run).key for run in runs).items():
         if count > 1:
-            yield f"{count} engines for one replica: model {key.model} #{key.number}"
+            yield Discrepancy("twice", f"{count} engines for one replica: model {key.model} #{key.number}")

@@ -7,7 +7,6 @@ is of a text whose vector is known. So of every byte it is known whether it is o
 import asyncio
 import itertools
 import json
-import math
 import random
 import threading
 import time
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+
+from tests.vectors import cosine
 
 LENGTHS = (2, 16)  # words of an answer; a real engine makes two or three tokens of one
 SHORT = (1, 2)
@@ -269,9 +270,3 @@ class Heard:
                 f"ended as if finished: [DONE] {self.done}, finish {self._finishes}, usage {call.usage}, "
                 f"heard {self._text!r} of {self._words!r}"
             )
-
-
-def cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    if len(one) != len(other):
-        return 0.0
-    return sum(a * b for a, b in zip(one, other, strict=True)) / (math.hypot(*one) * math.hypot(*other))

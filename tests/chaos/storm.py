@@ -276,7 +276,7 @@ class Storm:
         killed = [trouble.wall for trouble in batch if trouble.kind in ("kill -9 supervisor", "kill -9 up")]
         if killed and self.books.supervisor_seen() <= max(killed):
             ill.append("no supervisor has said that it lives")
-        ill = ill or unaccounted(self.census.take(), self.census.living_runs(), replicas)
+        ill = ill or list(map(str, unaccounted(self.census.take(), self.census.living_runs(), replicas)))
         if not ill:
             asked = [self.load.ask(target) for target in self.targets.values()]
             ill = [f"{call.model} answered {call.outcome} {call.why}" for call in asked if call.outcome != "finished"]
@@ -315,7 +315,7 @@ class Storm:
         ]
         self.faults += [f"in the log: {text}" for text in tracebacks(self.installation.var)]
         rows = self.books.usage()
-        self.faults += disagreements(self.load.calls, rows)
+        self.faults += map(str, disagreements(self.load.calls, rows))
         self.faults += [f"{call.name}: {wrong}" for call in self.load.calls for wrong in call.wrong]
         self.faults += list(self._unexplained())
         return Report(

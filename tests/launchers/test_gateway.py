@@ -49,11 +49,7 @@ def house(request, tmp_path_factory) -> Iterator[House]:
         chat, vectors = launcher.options(engines.chat_model()), launcher.options(engines.embedding_model())
         madoguchi.manage("registermodel", "smol", *chat, "--context=1024", "--slots=2")
         madoguchi.manage("registermodel", "minilm", *vectors, "--task=embedding")
-        tenant = "from portal.accounts.models import Tenant; Tenant.objects.create(slug='research', name='研究部')"
-        madoguchi.manage("shell", "--verbosity", "0", "--command", tenant)
-        madoguchi.start()
-        madoguchi.ready("smol", "minilm", seconds=180)
-        key = madoguchi.manage("createkey", "--tenant", "research", "--service", "test")
+        key = madoguchi.start_for("smol", "minilm", seconds=180)
         sdk = openai.OpenAI(base_url=f"{madoguchi.url}/v1", api_key=key, max_retries=0, timeout=200)
         http = httpx2.Client(base_url=madoguchi.url, headers={"x-api-key": key}, timeout=200)
         yield House(launcher, madoguchi, sdk, http)

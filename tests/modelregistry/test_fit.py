@@ -18,7 +18,7 @@ from modelregistry.engines import programs
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import engine_named
 from modelregistry.engines.version_trials import FAILED, PROVEN, Choice, Trial
-from modelregistry.files.metadata import Attention, ModelMetadata
+from modelregistry.files.metadata import ModelMetadata
 from modelregistry.memory import allocation, estimate, placement
 from modelregistry.memory.allocation import FitResult, HostedReplica, Occupant
 from modelregistry.memory.estimate import GIB, Demand, predict
@@ -28,31 +28,12 @@ from modelregistry.process.gpus import RAM, Device
 from modelregistry.supervisor import launching
 from modelregistry.supervisor.launching import SupervisorConfig
 from tests.modelregistry import paper_models
+from tests.modelregistry.planning import LLAMA_8B, card, ram
 
-LLAMA_8B = ModelMetadata(
-    architecture="LlamaForCausalLM",
-    quantisation="BF16",
-    weight_bytes=16_060_000_000,
-    hidden=4096,
-    vocabulary=128_256,
-    layers=32,
-    heads=32,
-    context=131_072,
-    attention=(Attention(8, 128, 128),) * 32,
-)
 MIXTRAL = replace(LLAMA_8B, weight_bytes=20 * GIB, experts=(0, *(GIB // 2,) * 31))
 ALIVE = {"name": "h", "maintenance": False, "seen_at": MADE_UP}
 UNKNOWN = {"installed": {}, "stamps": {}, "default_versions": {}}  # of our installations
 PROGRAM = ["/engines/vllm-0.32.0/bin/python"]
-
-
-def card(index: int, total: int, used: int) -> Device:
-    size = total * GIB
-    return Device(index=index, uuid="", name="A", kind="gpu", total=size, used=used * GIB, free=size - used * GIB)
-
-
-def ram(total: int = 256, used: int = 8) -> Device:
-    return replace(card(RAM, total, used), kind="ram", name="RAM")
 
 
 def spec(**more: object) -> Spec:

@@ -14,8 +14,8 @@ from modelregistry import hosts, overview, routes
 from modelregistry.models import Host, HostBid, HostReport, Replica, ServedModel
 from modelregistry.overview import ModelState
 from modelregistry.supervisor.adoption import ADOPTED
-from tests.logs import lines_of
 from tests.modelregistry.site import stream
+from tests.output import lines_of
 from tests.waiting import until
 
 # RFC 5737's block for documentation: no machine has it.

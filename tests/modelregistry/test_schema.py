@@ -12,7 +12,7 @@ import pytest
 
 from modelregistry.schema import NOT_COMPARED, check_schema
 from tests.installation import ROOT
-from tests.logs import lines_of
+from tests.output import lines_of
 from tests.ports import unused_port
 
 COMMANDS = pytest.mark.parametrize("command", ["up", "supervise"])

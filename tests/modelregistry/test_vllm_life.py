@@ -17,7 +17,7 @@ from modelregistry.process import process, shim
 from modelregistry.supervisor.adoption import ADOPTED
 from modelregistry.supervisor.loop import SHIM_KILLED
 from tests import engines
-from tests.logs import lines_of
+from tests.output import lines_of
 from tests.waiting import until
 
 # Three starts of a minute each on an idle machine, and CI's is not.

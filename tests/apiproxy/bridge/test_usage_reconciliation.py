@@ -30,11 +30,7 @@ def test_the_ledger_agrees_with_a_real_engine_but_for_the_supervisors_questions(
         path = str(SMOLLM2.path(settings.CACHE))
         installation.manage("registermodel", "smollm2", "--engine", "llama.cpp", "--path", path, *shape)
         installation.manage("registermodel", "bought", "--engine", "external", "--url", fake.url)
-        tenant = "from portal.accounts.models import Tenant; Tenant.objects.create(slug='demo', name='demo')"
-        installation.manage("shell", "--verbosity", "0", "--command", tenant)
-        installation.start()
-        installation.ready("smollm2", "bought")
-        key = installation.manage("createkey", "--tenant", "demo", "--service", "test")
+        key = installation.start_for("smollm2", "bought")
         before = compare(installation, "smollm2")
         assert before["completion_tokens"]["ledger"] == 0
         # Asked whether it is ready, and for a sample of what its version says.

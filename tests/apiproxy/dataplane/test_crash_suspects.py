@@ -4,13 +4,14 @@ import concurrent.futures
 import contextlib
 from collections.abc import Iterator
 
-import httpx2
 import pytest
 
 from apiproxy.dataplane.crash_suspects import MEMORY, PROOF, CrashSuspects
 from modelregistry.models import Host, Replica
 from portal.audit.models import AuditEvent
 from tests import engine
+from tests.apiproxy.errors import code
+from tests.clock import Clock
 from tests.engine import ANSWER, SSE, unary
 from tests.waiting import until
 
@@ -32,10 +33,6 @@ def engines(counter) -> Iterator[list[engine.Running]]:
 
 def count_alive(engines: list[engine.Running]) -> int:
     return sum(running.process.poll() is None for running in engines)
-
-
-def code(response: httpx2.Response) -> str:
-    return response.json()["error"]["code"]
 
 
 @pytest.mark.parametrize(
@@ -155,13 +152,6 @@ def test_g14_an_engine_that_takes_no_more_is_passed_by_and_another_tried(counter
 
 
 # --- what is remembered
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -7,19 +7,13 @@ from apiproxy.dataplane.metrics import LAYOUT, Metrics, WorkerState
 from apiproxy.dataplane.mmap_counters import CounterFile
 from portal.version import VERSION
 from tests.apiproxy.exposition import samples
+from tests.clock import Clock
 from tests.engine import DONE, FINISH, SSE, chunk
 from tests.waiting import until
 
 STATE = WorkerState(
     in_flight=2, spool_bytes=10, spool_accepting=True, database_up=True, catalogue_revision=7, catalogue_age_seconds=0.5
 )
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.gateway import LARGE
 from portal.keys.lifecycle import issue_key
 from portal.quotas.models import Quota
+from tests.apiproxy.connections import connect, head
 from tests.engine import ANSWER, SSE
 from tests.waiting import until
 
@@ -28,22 +29,11 @@ MB = 1024 * 1024
 CHAT = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]}).encode()
 
 
-@pytest.fixture
-def small_memory(settings) -> None:
-    settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY = 16 * MB, 4 * MB
-
-
-def connect(counter) -> socket.socket:
-    host, port = counter.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
-
-
-def begin(counter, length: int | None, body: bytes = b"", key: str = "", more: str = "") -> socket.socket:
+def begin(counter, length: int | None, body: bytes = b"", key: str = "") -> socket.socket:
     """Return a call of which this much has come; `length` None: without a length."""
-    connection = connect(counter)
+    connection = connect(counter.url)
     told = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or counter.key}\r\n{told}\r\n"
-    connection.sendall(f"{head}{more}\r\n".encode() + body)
+    connection.sendall(head("POST", "/v1/chat/completions", told, key=key or counter.key) + body)
     return connection
 
 
@@ -118,10 +108,9 @@ def test_g4_bodies_that_never_come_keep_no_caller_out(small_memory, counter, res
 
 def upload(counter, form: bytes, key: str) -> socket.socket:
     """Return one that claims to be longer."""
-    connection = connect(counter)
-    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
-    more = f"content-type: multipart/form-data; boundary=x\r\ncontent-length: {len(form) + 1000}\r\n\r\n"
-    connection.sendall((head + more).encode() + form)
+    connection = connect(counter.url)
+    fields = ("content-type: multipart/form-data; boundary=x", f"content-length: {len(form) + 1000}")
+    connection.sendall(head("POST", "/v1/audio/transcriptions", *fields, key=key) + form)
     return connection
 
 

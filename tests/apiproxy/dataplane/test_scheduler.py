@@ -36,6 +36,7 @@ from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
 from portal.usage.models import RejectionHour, UsageRecord
 from tests.apiproxy import served
+from tests.clock import Clock
 from tests.engine import DONE, FINISH, SSE, chunk, token
 from tests.waiting import until
 
@@ -79,13 +80,6 @@ def test_a_batch_call_never_takes_the_last_free_slot_unless_it_is_old(replicas, 
 
 
 # --- the queue
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Reader:

@@ -10,6 +10,7 @@ import pytest
 from apiproxy.dataplane import request_bodies
 from apiproxy.dataplane.relay import Exchange
 from apiproxy.server import protocol
+from tests.apiproxy.connections import connect, head
 from tests.engine import ANSWER, LARGE, SSE, unary
 from tests.waiting import until
 
@@ -24,14 +25,8 @@ def server_options(request):
 ours = pytest.mark.parametrize("server_options", [OURS], ids=["ours"])
 
 
-def connect(counter) -> socket.socket:
-    host, port = counter.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
-
-
 def request(counter, method: str, path: str, *more: str) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "host: x", f"authorization: Bearer {counter.key}", *more]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+    return head(method, path, *more, key=counter.key)
 
 
 def chat(counter, *more: str, **fields) -> bytes:
@@ -58,7 +53,7 @@ def test_whole_answers_streams_and_refusals_reach_the_client(counter):
 
 
 def test_a_head_request_gets_no_body_and_its_connection_goes_on(counter):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(request(counter, "HEAD", "/v1/models"))
         got = connection.recv(65536)
         assert b" 200 " in got
@@ -68,7 +63,7 @@ def test_a_head_request_gets_no_body_and_its_connection_goes_on(counter):
 
 
 def test_a_connection_that_is_to_be_closed_is(counter):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(chat(counter, "connection: close"))
         got = b""
         while piece := connection.recv(65536):
@@ -79,7 +74,7 @@ def test_a_connection_that_is_to_be_closed_is(counter):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_the_engine(counter, stream):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(chat(counter, stream=stream, script=[{"send": SSE}, {"events": 1}, {"hang": True}]))
         until(lambda: counter.engine.seen()["running"] == 1)
     until(lambda: counter.engine.seen()["left"] == 1, 1)
@@ -90,7 +85,7 @@ def test_a_client_that_leaves_frees_the_engine(counter, stream):
 @ours
 def test_who_asks_for_a_websocket_within_an_answer_is_still_seen_to_leave(counter):
     upgrade = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         script = [{"send": SSE}, {"events": 1}, {"hang": True}]
         connection.sendall(chat(counter, stream=True, script=script) + request(counter, "GET", "/ws/", *upgrade))
         until(lambda: counter.engine.seen()["running"] == 1)
@@ -99,7 +94,7 @@ def test_who_asks_for_a_websocket_within_an_answer_is_still_seen_to_leave(counte
 
 def test_a_client_that_stops_reading_stops_the_engine_and_gets_all_when_it_reads_on(counter):
     events = 300  # 30 MB
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(chat(counter, stream=True, script=[{"send": SSE}, {"flood": events}, {"close": True}]))
         stopped = -1
         while stopped != (stopped := counter.engine.seen()["flooded"]) or stopped == 0:
@@ -114,7 +109,7 @@ def test_a_client_that_stops_reading_stops_the_engine_and_gets_all_when_it_reads
 
 
 def test_an_idle_connection_is_closed_and_one_in_use_is_not(counter):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(chat(counter, script=[{"wait": 2}, {"send": "HTTP/1.1 204 X\r\n\r\n"}]))
         assert connection.recv(65536)
         connection.sendall(request(counter, "GET", "/v1/models"))
@@ -126,7 +121,7 @@ def test_an_idle_connection_is_closed_and_one_in_use_is_not(counter):
 @pytest.mark.parametrize("start", [b"", b"GET /v1/mod"])
 def test_a_head_that_does_not_come_is_not_waited_for(counter, monkeypatch, start):
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(start)
         assert is_closed(connection)
 
@@ -134,7 +129,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(counter, monkeypatch, start
 @ours
 def test_the_head_of_a_later_request_is_not_waited_for_either(counter, monkeypatch):
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(request(counter, "GET", "/v1/models"))
         assert connection.recv(65536)
         connection.sendall(b"GET /v1/mod")
@@ -143,7 +138,7 @@ def test_the_head_of_a_later_request_is_not_waited_for_either(counter, monkeypat
 
 def test_a_body_that_does_not_come_is_a_time_out(counter, monkeypatch):
     monkeypatch.setattr(request_bodies, "PIECE_SECONDS", 0.3)
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(request(counter, "POST", "/v1/chat/completions", "content-length: 1000") + b"{")
         got = connection.recv(65536)
         assert b" 408 " in got
@@ -160,7 +155,7 @@ def test_calls_leave_nothing_to_the_garbage_collector(counter):
         counter.chat(model="none")
         with counter.stream() as response:
             response.read()
-        with connect(counter) as leaving:
+        with connect(counter.url) as leaving:
             leaving.sendall(chat(counter, stream=True, script=[{"send": SSE}, {"events": 1}, {"hang": True}]))
             leaving.recv(1)
         until(lambda: not any(isinstance(one, Exchange | protocol.DirectClient) for one in gc.get_objects()), 10)
@@ -171,7 +166,7 @@ def test_calls_leave_nothing_to_the_garbage_collector(counter):
 @ours
 @pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/1.1\r\nbad header\r\n\r\n"])
 def test_what_is_no_http_gets_an_error_that_clients_can_read(counter, garbage):
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(garbage + b"\r\n\r\n")
         got = connection.recv(65536)
         assert got.startswith(b"HTTP/1.1 400 ")
@@ -182,7 +177,7 @@ def test_what_is_no_http_gets_an_error_that_clients_can_read(counter, garbage):
 def test_what_an_abandoned_call_made_is_guessed_by_the_pace_of_others(counter):
     answer = {**ANSWER, "usage": {"prompt_tokens": 7, "completion_tokens": 100, "total_tokens": 107}}
     counter.chat(script=[{"wait": 0.5}, {"send": unary(200, answer)}])
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(chat(counter, script=[{"hang": True}]))
         until(lambda: counter.engine.seen()["running"] == 1)
         time.sleep(0.5)  # the engine works; there is nothing to see of it
@@ -194,7 +189,7 @@ def test_what_an_abandoned_call_made_is_guessed_by_the_pace_of_others(counter):
 def test_an_abandoned_call_is_not_guessed_to_have_made_more_than_it_may(counter):
     answer = {**ANSWER, "usage": {"prompt_tokens": 7, "completion_tokens": 5000, "total_tokens": 5007}}
     counter.chat(script=[{"wait": 0.1}, {"send": unary(200, answer)}])
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(chat(counter, max_tokens=3, script=[{"hang": True}]))
         until(lambda: counter.engine.seen()["running"] == 1)
         time.sleep(0.1)

@@ -19,22 +19,18 @@ from modelregistry.files import bounds, class_defaults, model_files
 from modelregistry.files.metadata import ModelMetadata
 from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.memory import allocation
-from modelregistry.memory.estimate import GIB, Demand, Unpredictable, predict
-from modelregistry.process.gpus import RAM, Device
+from modelregistry.memory.estimate import Demand, Unpredictable, predict
 from tests.modelregistry import paper_models
+from tests.modelregistry.planning import card, ram
 
 WITHIN = 1.0  # seconds of CPU for a file and all that is asked of it
 LAUNCHERS = {"vllm": "vllm", "llama.cpp": "llama-server"}
 MOST = 2**63 - 1
 
 
-def device(index: int, kind: str, gib: int) -> Device:
-    return Device(index=index, uuid="", name="A", kind=kind, total=gib * GIB, used=0, free=gib * GIB)
-
-
 HOSTS = (
-    [device(0, "gpu", 24), device(1, "gpu", 24), device(RAM, "ram", 64)],
-    [device(RAM, "ram", 16)],
+    [card(0, total=24), card(1, total=24), ram(64, used=0)],
+    [ram(16, used=0)],
 )
 
 

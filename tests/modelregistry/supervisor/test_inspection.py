@@ -14,21 +14,12 @@ import pytest
 from modelregistry.engines.base import EngineCommand
 from modelregistry.process import gpus, process, shim, stopping
 from modelregistry.process.gpus import Device, GpuProcess
-from modelregistry.process.process import Runs
 from modelregistry.supervisor import inspection
 from modelregistry.supervisor.inspection import Inspector
 from tests.waiting import until
 
 SLEEP = "import time; time.sleep(600)"
 GPU = Device(index=0, uuid="GPU-1", name="NVIDIA L40S", kind="gpu", total=48_000_000_000, used=0, free=48_000_000_000)
-
-
-@pytest.fixture
-def runs(tmp_path):
-    runs = Runs(tmp_path / "engines")
-    yield runs
-    for run in runs.all():
-        assert process.stop(run, grace=0)
 
 
 @pytest.fixture

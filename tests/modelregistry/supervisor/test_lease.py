@@ -9,18 +9,12 @@ import pytest
 from modelregistry.models import Host
 from modelregistry.supervisor import lease, repository
 from modelregistry.supervisor.lease import Claim, HeldElsewhere, HostLease
+from tests.clock import Clock
 from tests.modelregistry.site import Site
 from tests.waiting import until
 
 AT = datetime(2026, 4, 1, tzinfo=UTC)
 THEIRS = Claim("theirs", "other-machine, process 7", AT)
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from modelregistry.supervisor.adoption import ADOPTED
 from modelregistry.supervisor.loop import SHIM_KILLED
 from modelregistry.supervisor.state_sync import DATABASE_AWAY, DATABASE_BACK
 from tests import ports
-from tests.logs import lines_of
 from tests.modelregistry import paper_models
 from tests.modelregistry.site import FAKE, REFUSAL, stream
+from tests.output import lines_of
 from tests.waiting import until
 
 

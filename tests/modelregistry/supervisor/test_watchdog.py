@@ -7,13 +7,7 @@ import pytest
 
 from modelregistry.supervisor import watchdog
 from modelregistry.supervisor.watchdog import HANGS, LONGEST, Watchdog
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 class Work:

@@ -10,13 +10,8 @@ import pytest
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.stream.accumulators import MessageAccumulator
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
-from tests.engine import DONE, FINISH, SSE, chunk, token, unary
+from tests.engine import DONE, FINISH, SSE, chunk, token, typed_event, unary
 from tests.waiting import until
-
-
-def typed_event(kind: str, **fields: Any) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
-
 
 USAGE = {
     "input_tokens": 32,
@@ -222,15 +217,6 @@ def test_only_models_of_the_right_task_may_be_asked(counter):
 
 
 # --- an engine that does not notice that the caller of a unary call has left
-
-
-@pytest.fixture
-def llama(counter):
-    """Return the model is served by llama.cpp, as far as the gateway knows."""
-    counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
-    counter.model.save()
-    counter.wait_for_catalogue()
-    return counter
 
 
 @BOTH

@@ -21,6 +21,8 @@ from apiproxy.dataplane import uploads
 from apiproxy.dataplane.errors import MESSAGES
 from modelregistry.models import Host, Replica, ServedModel
 from tests import engine
+from tests.apiproxy.connections import connect, head
+from tests.apiproxy.errors import code
 from tests.engine import DONE, HEARD, SSE, chunk, unary
 from tests.installation import installed
 from tests.waiting import at_rest, until
@@ -51,10 +53,6 @@ def post(counter, data: dict[str, str], sound: bytes = SOUND, path: str = PATH) 
     return counter.client.post(path, data={"model": "ears", **data}, files={"file": ("a.mp3", sound)})
 
 
-def code(response: httpx2.Response) -> str:
-    return response.json()["error"]["code"]
-
-
 def part(name: str, value: bytes, filename: str = "") -> bytes:
     more = f'; filename="{filename}"' if filename else ""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'
@@ -68,10 +66,9 @@ FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
 @contextlib.contextmanager
 def begun_upload(counter, length: int) -> Iterator[socket.socket]:
     """Provide a connection that has sent the head of an upload of so many bytes."""
-    host, port = counter.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), 20) as connection:
-        head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {counter.key}\r\n"
-        connection.sendall(f"{head}content-type: {FORM['content-type']}\r\ncontent-length: {length}\r\n\r\n".encode())
+    fields = (f"content-type: {FORM['content-type']}", f"content-length: {length}")
+    with connect(counter.url) as connection:
+        connection.sendall(head("POST", PATH, *fields, key=counter.key))
         yield connection
 
 
@@ -224,11 +221,6 @@ def test_a_large_file_before_its_model_is_refused_and_holds_nothing_after(counte
     small = part("file", SOUND, "a.wav") + part("model", b"ears") + END
     assert counter.client.post(PATH, content=small, headers=FORM).status_code == 200
     until(lambda: counter.application.budget.held == 0)
-
-
-@pytest.fixture
-def small_memory(settings) -> None:
-    settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY = 16 * MB, 4 * MB
 
 
 def test_g4_uploads_whose_model_is_not_known_draw_on_the_budget_of_their_key(small_memory, counter, model):

@@ -1,6 +1,6 @@
 """The rules of limits, for both ways to count: in this process, and in Redis for several workers."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -9,28 +9,16 @@ from apiproxy.dataplane.errors import WORDS, OverQuota, OverRate
 from apiproxy.dataplane.limits.local import Admission, Limits, encoded_headers
 from apiproxy.dataplane.limits.units import REQUESTS, TOKENS, Consumption, Unit
 from portal.quotas.windows import window_bounds
-from tests.apiproxy.dataplane.limits.budgets import DAY, MODEL, NOON, TOKYO, Records, limit, shared_limits
-from tests.redis import Redis, redis_server
-
-
-@pytest.fixture
-def recorded() -> Records:
-    return Records()
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Redis]:
-    with redis_server() as server:
-        yield server
+from tests.apiproxy.dataplane.limits.budgets import DAY, MODEL, NOON, TOKYO, limit, shared_limits
 
 
 @pytest.fixture(params=["in this process", "in Redis"])
-async def limits(request, redis, recorded) -> AsyncIterator[Admission]:
+async def limits(request, redis_process, recorded) -> AsyncIterator[Admission]:
     if request.param == "in this process":
         yield Limits(window_bounds, recorded.spent)
         return
-    redis.client.flushall()
-    shared = shared_limits(redis.url, recorded.spent)
+    redis_process.client.flushall()
+    shared = shared_limits(redis_process.url, recorded.spent)
     await shared.start()
     assert not shared.counting.local_fallback
     yield shared
@@ -283,13 +271,13 @@ async def test_a_new_day_needs_no_query_of_what_was_used_in_it(limits, recorded)
     assert recorded.asked == asked
 
 
-async def test_what_could_not_be_read_is_counted_as_soon_as_it_can(limits, recorded, redis):
+async def test_what_could_not_be_read_is_counted_as_soon_as_it_can(limits, recorded, redis_process):
     recorded.add(NOON, requests=5)
     recorded.away = True
     budget = (limit("requests", 6),)
     (await limits.admit(budget, MODEL, Consumption(0), NOON)).release()
     recorded.away = False
-    redis.client.hset("{test}:tenant:1::requests:day", "q", 1)  # in Redis, that is: five seconds later
+    redis_process.client.hset("{test}:tenant:1::requests:day", "q", 1)  # in Redis, that is: five seconds later
     (await limits.admit(budget, MODEL, Consumption(0), NOON)).settle(Consumption(0))
     with pytest.raises(OverQuota):
         await limits.admit(budget, MODEL, Consumption(0), NOON)

@@ -57,24 +57,13 @@ async def test_m10_a_counter_that_was_damaged_is_read_again_and_stops_no_other(r
         await one.admit(budget, MODEL, Consumption(0), NOON)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Redis]:
-    with redis_server() as running:
-        yield running
-
-
 @pytest.fixture
-def redis(server) -> Redis:
+def redis(redis_process) -> Redis:
     """Empty, and there, whatever the last test has done to it."""
-    if not server.answers():
-        server.start()
-    server.client.flushall()
-    return server
-
-
-@pytest.fixture
-def recorded() -> Records:
-    return Records()
+    if not redis_process.answers():
+        redis_process.start()
+    redis_process.client.flushall()
+    return redis_process
 
 
 class Clock:
@@ -555,8 +544,8 @@ async def follow(url: str, budget: list[Limit], acts: list[tuple]) -> None:
 
 @hypothesis_settings(max_examples=150, deadline=None)
 @given(budget=LIMITS, acts=ACTS)
-def test_both_ways_to_count_agree(server, budget, acts):
-    if not server.answers():
-        server.start()
-    server.client.flushall()
-    asyncio.run(follow(server.url, budget, acts))
+def test_both_ways_to_count_agree(redis_process, budget, acts):
+    if not redis_process.answers():
+        redis_process.start()
+    redis_process.client.flushall()
+    asyncio.run(follow(redis_process.url, budget, acts))

@@ -1,4 +1,3 @@
-import itertools
 import json
 
 import pytest
@@ -7,6 +6,7 @@ from hypothesis import strategies as st
 
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
+from tests.apiproxy.pieces import cut_pieces
 from tests.engine import DONE, FINISH, event, token, usage_event
 
 STREAM = (token(0) + token(1) + token(2) + FINISH + usage_event(7, 3) + DONE).encode()
@@ -19,11 +19,6 @@ def reader(keep_usage: bool = False) -> readers.ChunkReader:
 
 def feed_pieces(found: readers.Reader, pieces: list[bytes]) -> bytes:
     return b"".join(found.feed(piece) for piece in pieces)
-
-
-def cut_pieces(data: bytes, places: list[int]) -> list[bytes]:
-    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 @given(st.lists(st.integers(min_value=0), max_size=20), st.booleans())
