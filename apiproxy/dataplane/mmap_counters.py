@@ -34,7 +34,7 @@ class CounterFile:
         """Take over a file whose worker has ended, or make one. Numbers of another `layout` are dropped."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory = directory
-        self._layout = hashlib.sha256(layout.encode()).digest()[:8]
+        self._layout = encode_layout(layout)
         self._path, self._lock = claim_file(directory)
         self._open()
 
@@ -57,8 +57,7 @@ class CounterFile:
 
     def read_all(self) -> list[dict[Key, list[float]]]:
         """Return the rows of each file: of this worker, of the others, and of dead ones without a successor."""
-        copies = (path.read_bytes() for path in sorted(self._directory.glob("*.numbers")))
-        return [read_rows(data) for data in copies if data[:8] == self._layout]
+        return read_files(self._directory, self._layout)
 
     def forget(self, gone: Callable[[Key], bool]) -> None:
         """Drop rows of this worker; on a full disk they stay."""
@@ -121,6 +120,17 @@ class CounterFile:
         self._unmap()
         self._map()
         return True
+
+
+def encode_layout(layout: str) -> bytes:
+    """Return the first bytes of a file of this layout."""
+    return hashlib.sha256(layout.encode()).digest()[:8]
+
+
+def read_files(directory: Path, layout: bytes) -> list[dict[Key, list[float]]]:
+    """Return the rows of each file of the directory that has this layout."""
+    copies = (path.read_bytes() for path in sorted(directory.glob("*.numbers")))
+    return [read_rows(data) for data in copies if data[:8] == layout]
 
 
 def claim_file(directory: Path) -> tuple[Path, int]:

@@ -29,10 +29,8 @@ threading.Event().wait()
 
 
 def total(directory: Path, key: tuple[str, ...] = KEY) -> float:
-    reader = CounterFile(directory, "layout")
-    found = sum(rows.get(key, [0.0])[0] for rows in reader.read_all())
-    reader.close()
-    return found
+    rows = mmap_counters.read_files(directory, mmap_counters.encode_layout("layout"))
+    return sum(of_one.get(key, [0.0])[0] for of_one in rows)
 
 
 def worker(directory: Path, count: int) -> "subprocess.Popen[str]":
