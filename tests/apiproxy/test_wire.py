@@ -365,7 +365,7 @@ def test_g15_a_body_in_single_bytes_leaves_others_their_turns(counter, monkeypat
     _, body = chat(counter, padding="x" * 200_000)
     top = head("POST", "/v1/chat/completions", "transfer-encoding: chunked", key=counter.key)
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
-    with connect(counter) as connection:
+    with connect(counter.url) as connection:
         connection.sendall(top + chunks + LAST)
         assert statuses(connection) == [200, 401]
     assert sum(turns) == len(body)
