@@ -1,12 +1,17 @@
 """python -m tests.browser.screenshots: the pictures in the READMEs, of the company that `make demo-data` makes up."""
 
+import os
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import django
 from playwright.sync_api import Browser, sync_playwright
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
+django.setup()
 
 from tests.browser.conftest import CHROMIUM, LOCALES, QUIET
 from tests.browser.pages import sign_in
