@@ -171,8 +171,7 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
         previous = effective_amount(to, what)
         if previous is None:
             raise QuotaRefused(_("There is currently no quota here, so there is nothing to request."))
-        if not previous < amount <= MAX_AMOUNT:
-            raise QuotaRefused(_("Request more than you have now: %(amount)s.") % {"amount": figure(previous)})
+        _check_is_more(amount, previous)
         quota_request = QuotaRequest(
             **{"tenant": home, "user": to.user, "key": to.key, **what.columns},
             **{"amount": amount, "previous_amount": previous, "reason": reason[:500], "asked_by": by},
@@ -192,10 +191,7 @@ def change_request(by: User, quota_request: QuotaRequest, amount: int, reason: s
         row = _lock_open(quota_request)
         if row.asked_by != by:
             raise NotAllowed(_("Only the person who made this request can change it."))
-        if not row.previous_amount < amount <= MAX_AMOUNT:
-            raise QuotaRefused(
-                _("Request more than you have now: %(amount)s.") % {"amount": figure(row.previous_amount)}
-            )
+        _check_is_more(amount, row.previous_amount)
         row.amount, row.reason = amount, reason[:500]
         row.save(update_fields=["amount", "reason"])
         return row
@@ -311,8 +307,7 @@ def _check_amount(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> No
         raise QuotaRefused(_("There is no such unit."))
     if what.window not in UNITS[what.unit].windows:
         raise QuotaRefused(_("Requests at the same time have no window; all other units need one."))
-    if not 0 <= amount <= MAX_AMOUNT:
-        raise QuotaRefused(_("Give a whole number, 0 or more."))
+    _check_bounds(amount)
     if to.tenant and to.user and not Membership.objects.filter(user=to.user, tenant=to.tenant).exists():
         raise QuotaRefused(
             _("%(person)s is not a member of %(tenant)s.") % {"person": person(to.user), "tenant": to.tenant}
@@ -323,6 +318,19 @@ def _check_amount(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> No
             _("%(tenant)s itself has %(amount)s. Give at most that, or request more for the tenant first.")
             % {"tenant": to.home, "amount": figure(most)}
         )
+
+
+def _check_bounds(amount: int) -> None:
+    if amount < 0:
+        raise QuotaRefused(_("Give a whole number, 0 or more."))
+    if amount > MAX_AMOUNT:
+        raise QuotaRefused(_("No quota can be that large. The most is %(most)s.") % {"most": figure(MAX_AMOUNT)})
+
+
+def _check_is_more(amount: int, previous: int) -> None:
+    _check_bounds(amount)
+    if amount <= previous:
+        raise QuotaRefused(_("Request more than you have now: %(amount)s.") % {"amount": figure(previous)})
 
 
 def _save_quota(to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:

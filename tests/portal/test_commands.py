@@ -16,6 +16,7 @@ from django.utils import timezone
 from modelregistry.models import ServedModel
 from portal.keys import secret
 from portal.keys.models import ApiKey
+from portal.quotas.administration import MAX_AMOUNT
 from portal.quotas.models import Quota
 from portal.usage.management.commands import pruneusage
 from portal.usage.models import UsageRecord
@@ -142,8 +143,11 @@ def test_setquota_sets_changes_and_removes(alice, model):
         assert (quota.user, quota.model, quota.amount) == (alice, model, int(amount))
     run("setquota", "--user", "alice", "--unit", "tokens", "--per", "day", "--amount", "1")
     assert Quota.objects.count() == 2
-    run("setquota", "--user", "alice", "--model", "m", "--unit", "tokens", "--per", "day", "--amount", "none")
+    removed = str(Quota.objects.get(model=model))
+    of_the_model = ["--user", "alice", "--model", "m", "--unit", "tokens", "--per", "day"]
+    assert removed in run("setquota", *of_the_model, "--amount", "none")
     assert Quota.objects.get().model is None
+    assert run("setquota", *of_the_model, "--amount", "none") == ""
 
 
 @pytest.mark.parametrize(
@@ -192,12 +196,13 @@ def test_setquota_of_a_member_is_for_members(research, charlie):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--tenant", "nope", "--unit", "tokens", "--per", "day", "--amount", "1"], "there is no nope"),
-        (["--key", "mdg_12345678", "--unit", "tokens", "--per", "day", "--amount", "1"], "there is no mdg_12345678"),
+        (["--tenant", "nope", "--unit", "tokens", "--per", "day", "--amount", "1"], "no such tenant: nope"),
+        (["--key", "mdg_12345678", "--unit", "tokens", "--per", "day", "--amount", "1"], "no such key: mdg_12345678"),
         (["--tenant", "research", "--unit", "tokens", "--amount", "1"], "need one"),
         (["--tenant", "research", "--unit", "concurrent", "--per", "day", "--amount", "1"], "has no --per"),
         (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "-1"], "amount"),
         (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "x"], "whole number"),
+        (["--user", "alice", "--unit", "tokens", "--per", "day", "--amount", str(MAX_AMOUNT + 1)], str(MAX_AMOUNT)),
         (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "1", "--model", "n"], "such model"),
     ],
 )

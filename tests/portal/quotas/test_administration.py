@@ -9,8 +9,9 @@ from django.db import connection
 from portal.accounts.models import Membership
 from portal.notifications.models import Notice
 from portal.quotas import administration
-from portal.quotas.administration import NotAllowed, QuotaKind, QuotaRefused, QuotaTarget
+from portal.quotas.administration import MAX_AMOUNT, NotAllowed, QuotaKind, QuotaRefused, QuotaTarget
 from portal.quotas.models import Quota, QuotaRequest
+from portal.web.templatetags.formatting import figure
 from tests.conftest import person
 from tests.pages import key_of, serve, service_key_of
 from tests.portal.recorded import notified
@@ -97,7 +98,7 @@ class TestGiving:
             ("bytes", "day", 1, "no such unit"),
             ("tokens", "year", 1, "no such unit"),
             ("tokens", "day", -1, "0 or more"),
-            ("tokens", "day", 2**63, "0 or more"),
+            ("tokens", "day", MAX_AMOUNT + 1, figure(MAX_AMOUNT)),
         ],
     )
     def test_nonsense_is_refused(self, olivia, research, unit, window, amount, said):
@@ -171,6 +172,12 @@ class TestAsking:
     def test_a_wish_is_for_more(self, limited, alice, research):
         with pytest.raises(QuotaRefused, match="more than you have now: 100"):
             administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 100)
+
+    def test_a_wish_is_for_no_more_than_a_quota_can_be(self, limited, quota_request, alice, research):
+        with pytest.raises(QuotaRefused, match=figure(MAX_AMOUNT)):
+            administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, MAX_AMOUNT + 1)
+        with pytest.raises(QuotaRefused, match=figure(MAX_AMOUNT)):
+            administration.change_request(alice, quota_request, MAX_AMOUNT + 1, "")
 
     def test_the_same_is_asked_for_once(self, quota_request, alice, research):
         with pytest.raises(QuotaRefused, match="requested already"):

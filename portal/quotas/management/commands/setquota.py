@@ -11,6 +11,7 @@ from modelregistry.models import ServedModel
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
 from portal.keys.secret import PREFIX_LENGTH
+from portal.quotas.administration import MAX_AMOUNT
 from portal.quotas.models import Quota
 from portal.quotas.units import UNITS
 
@@ -19,8 +20,10 @@ def amount(text: str) -> int | None:
     """Return a number, or None for `none`."""
     if text == "none":
         return None
-    if not text.isdecimal() or int(text) >= 2**63:
+    if not text.isdecimal():
         raise ArgumentTypeError(f"{text!r} is neither a whole number nor 'none'")
+    if int(text) > MAX_AMOUNT:
+        raise ArgumentTypeError(f"no quota can be that large: the most is {MAX_AMOUNT}")
     return int(text)
 
 
@@ -56,12 +59,17 @@ class Command(BaseCommand):
             raise CommandError(f"{options['user']} is not a member of {options['tenant']}")
         with transaction.atomic():
             if options["amount"] is None:
-                for quota in Quota.objects.filter(**kind):
-                    quota.delete()  # one by one: the row's signal notifies gateways
-                self.stdout.write("unlimited")
+                self.remove(Quota.objects.filter(**kind))
             else:
                 quota, _ = Quota.objects.update_or_create(**kind, defaults={"amount": options["amount"]})
                 self.stdout.write(str(quota))
+
+    def remove(self, quotas: QuerySet[Quota]) -> None:
+        """Delete them and print which they were. Defaults and quotas of the tenant may limit the owner all the same."""
+        for quota in quotas:
+            removed = str(quota)
+            quota.delete()  # one by one: the row's signal notifies gateways
+            self.stdout.write(f"removed {removed}")
 
     def owner(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the columns that name the owner of the quota."""
@@ -72,22 +80,21 @@ class Command(BaseCommand):
                 "name the owner: --tenant T, --user U, --tenant T --user U, --key PREFIX, --default-for tenant, or"
                 " --tenant T with --default-for member or --default-for service"
             )
+        prefix = key and key[:PREFIX_LENGTH]  # a whole key does as well, and is not printed
         return {
-            "tenant": self.find_only(Tenant.objects.filter(slug=tenant), tenant),
-            "user": self.find_only(User.objects.filter(username__iexact=user), user),
-            "key": self.find_only(ApiKey.objects.filter(prefix=key[:PREFIX_LENGTH]), key[:PREFIX_LENGTH])
-            if key
-            else None,
+            "tenant": self.find("tenant", Tenant.objects.filter(slug=tenant), tenant),
+            "user": self.find("user", User.objects.filter(username__iexact=user), user),
+            "key": self.find("key", ApiKey.objects.filter(prefix=prefix), prefix),
             "default_for": default_for or "",
         }
 
-    def find_only(self, rows: QuerySet[Any], name: str | None) -> Any:
-        """Return the only one of these; None if no name was given."""
+    def find(self, noun: str, rows: QuerySet[Any], name: str | None) -> Any:
+        """Return the only one of these rows; None if no name was given."""
         if name is None:
             return None
         row = rows.first()
         if row is None:
-            raise CommandError(f"there is no {name}")
+            raise CommandError(f"no such {noun}: {name}")
         return row
 
     def model(self, name: str | None) -> ServedModel | None:
