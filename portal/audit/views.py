@@ -1,6 +1,7 @@
 """The page of the audit log, and its files."""
 
 from django.contrib.auth.decorators import login_required
+from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.utils import timezone
@@ -42,6 +43,8 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
     """Return all that the page would list, as a file."""
     assert isinstance(request.user, User)
     zone, form = zone_of(request.user), SearchForm(request.GET, user=request.user)
+    if not form.is_valid():  # the page shows what is wrong; a file would just contain more than was asked for
+        raise BadRequest(" ".join(form.errors))
     events = form.wanted.apply(audit_log.visible_events(request.user), zone)
     name = f"audit-{timezone.localtime(timezone=zone):%Y-%m-%d}"
     return export_response(request, name, audit_log.export_rows(events), audit_log.COLUMNS)

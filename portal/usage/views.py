@@ -6,6 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
+from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
@@ -167,7 +168,10 @@ def export(request: HttpRequest) -> HttpResponseBase:
 
     By day (or hour, month, fiscal year) and model, by what ?by= names, or in full (?by=detail).
     """
-    query = parse_query(request)
+    try:
+        query = read_query(request, request.GET.get("period", DEFAULT_PERIOD))
+    except KeyError as error:  # a page shows which period it is of; a file of another one would be taken for this
+        raise BadRequest("There is no such period.") from error
     by, group = request.GET.get("by"), choose_group(request, query)
     if by == "detail":
         rows: Any = report.read_details(query.scope, query.period)
@@ -205,15 +209,19 @@ def number_columns(row: dict[str, Any]) -> dict[str, int]:
 
 def parse_query(request: HttpRequest) -> UsageQuery:
     """Return what the address asks for; an unknown period means the default. Raises Http404 as `build_query` does."""
+    try:
+        return read_query(request, request.GET.get("period", DEFAULT_PERIOD))
+    except KeyError:
+        return read_query(request, DEFAULT_PERIOD)
+
+
+def read_query(request: HttpRequest, period: str) -> UsageQuery:
+    """Return what the address asks for, of this period. Raises KeyError for an unknown one, or as `build_query`."""
     assert isinstance(request.user, User)
     focus = scopes.Focus(
         **{name: request.GET.get(name, "").replace("\0", "") for name in ("model", "user", "key", "end_user")}
     )
-    of, period, now = request.GET.get("of", scopes.ME), request.GET.get("period", DEFAULT_PERIOD), timezone.now()
-    try:
-        return build_query(request.user, of, focus, period, now)
-    except KeyError:
-        return build_query(request.user, of, focus, DEFAULT_PERIOD, now)
+    return build_query(request.user, request.GET.get("of", scopes.ME), focus, period, timezone.now())
 
 
 def choose_group(request: HttpRequest, query: UsageQuery) -> str:

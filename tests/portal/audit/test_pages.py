@@ -120,10 +120,18 @@ def test_asking_for_another_tenant_gives_nothing_of_it(doings, bob, charlie):
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
 def test_a_file_holds_no_more_than_the_page(doings, bob, kind):
-    text = b"".join(desk(bob).get(f"{PAGE}export/", {"format": kind, "tenant": "sales"})).decode()
+    text = exported(bob, format=kind)
     assert "research-service" in text
     assert "charlies" not in text
     assert "far" not in text
+
+
+@pytest.mark.parametrize(
+    "condition", [{"tenant": "sales"}, {"since": "yesterday"}, {"until": "2026-02-30"}, {"what": "nothing like it"}]
+)
+def test_a_file_by_a_condition_that_does_not_exist_is_refused(doings, bob, condition):
+    """It would contain everything, and be taken for what was asked for."""
+    assert desk(bob).get(f"{PAGE}export/", condition).status_code == 400
 
 
 # --- searching

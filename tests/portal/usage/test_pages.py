@@ -174,6 +174,13 @@ class TestScopes:
         if tokens is not None:
             assert sum(int(row["total_tokens"]) for row in exported(client, f"?of={of}")) == tokens
 
+    @pytest.mark.parametrize("period", ["nonsense", "2026-13", "9999-12"])
+    def test_a_file_of_a_period_that_does_not_exist_is_refused(self, client, bob, period):
+        """A page shows its period; a file of another one would be taken for this."""
+        client.force_login(bob)
+        assert client.get("/usage/export/", {"period": period}).status_code == 400
+        assert client.get("/usage/", {"period": period}).status_code == 200
+
     def test_only_scopes_that_work_are_offered(self, client, alice, bob, olivia):
         offered = {}
         for reader in (alice, bob, olivia):
