@@ -178,6 +178,7 @@ LANGUAGE_COOKIE_NAME = "language"
 LANGUAGE_COOKIE_AGE = 365 * 24 * 3600
 LANGUAGE_COOKIE_SAMESITE = "Lax"
 LOCALE_PATHS = [BASE_DIR / "portal" / "locale"]
+FORMAT_MODULE_PATH = "portal.web.formats"
 PORTAL_WORKERS = env.int("PORTAL_WORKERS", 1, validate=environs.validate.Range(min=1))
 USE_TZ = True
 TIME_ZONE = env.str("TIME_ZONE", "Asia/Tokyo")

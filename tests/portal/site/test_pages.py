@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from django.conf import settings as django_settings
 from django.test import RequestFactory
-from django.utils import timezone, translation
+from django.utils import dateformat, timezone, translation
 from django.views.defaults import server_error
 
 from modelregistry.models import Alias, Host
@@ -214,6 +214,7 @@ class TestModels:
         page = read(as_alice, "/models/")
         assert "default" in texts(page, "dd code")
         assert has(page, "article.model .notice.warning")
+        assert dateformat.format(model.retires_on, "j M Y") in page  # as all other days, not Django's Dec. 23, 2026
 
     def test_a_description_is_in_the_page_s_language_or_else_the_other(self, as_alice):
         model = serve("qwen")
