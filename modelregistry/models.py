@@ -13,6 +13,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
+from django.utils import timezone
 from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
@@ -326,6 +327,9 @@ class ServedModel(models.Model):
         if taken:
             sentence = _("This name is an alias of %(model)s.")
             problems["name"] = ValidationError(sentence, code="name-of-an-alias", params={"model": taken.model})
+        if self._state.adding and self.retires_on and self.retires_on <= timezone.localdate():
+            sentence = _("This day is over or has begun: the model would never be served. Choose a later one.")
+            problems["retires_on"] = ValidationError(sentence, code="retired-already")
         if problems:
             raise ValidationError(problems)
 

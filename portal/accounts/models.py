@@ -21,8 +21,13 @@ EAST_ASIAN = (
 )
 
 
+def time_zones() -> set[str]:
+    """Return the names of tzdata without its placeholder and the zone that this machine happens to have."""
+    return available_timezones() - {"Factory", "localtime"}
+
+
 def check_time_zone(name: str) -> None:
-    if name not in available_timezones():
+    if name not in time_zones():
         raise ValidationError(_("%(name)s is not a time zone. Example: Asia/Tokyo"), params={"name": name})
 
 

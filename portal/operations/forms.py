@@ -137,6 +137,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
     class Meta:
         model = ServedModel
         fields: ClassVar = [name for group in GROUPS for name in group.fields if name not in ("aliases", "tenants")]
+        error_messages: ClassVar = {"name": {"unique": _("There is a model with this name already.")}}
         widgets: ClassVar = {
             "retires_on": forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
             "task": forms.RadioSelect,

@@ -1,14 +1,13 @@
 """Forms of tenants, members and quotas: amounts as people write them, one list in place of unit and window."""
 
 from typing import Any, ClassVar
-from zoneinfo import available_timezones
 
 from django import forms
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import ServedModel
-from portal.accounts.models import Membership, Tenant
+from portal.accounts.models import Membership, Tenant, time_zones
 from portal.quotas import amounts
 from portal.quotas.administration import QuotaKind
 from portal.quotas.units import kind_choices
@@ -92,9 +91,15 @@ class TenantForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its s
     class Meta:
         model = Tenant
         fields: ClassVar = ["name", "slug", "time_zone", "key_days"]
+        error_messages: ClassVar = {
+            "slug": {
+                "unique": _("There is a tenant with this short name already."),
+                "invalid": _("Use letters without accents, digits, - and _ only."),
+            }
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["time_zone"].choices = [(name, name) for name in sorted(available_timezones())]  # type: ignore[attr-defined]
+        self.fields["time_zone"].choices = [(name, name) for name in sorted(time_zones())]  # type: ignore[attr-defined]
         if self.instance.pk:
             self.fields["slug"].disabled = True

@@ -8,6 +8,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
 from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts import permissions
@@ -144,9 +145,9 @@ def edit_quota(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant
         except administration.QuotaRefused as refusal:
             form.add_error("amount", refusal.sentence)
         else:
-            message = _("%(of)s: at most %(amount)s.")
-            amount = UNITS[quota.unit].format_amount(quota.amount, quota.window)
-            messages.success(request, message % {"of": label, "amount": amount})
+            messages.success(
+                request, _("%(of)s: at most %(amount)s.") % {"of": label, "amount": describe_amount(quota)}
+            )
             return redirect(origin_url(quota, tenant))
     allowed = administration.may_set(current_user(request), to)
     context = {
@@ -170,11 +171,15 @@ def describe_ceilings(request: HttpRequest, to: QuotaTarget) -> list[str]:
     if to.home is None or permissions.may_operate(current_user(request)):
         return []
     bounds = status.rules_for(tenants=[to.home.pk]).tenant(to.home.pk)
-    return [
-        UNITS[bound.quota.unit].format_amount(bound.quota.amount, bound.quota.window)
-        + (f" ({bound.quota.model.name})" if bound.quota.model else "")
-        for bound in bounds
-    ]
+    return [describe_amount(bound.quota) for bound in bounds]
+
+
+def describe_amount(quota: Quota) -> str:
+    """Return how much of what the quota gives, and of which model if it is for one."""
+    amount = UNITS[quota.unit].format_amount(quota.amount, quota.window)
+    if quota.model is None:
+        return amount
+    return pgettext("amount of one model", "%(amount)s (%(model)s)") % {"amount": amount, "model": quota.model.name}
 
 
 def remove_and_return(request: HttpRequest, quota: Quota, back: str) -> HttpResponse:

@@ -83,6 +83,8 @@ def switch_tenant(request: HttpRequest, slug: str) -> HttpResponse:
         on, off = _("%(tenant)s is switched on."), _("%(tenant)s is switched off. Its keys no longer work.")
         messages.success(request, (on if tenant.is_active else off) % {"tenant": tenant})
         return redirect("tenant", slug)
+    if not tenant.is_active:  # another tab was faster
+        return redirect("tenant", slug)
     return render(request, "tenants/switch.html", {"tenant": tenant, **count_affected(tenant, timezone.now())})
 
 

@@ -240,11 +240,11 @@ def test_unregister_deletes_and_prints_the_name(capsys, gguf):
 
 
 def test_it_registers_what_pages_register_too(capsys, directory):
-    more = ["--gpus=0,1", "--tensor-parallel=2", "--overcommit", "--retires-on=2027-03-31"]
+    more = ["--gpus=0,1", "--tensor-parallel=2", "--overcommit", "--retires-on=2999-03-31"]
     register(capsys, "m", "--engine=vllm", f"--path={directory}", *more, "--description-ja=例", "--allow=remote-code")
     model = ServedModel.objects.get()
     assert (model.gpus, model.tensor_parallel, model.overcommit) == ([0, 1], 2, True)
-    assert (str(model.retires_on), model.description_ja, model.allowed_risks) == ("2027-03-31", "例", ["remote-code"])
+    assert (str(model.retires_on), model.description_ja, model.allowed_risks) == ("2999-03-31", "例", ["remote-code"])
     cleared = ["--gpus=none", "--tensor-parallel=1", "--no-overcommit", "--retires-on=none", "--allow=none"]
     register(capsys, "m", "--update", *cleared)
     model = ServedModel.objects.get()
@@ -254,6 +254,16 @@ def test_it_registers_what_pages_register_too(capsys, directory):
 @pytest.mark.parametrize("option", ["--retires-on=tomorrow", "--retires-on=2027-02-30", "--gpus=a", "--gpus=0,"])
 def test_dates_and_gpus_must_be_readable(option, gguf):
     assert option.partition("=")[0] in str(error_of("m", "--engine=llama.cpp", f"--path={gguf}", option))
+
+
+def test_a_model_that_would_never_be_served_is_not_registered(gguf, capsys):
+    given = ("m", "--engine=llama.cpp", f"--path={gguf}")
+    today = timezone.localdate()
+    for day in (today, today - timedelta(days=9)):
+        assert "--retires-on" in str(error_of(*given, f"--retires-on={day}"))
+    register(capsys, *given, f"--retires-on={today + timedelta(days=1)}")
+    register(capsys, "m", "--update", f"--retires-on={today}")  # one that was served retires at once
+    assert ServedModel.objects.get().retires_on == today
 
 
 def test_a_cut_off_file_is_refused_by_its_name(gguf):

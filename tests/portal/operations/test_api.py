@@ -353,7 +353,7 @@ def test_registering(operator, research):
     Host.objects.create(name="gpu-02")
     body = {
         **{"name": "far", **FAR, "aliases": ["default"], "tenants": ["research"], "host": "gpu-02"},
-        **{"args": ["--x"], "gpus": [0, 1], "retires_on": "2027-03-31", "description_ja": "日本語に強い"},
+        **{"args": ["--x"], "gpus": [0, 1], "retires_on": "2999-03-31", "description_ja": "日本語に強い"},
     }
     made = operator("POST", "models/", body)
     assert made.status_code == 201

@@ -169,7 +169,7 @@ class TestForms:
             tenants=[research.pk],
             upstream_key="sk-secret",
             description_ja="要約に。",
-            retires_on="2027-03-31",
+            retires_on="2999-03-31",
             args="--dtype=half\n--seed 7",
         )
         assert response.headers["location"] == "/operations/models/new-one/"
@@ -177,7 +177,7 @@ class TestForms:
         assert [alias.name for alias in model.aliases.all()] == ["default", "gpt-4o"]
         assert permitted_tenants(model) == [research]
         assert (model.upstream_key, model.args) == ("sk-secret", ["--dtype=half", "--seed 7"])
-        assert str(model.retires_on) == "2027-03-31"
+        assert str(model.retires_on) == "2999-03-31"
         assert AuditEvent.objects.filter(action="model.add", actor__username="olivia").exists()
 
     def test_an_error_stands_at_its_field_and_what_was_typed_is_kept(self, as_olivia):

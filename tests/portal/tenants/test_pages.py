@@ -235,7 +235,7 @@ class TestQuotas:
         )
         path = "/tenant/research/quotas/give/?of=services&kind=requests/day&model=qwen"
         assert 'value="5"' in read(as_bob, path)
-        send(as_bob, path, kind="tokens/month", amount="7")
+        assert model.name in success_of(send(as_bob, path, kind="tokens/month", amount="7"))
         quota.refresh_from_db()
         assert (quota.unit, quota.model, quota.amount) == ("requests", model, 7)
         assert Quota.objects.count() == 1
@@ -447,7 +447,11 @@ class TestTenants:
         assert Tenant.objects.get(slug="legal").key_days == 30
 
     @pytest.mark.parametrize(
-        ("field", "value"), [("slug", "research"), ("slug", "a b"), ("name", ""), ("key_days", "0")]
+        ("field", "value"),
+        [
+            *(("slug", "research"), ("slug", "a b"), ("name", ""), ("key_days", "0")),
+            *(("time_zone", "localtime"), ("time_zone", "Factory")),
+        ],
     )
     def test_what_is_wrong_is_said_at_its_field(self, as_olivia, research, field, value):
         form = {"name": "法務部", "slug": "legal", "time_zone": "Asia/Tokyo", "key_days": "30", field: value}
@@ -471,6 +475,8 @@ class TestTenants:
         send(as_olivia, "/tenant/research/switch/", to="off")
         assert not ApiKey.objects.usable().exists()
         assert has(read(as_olivia, "/tenant/research/"), "h1 .state.off")
+        question = as_olivia.get("/tenant/research/switch/")  # in a second tab
+        assert (question.status_code, question.headers["location"]) == (302, "/tenant/research/")
         send(as_olivia, "/tenant/research/switch/", to="on")
         assert ApiKey.objects.usable().count() == 2
 
