@@ -63,11 +63,10 @@ def write(sections: dict[str, str], path: Path = RESULTS) -> None:
     """Replace these sections of the page. Raises SystemExit for one that the page does not have."""
     text = path.read_text()
     for name, markdown in sections.items():
-        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        escaped = markdown.replace("\\", r"\\")
-        if not between.search(text):
+        old = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", text, re.DOTALL)
+        if old is None:
             raise SystemExit(f"{path} has no section {name}")
-        text = between.sub(rf"\1{escaped}\n\2", text)
+        text = f"{text[: old.start()]}{markdown}\n{text[old.end() :]}"
     path.write_text(text)
 
 
