@@ -63,7 +63,7 @@ class CallMeter:
             self._services.spool.close_call(usage)
             self._recorded = usage
         finally:
-            self._reservation.settle(Consumption(tokens.prompt + tokens.completion, context.call.size))
+            self._reservation.settle(Consumption(tokens.prompt + tokens.completion, context.request_bytes))
         self._count(status, tokens)
 
     def estimate(self, seconds: float) -> int:

@@ -24,6 +24,11 @@ class RequestContext:
     head_sent: bool = field(default=False, init=False)  # the client has had the head of a stream, and heartbeats
 
     @property
+    def request_bytes(self) -> int:
+        """Bytes of the body, of an upload those that have come so far."""
+        return self.call.size if self.upload is None else self.upload.received
+
+    @property
     def streams(self) -> bool:
         """Whether the client is answered by a stream."""
         return self.call.stream and self.endpoint.streams

@@ -282,6 +282,11 @@ class Upload:
         self._call: Recording | None = None
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def received(self) -> int:
+        """Bytes of the body so far."""
+        return self._read
+
     async def begin(self) -> Recording:
         """Read until it is known where the call goes; fields that follow the file may still change.
 

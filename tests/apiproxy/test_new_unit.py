@@ -64,6 +64,20 @@ def test_calls_are_admitted_limited_and_settled_by_it(counter, research):
     assert 1 <= int(refused.headers["retry-after"]) <= 60
 
 
+def test_an_upload_is_settled_by_the_bytes_that_came(counter, research):
+    Quota.objects.create(tenant=research, unit="bytes", window="minute", amount=100_000_000)
+    counter.wait_for_catalogue()
+    until(lambda: time.time() % 60 < 45)
+
+    files = {"file": ("a.wav", b"x" * 5000)}
+    first = counter.client.post("/v1/audio/transcriptions", data={"model": "fake"}, files=files)
+    assert first.status_code == 200
+    size = int(first.request.headers["content-length"])
+    assert int(first.headers["x-ratelimit-remaining-bytes"]) == 100_000_000 - size
+    second = counter.chat()
+    assert int(second.headers["x-ratelimit-remaining-bytes"]) == 100_000_000 - size - len(second.request.content)
+
+
 def test_every_unit_of_the_gateway_is_one_of_quotas():
     assert units.UNITS.keys() == quota_units.UNITS.keys()
     for name, unit in units.UNITS.items():
