@@ -41,7 +41,7 @@ class Client(Protocol):
         """Whether the client reads too slowly: until `client_ready`, what is sent fills our memory."""
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> None:
-        """Send a whole answer, with its length."""
+        """Send a whole answer, with its length. If one has begun already, end that one where it is."""
 
     def begin(self, headers: list[Header]) -> None:
         """Send the head (200) of an answer of unknown length."""
@@ -53,7 +53,7 @@ class Client(Protocol):
         """Send `framed[start:-2]`, of which `framed` is a chunk of HTTP/1.1 already. Return `waiting`."""
 
     def last(self, body: bytes) -> None:
-        """Send the rest of it."""
+        """Send the rest of it. After its end do nothing."""
 
     def listen(self, listener: Listener) -> None:
         """Call the listener from now on, until `unsubscribe`."""

@@ -12,7 +12,7 @@ from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.crash_inquiry import CrashInquiry
 from apiproxy.dataplane.engine_pools import EnginePools
 from apiproxy.dataplane.engine_requests import engine_request
-from apiproxy.dataplane.errors import EngineTimeout, ModelUnavailable, Refusal
+from apiproxy.dataplane.errors import EngineTimeout, Internal, ModelUnavailable, Refusal
 from apiproxy.dataplane.formats.requests import Call
 from apiproxy.dataplane.reachability import Reachability
 from apiproxy.dataplane.relay import Exchange, Outcome
@@ -72,16 +72,25 @@ class Forwarder:
                 await self._inquiry.start_trial(meter)
             if not await self._try(exchange, meter, lease):
                 await self._fail(exchange, meter)
+        except Refusal:
+            raise
         except asyncio.CancelledError:  # by the server, which does not wait for open calls any longer
-            refusal = ModelUnavailable("shutting_down", headers={"retry-after": "5"})
-            if not exchange.cut_off(refusal) and not exchange.send_error(refusal):
-                raise refusal from None
+            self._break_off(exchange, ModelUnavailable("shutting_down", headers={"retry-after": "5"}))
+        except Exception:  # a client that has had a part of the answer has to learn that no more comes
+            request_id = meter.context.request_id
+            log.exception("call %s", request_id, extra={"facts": {"request_id": request_id}})
+            self._break_off(exchange, Internal())
         finally:
             self._open_calls.pop(exchange, None)
             exchange.free()
             if meter.trial is not None:
                 meter.end_trial()
             client.unsubscribe()
+
+    def _break_off(self, exchange: Exchange, refusal: Refusal) -> None:
+        """Meter what was generated, and send the client the error in its stream, or raise it."""
+        if not exchange.cut_off(refusal) and not exchange.send_error(refusal):
+            raise refusal from None
 
     async def _fail(self, exchange: Exchange, meter: CallMeter) -> None:
         """Send the client the error in its stream, or raise it. If no engine had the call, no usage shows it."""

@@ -231,14 +231,23 @@ class Gateway:
                 self._check_call(context)
                 deaths = await self._count_deaths(context)
             await self._admit_and_forward(context, lease, is_suspected=deaths > 0)
+        except ClientDisconnected:
+            raise
         except Refusal as refusal:
-            if not context.head_sent:
-                refusal.model = context.model.name
-                raise
-            self._end_stream(context, refusal)
+            self._refuse_call(context, refusal)
+        except Exception:
+            log.exception("call %s", context.request_id, extra={"facts": {"request_id": context.request_id}})
+            self._refuse_call(context, Internal())
         finally:
             if lease is not None:
                 lease.release()
+
+    def _refuse_call(self, context: RequestContext, refusal: Refusal) -> None:
+        """Raise the refusal, unless the client has had the head of a stream: then send it there."""
+        if not context.head_sent:
+            refusal.model = context.model.name
+            raise refusal from None
+        self._end_stream(context, refusal)
 
     def _end_stream(self, context: RequestContext, refusal: Refusal) -> None:
         """Send the error to a client that has had the head of a stream, in the stream."""

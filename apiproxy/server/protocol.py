@@ -84,6 +84,9 @@ class DirectClient:
         return self._flow.write_paused and not self._cycle.disconnected
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> None:
+        if self._cycle.response_started:
+            self._give_up()
+            return
         length = b"content-length: %d\r\n\r\n" % len(body)
         if self._cycle.scope["method"] == "HEAD":
             body = b""
@@ -104,6 +107,8 @@ class DirectClient:
         return self._flow.write_paused
 
     def last(self, body: bytes) -> None:
+        if self._cycle.response_complete:
+            return
         if body:
             self.piece(body)
         if self._chunked and not self._cycle.disconnected:
@@ -135,6 +140,14 @@ class DirectClient:
     def client_ready(self) -> None:
         if self._listener is not None:
             self._listener.client_ready()
+
+    def _give_up(self) -> None:
+        """End the connection if the answer that has begun is not complete.
+
+        A second head on it would be read as the answer to the next request, perhaps another person's.
+        """
+        if not self._cycle.response_complete and not self._cycle.disconnected:
+            self._transport.close()
 
     def _start(self, status: int, headers: list[Header], rest: bytes) -> None:
         cycle = self._cycle

@@ -1,14 +1,21 @@
 """The gateway's own uvicorn protocol, and the same gateway on a server that knows ASGI only."""
 
+import asyncio
+import contextlib
 import gc
 import json
+import re
 import socket
 import time
+from collections.abc import Awaitable, Callable
+from functools import partialmethod
 
 import pytest
 
-from apiproxy.dataplane import request_bodies
-from apiproxy.dataplane.relay import Exchange
+from apiproxy.dataplane import access_log, request_bodies
+from apiproxy.dataplane.call_meter import CallMeter
+from apiproxy.dataplane.gateway import Gateway
+from apiproxy.dataplane.relay import Exchange, Outcome
 from apiproxy.server import protocol
 from tests.apiproxy.connections import connect, head
 from tests.engine import ANSWER, LARGE, SSE, unary
@@ -106,6 +113,77 @@ def test_a_client_that_stops_reading_stops_the_engine_and_gets_all_when_it_reads
             if b"[DONE]" in piece:
                 break
     assert got == events
+
+
+def fail(*_: object) -> None:
+    raise RuntimeError("a fault of the gateway")
+
+
+async def fail_soon(exchange: Exchange, outcome: Callable[[Exchange], Awaitable[Outcome]]) -> Outcome:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(outcome(exchange), 0.5)
+    raise RuntimeError("a fault of the gateway")
+
+
+def read(connection: socket.socket) -> bytes:
+    """Return what comes until the server closes."""
+    got = b""
+    while piece := connection.recv(65536):
+        got += piece
+    return got
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_fault_after_the_answer_adds_nothing_to_it(counter, monkeypatch, stream):
+    monkeypatch.setattr(access_log, "log_call", fail)
+    with connect(counter.url) as connection:
+        connection.sendall(
+            chat(counter, stream=stream) + request(counter, "GET", "/v1/models/none", "connection: close")
+        )
+        got = read(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"404"]
+    assert b"internal_error" not in got
+    (row,) = counter.usage()
+    assert row.status == "finished"
+    assert counter.application.gateway.in_flight == 0
+
+
+def test_a_fault_within_a_stream_is_an_event_of_it_and_what_was_made_is_metered(counter, monkeypatch):
+    monkeypatch.setattr(Exchange, "outcome", partialmethod(fail_soon, Exchange.outcome))
+    with connect(counter.url) as connection:
+        script = [{"send": SSE}, {"events": 5}, {"hang": True}]
+        connection.sendall(chat(counter, "connection: close", stream=True, script=script))
+        got = read(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200"]
+    assert b'"internal_error"' in got
+    assert got.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    (row,) = counter.usage()
+    assert (row.status, row.completion_tokens) == ("failed", 4)
+    until(lambda: counter.engine.seen()["left"] == 1)
+    assert counter.application.gateway.in_flight == 0
+
+
+def test_a_fault_of_metering_is_an_event_of_the_stream(counter, monkeypatch):
+    monkeypatch.setattr(CallMeter, "close", fail)
+    with connect(counter.url) as connection:
+        script = [{"send": SSE}, {"events": 2}, {"close": True}]
+        more = request(counter, "GET", "/v1/models/none", "connection: close")
+        connection.sendall(chat(counter, stream=True, script=script) + more)
+        got = read(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"404"]
+    assert got.count(b'"engine_error"') == 1
+
+
+def test_a_fault_that_cannot_be_told_within_a_stream_ends_the_connection(counter, monkeypatch):
+    monkeypatch.setattr(Exchange, "outcome", partialmethod(fail_soon, Exchange.outcome))
+    monkeypatch.setattr(Exchange, "cut_off", fail)
+    monkeypatch.setattr(Gateway, "_end_stream", fail)
+    with connect(counter.url) as connection:
+        script = [{"send": SSE}, {"events": 2}, {"hang": True}]
+        connection.sendall(chat(counter, stream=True, script=script) + request(counter, "GET", "/v1/models"))
+        got = read(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200"]
+    assert not got.endswith(b"0\r\n\r\n")  # no client takes it for complete
 
 
 def test_an_idle_connection_is_closed_and_one_in_use_is_not(counter):
