@@ -22,6 +22,7 @@ from modelregistry.engines import arguments, parsers, programs
 from modelregistry.engines.arguments import Options
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import all_engines, engine_named
+from modelregistry.sampling import check_sampling
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -150,6 +151,16 @@ class ServedModel(models.Model):
         RERANK = "rerank", _("rerank")
         TRANSCRIPTION = "transcription", _("transcription")
 
+    class Loops(models.TextChoices):
+        OFF = "off", _("not looked for")
+        COUNT = "count", _("counted")
+        STOP = "stop", _("the answer is ended")
+
+    class LoopSensitivity(models.TextChoices):
+        LOW = "low", _("low")
+        NORMAL = "normal", _("normal")
+        HIGH = "high", _("high")
+
     class Risk(models.TextChoices):
         """What a model's files and arguments may do only if an operator allows it by name."""
 
@@ -256,6 +267,29 @@ class ServedModel(models.Model):
     total_timeout = TimeLimit(
         _("time in all"), help_text=_("Seconds that a call may take from its beginning. Empty: the server's.")
     )
+    loops = models.CharField(
+        _("word loops"),
+        max_length=5,
+        choices=Loops,
+        default=Loops.COUNT,
+        db_default=Loops.COUNT,
+        help_text=_("What is done about an answer that repeats itself without end."),
+    )
+    loop_sensitivity = models.CharField(
+        _("sensitivity to word loops"),
+        max_length=6,
+        choices=LoopSensitivity,
+        default=LoopSensitivity.NORMAL,
+        db_default=LoopSensitivity.NORMAL,
+        help_text=_("How early a repetition counts as a loop."),
+    )
+    sampling = models.JSONField(
+        _("sampling"),
+        default=dict,
+        db_default=models.Value({}, output_field=models.JSONField()),
+        blank=True,
+        help_text=_("By parameter, its default, least and most."),
+    )
     args = models.JSONField(
         _("more arguments"), default=list, blank=True, help_text=_('A list, for example ["--dtype=half"].')
     )
@@ -305,6 +339,14 @@ class ServedModel(models.Model):
         "allowed_risks",
         "tensor_parallel",
     )
+
+    def clean_fields(self, exclude: Any = None) -> None:
+        super().clean_fields(exclude=exclude)
+        if "sampling" not in (exclude or ()):
+            try:
+                check_sampling(self.sampling, engine_named(self.engine).sampling_members)
+            except ValidationError as error:
+                raise ValidationError({"sampling": error}) from error
 
     def clean(self) -> None:
         """Check what no field can alone: whether the engine has what it needs, and the files provide it.

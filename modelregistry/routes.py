@@ -8,9 +8,10 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from modelregistry.database_clock import database_now
-from modelregistry.engines.registry import launched_by
+from modelregistry.engines.registry import engine_named, launched_by
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from modelregistry.overview import MADE_UP
+from modelregistry.sampling import SamplingPreset, read_presets
 
 # Two beats may be lost. A quiet host's engines keep serving: gateways check them, as the supervisor may not.
 QUIET = timedelta(seconds=5)
@@ -35,6 +36,7 @@ class Route:
     supports_priority: bool
     host_id: int
     health: str
+    ends_loops: bool  # see `Engine.ends_loops`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,9 @@ class Served:
     first_byte_timeout: float | None
     idle_timeout: float | None
     total_timeout: float | None
+    loops: str
+    loop_sensitivity: str
+    presets: tuple[SamplingPreset, ...]
 
 
 def offered_models() -> QuerySet[ServedModel]:
@@ -100,6 +105,9 @@ def served_models() -> list[Served]:
             first_byte_timeout=model.first_byte_timeout,
             idle_timeout=model.idle_timeout,
             total_timeout=model.total_timeout,
+            loops=model.loops,
+            loop_sensitivity=model.loop_sensitivity,
+            presets=read_presets(model.sampling, engine_named(model.engine).sampling_members),
         )
         for model in ServedModel.objects.filter(enabled=True)
     ]
@@ -126,6 +134,7 @@ def ready_replicas() -> list[Route]:
             supports_priority=launched_by(replica.launcher).supports_priority(replica.model.task, replica.model.args),
             host_id=replica.host_id,
             health=launched_by(replica.launcher).monitoring.health,
+            ends_loops=launched_by(replica.launcher).ends_loops(replica.version),
         )
         for replica in replicas
     ]

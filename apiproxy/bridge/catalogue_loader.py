@@ -23,7 +23,9 @@ from apiproxy.dataplane.host_watch import Heartbeat
 from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused
 from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.limits.units import UNITS
+from apiproxy.dataplane.loops import NORMAL, SENSITIVITIES, LoopPolicy, read_mode
 from apiproxy.dataplane.rejection_counts import RejectionGroup
+from apiproxy.dataplane.sampling import Preset
 from apiproxy.dataplane.usage_events import Usage
 from modelregistry import routes
 from modelregistry.engines.registry import engine_named
@@ -242,7 +244,7 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
     limits = _Limits(quotas)
     rows = owners.usable().values_list(  # type: ignore[attr-defined]
         *("pk", "digest", "tenant_id", "user_id", "user__language", "expires_at", "every_model"),
-        *("networks", "key_class", "takes_user_headers"),
+        *("networks", "key_class", "takes_user_headers", "loop_guard"),
     )
     return {
         key_digest: Key(
@@ -256,8 +258,21 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
             networks=parse_networks(allowed),
             batch=key_class == ApiKey.Class.BATCH,
             takes_user_headers=user_headers,
+            guarded=guarded,
         )
-        for pk, key_digest, tenant, user, language, expires, every_model, allowed, key_class, user_headers in rows
+        for (
+            pk,
+            key_digest,
+            tenant,
+            user,
+            language,
+            expires,
+            every_model,
+            allowed,
+            key_class,
+            user_headers,
+            guarded,
+        ) in rows
     }
 
 
@@ -308,6 +323,7 @@ def _models() -> dict[str, Model]:
                 supports_priority=route.supports_priority,
                 host=route.host_id,
                 health=route.health,
+                ends_loops=route.ends_loops,
             )
         )
     access: dict[int, set[int]] = defaultdict(set)
@@ -327,6 +343,8 @@ def _models() -> dict[str, Model]:
             retires=_retirement(served.retires_on),
             timeouts=_timeouts(served),
             replicas=tuple(replicas[served.model_id]),
+            loops=LoopPolicy(read_mode(served.loops) or "count", SENSITIVITIES.get(served.loop_sensitivity, NORMAL)),
+            presets=tuple(Preset(*preset) for preset in served.presets),
         )
         for served in routes.served_models()
     }

@@ -1,6 +1,7 @@
 """What one call used: to the spool, the limits, the counters and the log, exactly once."""
 
 import asyncio
+import logging
 
 from apiproxy.dataplane import access_log
 from apiproxy.dataplane.context import RequestContext
@@ -10,9 +11,12 @@ from apiproxy.dataplane.limits.local import Reservation
 from apiproxy.dataplane.limits.units import Consumption
 from apiproxy.dataplane.relay import Exchange
 from apiproxy.dataplane.services import Services
-from apiproxy.dataplane.token_usage import Tokens
+from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT, Tokens
 from apiproxy.dataplane.usage_events import Usage
 
+log = logging.getLogger("madoguchi.gateway")
+
+COMPLETE = frozenset({"finished", "looped"})  # statuses of calls whose client has a whole answer
 # Seconds after which what a call has used so far is recorded for the first time.
 CHECKPOINT = 3.0
 
@@ -58,13 +62,22 @@ class CallMeter:
         most = requests.max_usage(context.call, context.endpoint, context.model)
         if tokens.prompt + tokens.completion > most:
             tokens, estimated = tokens.within(most), True
+        looped, saved = self._count_loops(tokens)
+        if looped and status in ("finished", "aborted"):  # a person who watches a loop leaves
+            status = "looped"
         try:
-            usage = self._usage(status, tokens, estimated=estimated)
+            usage = self._usage(status, tokens, estimated=estimated, looped=looped, saved=saved)
             self._services.spool.close_call(usage)
             self._recorded = usage
         finally:
             self._reservation.settle(Consumption(tokens.prompt + tokens.completion, context.request_bytes))
         self._count(status, tokens)
+        if looped:
+            self._services.metrics.count_loop(context.model.name, looped, saved)
+
+    def observer_failed(self) -> None:
+        self.context.guard = None
+        self._services.metrics.count_observer_failure()
 
     def estimate(self, seconds: float) -> int:
         context = self.context
@@ -96,7 +109,7 @@ class CallMeter:
                 self.close("refused" if exchange.refusal.status < 500 else "failed", Tokens(), estimated=False)
         finally:  # whatever fails, nothing stays reserved
             self._reservation.release()
-        if self.suspected and self._recorded is not None and self._recorded.status == "finished":
+        if self.suspected and self._recorded is not None and self._recorded.status in COMPLETE:
             self._services.suspects.clear(self.context.call.identity)
         if self._recorded is not None:
             access_log.log_call(self._recorded, self.refusal)
@@ -120,12 +133,29 @@ class CallMeter:
             metrics.count_call(
                 path, model.name, status, prompt=prompt, completion=completion, first_byte=first, whole=lasted
             )
-            if status == "finished":
+            if status in COMPLETE:
                 self._services.throughput.observe(model.id, completion / context.call.answers, lasted)
                 if exchange.first_byte_at is not None and (events := exchange.events):
                     metrics.observe_stream(model.name, events, exchange.heard_at - exchange.first_byte_at)
 
-    def _usage(self, status: str, tokens: Tokens, *, estimated: bool) -> Usage:
+    def _count_loops(self, tokens: Tokens) -> tuple[int, int]:
+        """Return how many of the answer's tokens repeat others, and how many more the call could have had."""
+        context, guard = self.context, self.context.guard
+        if guard is None:
+            return 0, 0
+        try:
+            looped = guard.looped_tokens(tokens.completion)
+        except Exception:  # see `Exchange._observe`: usage is recorded, whatever is at fault
+            log.exception("call %s: loops are not counted", context.request_id)
+            self.observer_failed()
+            return 0, 0
+        if not guard.stopped:
+            return looped, 0
+        most = requests.max_generated(context.call, context.endpoint, context.model)
+        left = max(0, most - tokens.completion)
+        return max(1, looped), min(left * len(guard.stopped) // context.call.answers, MAX_TOKEN_COUNT)
+
+    def _usage(self, status: str, tokens: Tokens, *, estimated: bool, looped: int = 0, saved: int = 0) -> Usage:
         exchange, context = self.exchange, self.context
         assert exchange is not None
         first, now, key, caller = exchange.first_byte_at, exchange.now(), context.key, context.caller
@@ -149,4 +179,7 @@ class CallMeter:
             end_user=caller.end_user or context.call.end_user,
             address=caller.address,
             client=caller.client,
+            looped_tokens=looped,
+            saved_tokens=saved,
+            temperature=context.temperature,
         )

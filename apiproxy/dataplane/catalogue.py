@@ -8,6 +8,8 @@ from zoneinfo import ZoneInfo
 from apiproxy.dataplane.client_address import Network
 from apiproxy.dataplane.errors import Language
 from apiproxy.dataplane.limits.units import Unit
+from apiproxy.dataplane.loops import UNWATCHED, LoopPolicy
+from apiproxy.dataplane.sampling import Preset
 
 Scope = Literal["tenant", "user", "member", "key"]
 
@@ -51,6 +53,7 @@ class Key:
     networks: tuple[Network, ...]
     batch: bool
     takes_user_headers: bool = False
+    guarded: bool = True  # against word loops, as each model's policy says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,7 @@ class Replica:
     supports_priority: bool = False  # it sorts waiting calls by their `priority`
     host: int = 0  # the machine that it runs on, which its address need not show
     health: str = "/health"  # a path under which it answers at once, however busy it is
+    ends_loops: bool = False  # it takes `repetition_detection`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,8 @@ class Model:
     retires: Retirement | None
     timeouts: Timeouts
     replicas: tuple[Replica, ...]
+    loops: LoopPolicy = UNWATCHED
+    presets: tuple[Preset, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from apiproxy.dataplane.catalogue import Key, Model
 from apiproxy.dataplane.client_address import ClientAddress
 from apiproxy.dataplane.downstream import Client
 from apiproxy.dataplane.formats.requests import Call, Endpoint
+from apiproxy.dataplane.loops import UNWATCHED, LoopPolicy, Mode
+from apiproxy.dataplane.stream.loop_guard import LoopGuard
 from apiproxy.dataplane.uploads import Upload
 
 
@@ -20,6 +22,10 @@ class RequestContext:
     client: Client
     call: Call = field(init=False)  # of an upload, what its head says until all of it has been read
     model: Model = field(init=False)  # as the catalogue has it, looked up again after a wait
+    loops: Mode | None = None  # what the caller wants done about word loops; None: what the model's policy says
+    guard: LoopGuard | None = field(default=None, init=False)
+    presets: dict[str, float] = field(default_factory=dict, init=False)  # members that the model's presets change
+    temperature: int | None = field(default=None, init=False)  # hundredths, as the engine gets it
     upload: Upload | None = field(default=None, init=False)  # what the engine is sent after the call's head
     head_sent: bool = field(default=False, init=False)  # the client has had the head of a stream, and heartbeats
 
@@ -27,6 +33,16 @@ class RequestContext:
     def request_bytes(self) -> int:
         """Bytes of the body, of an upload those that have come so far."""
         return self.call.size if self.upload is None else self.upload.received
+
+    @property
+    def loop_policy(self) -> LoopPolicy:
+        """What is done about word loops in this call's answer: the caller decides before the key, the key the model."""
+        policy = self.model.loops
+        if self.endpoint.costs != "prompt and answer":
+            return UNWATCHED
+        if self.loops is not None:
+            return LoopPolicy(self.loops, policy.least)
+        return policy if self.key.guarded else UNWATCHED
 
     @property
     def streams(self) -> bool:

@@ -20,6 +20,15 @@ def loads(data: bytes | str) -> Any:
     return found
 
 
+def decode_object(data: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in these bytes, if it is one."""
+    try:
+        found = loads(data)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _loads_exactly(data: bytes | str) -> Any:
     try:
         return json.loads(data)

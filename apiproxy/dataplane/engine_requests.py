@@ -6,6 +6,7 @@ from apiproxy.dataplane.catalogue import Model, Replica
 from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.requests import Call, Endpoint, RequestPolicy
+from apiproxy.dataplane.loops import COPIES, TOKEN_BYTES, LoopPolicy
 from apiproxy.dataplane.memory_budget import SMALL
 from apiproxy.dataplane.upstream import Address
 
@@ -52,9 +53,23 @@ def _members(context: RequestContext, replica: Replica, policy: RequestPolicy) -
     members = requests.max_tokens_members(call, endpoint, model, policy, limited=is_limited)
     if not model.external:
         members |= requests.cache_members(call, model, policy, key.tenant)
+    if context.presets:
+        members |= context.presets
+    if replica.ends_loops and not context.streams and context.guard is not None and context.guard.may_stop:
+        members["repetition_detection"] = detection_members(context.guard.policy)
     if key.batch and replica.supports_priority and endpoint.takes_priority:
         members["priority"] = requests.BATCH_PRIORITY
     return members
+
+
+def detection_members(policy: LoopPolicy) -> dict[str, int]:
+    """Return vLLM's parameters (0.17 and newer) for ending an answer in one piece that loops, as ours are for streams.
+
+    vLLM counts copies alone, so that four dashes would be a loop. But a text of a short period has a multiple of it as
+    a period as well: only periods of at least `least` tokens are looked for, and four copies then are long enough.
+    """
+    least = max(1, policy.least // TOKEN_BYTES // COPIES)
+    return {"min_pattern_size": least, "max_pattern_size": 2 * least, "min_count": COPIES}
 
 
 def engine_request_id(request_id: str) -> str:

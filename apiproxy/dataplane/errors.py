@@ -279,6 +279,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": "The model failed while it worked on this request.",
         "ja": "リクエストの処理中にモデルでエラーが発生しました。",
     },
+    "invalid_loops": {
+        "en": "The header {param} is {sent!r}; it must be one of: {modes}.",
+        "ja": "ヘッダー {param} の値「{sent}」は使えません。次のいずれかを指定してください: {modes}",
+    },
     "answer_too_large": {
         "en": "The answer is larger than the {limit} MB that this server holds of one. Ask for less at a time, or with "
         '"stream": true.',

@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Mapping
 from functools import partial
 
-from apiproxy.dataplane import access_log, forwarding, media_urls
+from apiproxy.dataplane import access_log, forwarding, media_urls, sampling
 from apiproxy.dataplane.auth import Authenticator, bearer_text
 from apiproxy.dataplane.balancer import Balancer
 from apiproxy.dataplane.call_meter import CallMeter
@@ -46,6 +46,7 @@ from apiproxy.dataplane.formats.requests import ENDPOINTS, Call, Endpoint
 from apiproxy.dataplane.forwarding import Forwarder, OpenCalls
 from apiproxy.dataplane.host_watch import Heartbeat
 from apiproxy.dataplane.limits.units import Consumption
+from apiproxy.dataplane.loops import MODES, Mode, read_mode
 from apiproxy.dataplane.metrics import Gauge, WorkerState
 from apiproxy.dataplane.reachability import Reachability
 from apiproxy.dataplane.rejection_counts import RejectionCounts
@@ -62,6 +63,7 @@ log = logging.getLogger("madoguchi.gateway")
 # Bytes of a body above which a thread reads it: 340,000 empty lists of a megabyte take 0.2 s.
 LARGE = 128 * 1024
 
+LOOPS_HEADER = "x-madoguchi-loops"
 JSON: Header = (b"content-type", b"application/json")
 
 
@@ -133,7 +135,7 @@ class Gateway:
                 body = self._look_up(path, scope["method"], key)
                 client.answer(200, [JSON, (b"x-request-id", request_id.encode())], body)
             else:
-                context = RequestContext(request_id, endpoint, key, caller, client)
+                context = RequestContext(request_id, endpoint, key, caller, client, loops=read_loop_mode(headers))
                 serve = self._serve_upload if endpoint.costs == "sound" else self._serve_body
                 await serve(context, headers, receive)
         except Refusal as refusal:
@@ -291,6 +293,7 @@ class Gateway:
             most = Consumption(requests.estimate_tokens(call, context.endpoint, model, services.policy), call.size)
         now = self.wall()
         reservation = await services.limits.admit(key.limits, model.id, most, now)
+        more_headers = prepare_sampling(context)
         meter = CallMeter(services, context, reservation, now)
         meter.replica = lease.replica.id
         meter.suspected = is_suspected
@@ -299,7 +302,7 @@ class Gateway:
                 context,
                 meter,
                 assemble=must_stream_upstream(call, context.endpoint, model),
-                headers=[(b"x-request-id", context.request_id.encode()), *reservation.headers(now)],
+                headers=[(b"x-request-id", context.request_id.encode()), *reservation.headers(now), *more_headers],
                 observer=services.observe(context),
                 open_share=partial(services.budget.share, key.id),
                 now=self._clock,
@@ -409,6 +412,30 @@ def find_endpoint(path: str) -> tuple[str, Endpoint | None]:
         path = normalise_path(path)
         endpoint = ENDPOINTS.get(path)
     return path, endpoint
+
+
+def read_loop_mode(headers: dict[bytes, bytes]) -> Mode | None:
+    """Return what the caller wants done about word loops; None: what the model's policy says. Raises BadRequest."""
+    value = headers.get(LOOPS_HEADER.encode())
+    if value is None:
+        return None
+    wanted = value.decode("latin-1").strip().lower()
+    mode = read_mode(wanted)
+    if mode is None:
+        sent, modes = wanted[:40], ", ".join(MODES)
+        raise BadRequest("invalid_loops", code="invalid_value", param=LOOPS_HEADER, sent=sent, modes=modes)
+    return mode
+
+
+def prepare_sampling(context: RequestContext) -> list[Header]:
+    """Note how the engine is to sample; return the header that shows what differs from the client's own parameters."""
+    call, presets, endpoint = context.call, context.model.presets, context.endpoint
+    if endpoint.costs != "prompt and answer":
+        return []
+    if presets:
+        context.presets = sampling.preset_members(call.value, presets, every=endpoint.several_answers)
+    context.temperature = sampling.read_temperature(context.presets.get("temperature", call.value("temperature")))
+    return [(b"x-madoguchi-sampling", sampling.describe(context.presets))] if context.presets else []
 
 
 def check_base_url(path: str) -> None:

@@ -17,6 +17,8 @@ Gauge = tuple[str, str, Labels, float]  # name, help, labels, value
 
 REQUESTS, TOKENS, REFUSALS = "madoguchi_requests_total", "madoguchi_tokens_total", "madoguchi_refusals_total"
 LOST, DEATHS = "madoguchi_usage_refused_total", "madoguchi_engine_deaths_total"
+LOOPS, OBSERVERS = "madoguchi_loops_total", "madoguchi_observer_failures_total"
+LOOPED, SAVED = "madoguchi_looped_tokens_total", "madoguchi_saved_tokens_total"
 FAILURES = "madoguchi_task_failures_total"
 FIRST, WHOLE, BETWEEN = "madoguchi_first_byte_seconds", "madoguchi_request_seconds", "madoguchi_inter_token_seconds"
 # name: help, labels
@@ -26,6 +28,10 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     REFUSALS: ("Requests refused by the gateway, by code.", ("code",)),
     DEATHS: ("Calls under which an engine died, by verdict.", ("model", "verdict")),
     LOST: ("Usage that could not be recorded and was set aside, see `manage.py setaside`.", ()),
+    LOOPS: ("Answers in a word loop at their end, or ended because of one.", ("model",)),
+    LOOPED: ("Tokens of those answers that repeat others.", ("model",)),
+    SAVED: ("Tokens that ended answers could still have had.", ("model",)),
+    OBSERVERS: ("Observers that failed and were taken off their stream.", ()),
     FAILURES: ("Failures of background tasks, which were run again.", ("task",)),
 }
 # Seconds. A chat model answers within tenths of a second, or after a queue of minutes.
@@ -134,6 +140,14 @@ class Metrics:
 
     def count_rejection(self, code: str) -> None:
         self.counters.add((REFUSALS, code), 1, (0, 1))
+
+    def count_loop(self, model: str, looped: int, saved: int) -> None:
+        self.counters.add((LOOPS, model), 1, (0, 1))
+        self.counters.add((LOOPED, model), 1, (0, looped))
+        self.counters.add((SAVED, model), 1, (0, saved))
+
+    def count_observer_failure(self) -> None:
+        self.counters.add((OBSERVERS,), 1, (0, 1))
 
     def count_engine_death(self, model: str, verdict: str) -> None:
         self.counters.add((DEATHS, model, verdict), 1, (0, 1))

@@ -21,7 +21,8 @@ from apiproxy.dataplane.formats.api_formats import ApiFormat
 from apiproxy.dataplane.memory_budget import BudgetShare
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.stream.accumulators import Accumulator
-from apiproxy.dataplane.stream.observers import StreamObserver
+from apiproxy.dataplane.stream.loop_guard import STOPPED_HEADER
+from apiproxy.dataplane.stream.observers import Stop, StreamObserver
 from apiproxy.dataplane.token_usage import Tokens
 from apiproxy.dataplane.upstream import Broken, Connection, Unreachable, UpstreamError
 
@@ -75,6 +76,9 @@ class Meter(Protocol):
 
     def estimate(self, seconds: float) -> int:
         """Return the tokens that the engine has made by now, in so many seconds, of an answer that is not seen."""
+
+    def observer_failed(self) -> None:
+        """Count an observer that failed and was taken off its stream."""
 
 
 def never(framed: bytes, start: int) -> bool:
@@ -337,9 +341,12 @@ class Exchange:
                 raise Broken("a stream in an encoding that was not asked for")
             usage = self._context.call.asks_usage and not self.assembles
             call, language = self._context.call, self._context.key.language
-            asked = readers.StreamContext(wants_usage=usage, n=call.n, prompts=call.prompts, model=call.model)
+            may_stop = self._observer is not None and self._observer.may_stop
+            asked = readers.StreamContext(
+                wants_usage=usage, n=call.n, prompts=call.prompts, model=call.model, may_stop=may_stop
+            )
             self._reader = self._api_format.make_reader(asked, partial(sanitised_error, self._api_format, language))
-            self._verbatim = never if self._observer is not None else self._reader.accept_verbatim
+            self._verbatim = self._reader.accept_verbatim
             self._assembly = self._api_format.make_accumulator() if self.assembles else None
 
     def data(self, piece: bytes) -> None:
@@ -357,12 +364,9 @@ class Exchange:
             return
         except MALFORMED as error:
             raise invalid_answer(error) from error
-        if through and self._observer is not None and self._is_stopped(through, self._observer):
-            return
-        if self._assembly is not None:
-            self._assemble(through, self._assembly)
-        elif through:
-            self._pass(through, self._reader)
+        if through:
+            self._forward(through, self._reader)
+            self._end_if_over()
 
     def chunk(self, framed: bytes, start: int) -> None:
         """Pass a chunk on in the frame that it came in, as nearly every token goes; change it first where necessary."""
@@ -370,6 +374,9 @@ class Exchange:
             self.data(framed[start:-2])
             return
         self.heard_at = self.now()
+        if self._observer is not None and self._is_stopped(framed[start:-2], self._observer):
+            self._end_if_over()
+            return
         if self._client.chunk(framed, start) and self._connection is not None:
             self._connection.pause()
 
@@ -393,18 +400,51 @@ class Exchange:
 
     # --- the answer
 
+    def _forward(self, through: bytes, reader: readers.Reader) -> None:
+        """Pass whole events to the client, or to what assembles its answer, unless the observer stops them."""
+        if self._observer is not None and self._is_stopped(through, self._observer):
+            return
+        if self._assembly is not None:
+            self._assemble(through, self._assembly)
+        else:
+            self._pass(through, reader)
+
+    def _end_if_over(self) -> None:
+        """Stop the engine if the client has had the end of its answer."""
+        reader = self._reader
+        if reader is not None and reader.ends_here and self._connection is not None:
+            self._drop_engine()
+            self._end_stream(reader)
+
     def _is_stopped(self, events: bytes, observer: StreamObserver) -> bool:
-        """Return whether the observer stopped the stream with these events, which go nowhere then."""
+        """Return whether the observer stopped the stream with these events; all is done about them then."""
         try:
-            refusal = observer.feed(events)
+            verdict = observer.feed(events)
         except Exception:  # an observer's fault must not cost the client its answer
             log.exception("a stream is no longer observed")
+            self._meter.observer_failed()
             self._observer = None
             return False
-        if refusal is not None:
+        if verdict is None:
+            return False
+        if isinstance(verdict, Refusal):
             self._stopped = True
-            self.cut_off(refusal)
-        return refusal is not None
+            self.cut_off(verdict)
+        else:
+            self._end_early(verdict, events)
+        return True
+
+    def _end_early(self, stop: Stop, events: bytes) -> None:
+        """End the answer after these events, or one of several, unless it ends with them anyway."""
+        reader = self._reader
+        assert reader is not None
+        ending = reader.end_early(stop, self._context.call.prompt_estimate)
+        if self._assembly is not None:
+            if ending and STOPPED_HEADER not in self._headers:
+                self._headers.append(STOPPED_HEADER)
+            self._assemble(events + ending, self._assembly)
+        else:
+            self._pass(events + ending, reader)
 
     def _collect(self, piece: bytes) -> None:
         if self._status == 200:
@@ -466,13 +506,9 @@ class Exchange:
 
     def _end_stream(self, reader: readers.Reader) -> None:
         rest = reader.close()
-        if rest and self._observer is not None and self._is_stopped(rest, self._observer):
-            return
-        if rest and self._assembly is not None:
-            self._assemble(rest, self._assembly)
-        elif rest:
-            self._pass(rest, reader)
-        if self._outcome is not None:
+        if rest:
+            self._forward(rest, reader)
+        if self._outcome is not None or self._stage is Stage.COMPLETE:
             return
         done = reader.done and reader.is_finished()
         streaming = self._assembly is None and self._stage is Stage.STREAMING
@@ -496,6 +532,10 @@ class Exchange:
             self._finish(Outcome.REFUSED)
             return
         tokens, estimated = requests.read_used_tokens(body, self._context.call, self._context.endpoint)
+        if (guard := self._context.guard) is not None:
+            body = guard.read_whole(body)
+            if guard.stopped:
+                self._headers.append(STOPPED_HEADER)
         not_started = self._stage is Stage.NOT_STARTED
         # A stream that was kept alive cannot become a JSON.
         self._meter.close("finished" if not_started else "failed", tokens, estimated=estimated)

@@ -12,12 +12,18 @@ from apiproxy.dataplane.ledger import Spool
 from apiproxy.dataplane.limits.local import Admission
 from apiproxy.dataplane.memory_budget import MemoryBudget
 from apiproxy.dataplane.metrics import Metrics
+from apiproxy.dataplane.stream.loop_guard import LoopGuard
 from apiproxy.dataplane.stream.observers import StreamObserver
 from apiproxy.dataplane.throughput import ThroughputEstimator
 
 
-def observe_nothing(_: RequestContext) -> None:
-    """Return no observer: streams go through as they come."""
+def watch_for_loops(context: RequestContext) -> LoopGuard | None:
+    """Return what watches the call's answer; None: it goes through as it comes."""
+    policy = context.loop_policy
+    if policy.mode == "off":
+        return None
+    context.guard = LoopGuard(policy)
+    return context.guard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +42,7 @@ class Services:
     workers: int  # gateways that share the engines
     suspects: CrashSuspects
     request_wake_up: Callable[[int], None]  # of a sleeping model, by id
-    observe: Callable[[RequestContext], StreamObserver | None] = observe_nothing  # what watches a call's stream
+    observe: Callable[[RequestContext], StreamObserver | None] = watch_for_loops  # what watches a call's stream
     throughput: ThroughputEstimator = field(default_factory=ThroughputEstimator)
     wall: Callable[[], float] = time.time  # Unix seconds
     clock: Callable[[], float] = time.monotonic  # seconds

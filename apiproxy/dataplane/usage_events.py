@@ -14,8 +14,10 @@ from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT
 
 MAX_ID = 2**63 - 1
 MAX_MS = 2**31 - 1  # an `integer` of PostgreSQL: 24 days
+MAX_TEMPERATURE = 1000  # hundredths; engines take 2.0 at most
 MAX_TIME = 32_503_680_000.0  # the year 3000; a clock that was never set says 1970
-STATUSES = frozenset({"finished", "aborted", "interrupted", "failed", "refused"})
+# "looped": the answer was in a word loop when it ended, also if the client or the gateway ended it.
+STATUSES = frozenset({"finished", "looped", "aborted", "interrupted", "failed", "refused"})
 # Bytes of one line: ten times what the longest names come to.
 MAX_LINE = 16 * 1024
 
@@ -48,6 +50,10 @@ class Usage:
     # Not recorded with the call: the owner of the key sees them for its last call. Lines of older gateways lack them.
     address: str = ""
     client: str = ""
+    # Lines of older gateways lack these as well.
+    looped_tokens: int = 0  # of the completion, those that repeat what is before them
+    saved_tokens: int = 0  # that an answer which was ended because of a loop could still have had
+    temperature: int | None = None  # hundredths, as the engine got it; None: none
 
 
 NAMES = frozenset(Usage.__dataclass_fields__)
@@ -61,7 +67,12 @@ NUMBERS = (
     ("user", OPTIONAL_INTEGER, 1, MAX_ID),
     ("replica", OPTIONAL_INTEGER, 1, MAX_ID),
     ("first_token_ms", OPTIONAL_INTEGER, 0, MAX_MS),
+    ("looped_tokens", INTEGER, 0, MAX_TOKEN_COUNT),
+    ("saved_tokens", INTEGER, 0, MAX_TOKEN_COUNT),
+    ("temperature", OPTIONAL_INTEGER, 0, MAX_TEMPERATURE),
 )
+# What lines of older versions lack, with what it is then.
+ABSENT = {"looped_tokens": 0, "saved_tokens": 0, "temperature": None}
 # Member: longest text. Those that an older version did not write are "".
 TEXTS = (("request_id", 40), ("model", 100), ("endpoint", 40), ("end_user", 64), ("address", 45), ("client", 80))
 
@@ -131,6 +142,7 @@ def is_valid(facts: dict[str, Any]) -> bool:
     lasted, first, started = facts["duration_ms"], facts["first_token_ms"], facts["started"]
     request_id, model, endpoint = facts["request_id"], facts["model"], facts["endpoint"]
     end_user, address, client, status = facts["end_user"], facts["address"], facts["client"], facts["status"]
+    looped, saved, temperature = facts["looped_tokens"], facts["saved_tokens"], facts["temperature"]
     return (
         (type(key) is int and 1 <= key <= MAX_ID)
         and (type(tenant) is int and 1 <= tenant <= MAX_ID)
@@ -140,6 +152,9 @@ def is_valid(facts: dict[str, Any]) -> bool:
         and (type(cached) is int and 0 <= cached <= MAX_TOKEN_COUNT)
         and (type(completion) is int and 0 <= completion <= MAX_TOKEN_COUNT)
         and (type(reasoning) is int and 0 <= reasoning <= MAX_TOKEN_COUNT)
+        and (type(looped) is int and 0 <= looped <= MAX_TOKEN_COUNT)
+        and (type(saved) is int and 0 <= saved <= MAX_TOKEN_COUNT)
+        and (temperature is None or (type(temperature) is int and 0 <= temperature <= MAX_TEMPERATURE))
         and (type(lasted) is int and 0 <= lasted <= MAX_MS)
         and (first is None or (type(first) is int and 0 <= first <= MAX_MS))
         and (type(started) is float and 0 <= started <= MAX_TIME)
@@ -164,7 +179,7 @@ def parse_usage(facts: dict[str, Any]) -> Usage:
 def _check_members(facts: dict[str, Any]) -> None:
     """Raise BadLine for a value that its column would not take, KeyError for a member that is missing."""
     for name, types, least, most in NUMBERS:
-        value = facts[name]
+        value = facts.get(name, ABSENT[name]) if name in ABSENT else facts[name]
         if type(value) not in types or (value is not None and not least <= value <= most):
             raise _bad_value(name, value)
     for name, longest in TEXTS:

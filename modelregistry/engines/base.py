@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from dataclasses import field as dataclass_field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from modelregistry.engines import arguments
 from modelregistry.engines.argument_rules import ArgumentRules
@@ -184,6 +184,10 @@ class Engine:
     # --- How it behaves
     monitoring = MonitoringSpec(health="/health")
     logs_prompts = False  # its output may hold callers' words
+    # Its names for the parameters of `modelregistry.sampling`.
+    sampling_members: ClassVar[Mapping[str, str]] = {
+        name: name for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+    }
     stops_unary = True  # it stops computing an answer in one piece when its client leaves
     inherited_prefixes: tuple[str, ...] = ()  # of variables that only it reads
     planned_variables: tuple[str, ...] = ()  # of the environment, which would override what the plan gives it
@@ -258,6 +262,10 @@ class Engine:
 
     def supports_priority(self, task: str, args: Sequence[str]) -> bool:
         """Return whether it takes waiting requests by the `priority` that they come with."""
+        return False
+
+    def ends_loops(self, version: str) -> bool:
+        """Return whether this version of it can end an answer that repeats itself (vLLM's `repetition_detection`)."""
         return False
 
     def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:

@@ -48,6 +48,11 @@ class LlamaCpp(Engine):
     title = "llama.cpp"
     model_format = GGUF
     logs_prompts = True
+    sampling_members = {
+        **Engine.sampling_members,
+        "repetition_penalty": "repeat_penalty",
+        "dry_multiplier": "dry_multiplier",
+    }
     stops_unary = False
     inherited_prefixes = ("GGML_",)
     reader: type[ArgumentReader] = LlamaCppReader

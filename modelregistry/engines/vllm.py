@@ -1,5 +1,6 @@
 """vLLM, as `vllm serve`: 0.32, by its source where it is not said otherwise. Pure."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class Vllm(Engine):
         prompt="vllm:prompt_tokens_total",
         counts_cached=True,
     )
+    sampling_members = {**Engine.sampling_members, "repetition_penalty": "repetition_penalty"}
     inherited_prefixes = ("VLLM_",)
     planned_variables = ("VLLM_CPU_KVCACHE_SPACE",)  # one value for all models of the host
     error_lines = (
@@ -97,6 +99,11 @@ class Vllm(Engine):
         # As `command` starts it, unless an argument says otherwise.
         policy = read_arguments(self.launcher, args).text("--scheduling-policy")
         return task == "chat" and policy in (None, "priority")
+
+    def ends_loops(self, version: str) -> bool:
+        # `repetition_detection` of its requests came with 0.17.
+        release = re.match(r"(\d+)\.(\d+)", version)
+        return release is not None and (int(release[1]), int(release[2])) >= (0, 17)
 
     def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         argv = ["--served-model-name", spec.name, "--host", endpoint.address, "--port", str(endpoint.port)]

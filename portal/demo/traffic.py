@@ -168,6 +168,7 @@ def _row(chance: Random, call: SimulatedCall, day: date, now: datetime) -> Row:
         "cached_tokens": int(call.prompt * chance.uniform(0.3, 0.9)) if streamed and chance.random() < 0.35 else 0,
         "completion_tokens": answer,
         "reasoning_tokens": 0,
+        **{"looped_tokens": 0, "saved_tokens": 0, "temperature": None},
         "status": status,
         "estimated": estimated,
         "end_user": call.end_user,

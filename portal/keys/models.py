@@ -137,6 +137,12 @@ class ApiKey(IssuedKey):
         default=False,
         help_text=_("Usage is listed by the people that Open WebUI names in the headers of its calls."),
     )
+    loop_guard = models.BooleanField(
+        _("guarded against word loops"),
+        default=True,
+        db_default=True,
+        help_text=_("Answers that repeat themselves without end are treated as their model's settings say."),
+    )
     # Made by the playground page for itself, for some hours; not listed among a person's keys.
     is_playground = models.BooleanField(default=False, editable=False)
     # A fact of its own: were it read from an empty list, a key for one model would open all when that model is deleted.

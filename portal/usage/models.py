@@ -15,6 +15,7 @@ class UsageRecord(models.Model):
 
     class Status(models.TextChoices):
         FINISHED = "finished", _("finished")
+        LOOPED = "looped", _("in a word loop")
         ABORTED = "aborted", _("aborted by the client")
         INTERRUPTED = "interrupted", _("interrupted by a restart of the gateway")
         FAILED = "failed", _("failed in the engine")
@@ -39,6 +40,10 @@ class UsageRecord(models.Model):
     status = models.CharField(max_length=12, choices=Status)
     estimated = models.BooleanField(default=False)
     end_user = models.CharField(max_length=64, blank=True)
+    # Gateways of version 1.0 write rows without these.
+    looped_tokens = models.PositiveIntegerField(default=0, db_default=0)  # of the completion, those that repeat others
+    saved_tokens = models.PositiveIntegerField(default=0, db_default=0)  # that an ended answer could still have had
+    temperature = models.PositiveSmallIntegerField(null=True)  # hundredths, as the engine got it; null: none
 
     class Meta:
         verbose_name = _("usage record")
@@ -86,6 +91,9 @@ class Sums(models.Model):
     interrupted = models.PositiveBigIntegerField(default=0)
     failed = models.PositiveBigIntegerField(default=0)
     refused = models.PositiveBigIntegerField(default=0)
+    looped = models.PositiveBigIntegerField(default=0, db_default=0)
+    looped_tokens = models.PositiveBigIntegerField(default=0, db_default=0)
+    saved_tokens = models.PositiveBigIntegerField(default=0, db_default=0)
     generated_tokens = models.PositiveBigIntegerField(default=0)
     generated_ms = models.PositiveBigIntegerField(default=0)
     ttft_bucket_0 = models.PositiveIntegerField(default=0)

@@ -26,6 +26,7 @@ TTFT_BOUNDS_MS = (50, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000
 TTFT_BUCKETS = tuple(f"ttft_bucket_{n}" for n in range(len(TTFT_BOUNDS_MS) + 1))
 SUMS = tuple(field.name for field in Sums._meta.get_fields())  # in the order in which they are declared
 FIRST_BUCKET = SUMS.index(TTFT_BUCKETS[0])
+GENERATED, LOOPED = SUMS.index("generated_tokens"), SUMS.index("looped")  # each with those that follow it
 STATES = {name: SUMS.index(name) for name in ("aborted", "interrupted", "failed", "refused")}
 VALUES = 30_000  # of one statement; SQLite takes 32,766
 
@@ -122,8 +123,12 @@ def _count_record(row: Row, numbers: list[int]) -> None:
     if first is not None:
         numbers[FIRST_BUCKET + bisect_left(TTFT_BOUNDS_MS, first)] += 1
         if row["duration_ms"] > first:
-            numbers[10] += completion
-            numbers[11] += row["duration_ms"] - first
+            numbers[GENERATED] += completion
+            numbers[GENERATED + 1] += row["duration_ms"] - first
+    if row["status"] == "looped":
+        numbers[LOOPED] += 1
+        numbers[LOOPED + 1] += row["looped_tokens"]
+        numbers[LOOPED + 2] += row["saved_tokens"]
 
 
 def _add_numbers(groups: dict[Group, list[int]], group: Group, numbers: list[int]) -> None:

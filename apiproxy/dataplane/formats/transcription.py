@@ -9,7 +9,8 @@ seconds are turned into tokens by vLLM's rule, and where there is nothing, bytes
 import math
 from typing import Any, ClassVar
 
-from apiproxy.dataplane.stream.readers import ChunkReader, OnError, StreamContext, decode_object
+from apiproxy.dataplane.engine_json import decode_object
+from apiproxy.dataplane.stream.readers import ChunkReader, OnError, StreamContext
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
 
 TOKENS_PER_SECOND = 100

@@ -6,15 +6,17 @@ a few searches for words that would need a closer look; parsing every event's JS
 leaves.
 """
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from apiproxy.dataplane.engine_json import loads
+from apiproxy.dataplane.engine_json import decode_object
 from apiproxy.dataplane.formats.responses import EventCompleter, lacks_numbers
+from apiproxy.dataplane.stream import early_ends
+from apiproxy.dataplane.stream.early_ends import ResponseDraft, encode_event
+from apiproxy.dataplane.stream.observers import Stop
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
 
 # An event is at most a few KB; 100 KB was seen with logprobs; the last event of Responses repeats all of the answer.
@@ -46,6 +48,7 @@ class StreamContext:
     n: int = 1  # answers to each prompt
     prompts: int = 1
     model: str = ""  # the name that the client used
+    may_stop: bool = False  # an observer may end an answer
 
 
 class Reader(ABC):
@@ -54,7 +57,7 @@ class Reader(ABC):
     `on_error(error)` gives the bytes of the error event that replaces the engine's own.
     """
 
-    __slots__ = ("_context", "_on_error", "_rest", "_tail", "done", "error", "events", "size", "usage")
+    __slots__ = ("_context", "_on_error", "_rest", "_tail", "done", "ends_here", "error", "events", "size", "usage")
     # A piece with one of these is inspected event by event; any other goes on as it came.
     MARKERS: ClassVar[tuple[bytes, ...]]
     # Occurs once in every event that carries a part of the answer.
@@ -68,6 +71,7 @@ class Reader(ABC):
         self.error: Any = None
         self.usage: dict[str, Any] | None = None  # the engine's own, as far as it was reported
         self.done = False  # the protocol's last event was seen
+        self.ends_here = False  # by `end_early`: whatever the engine still makes, the client has the end
         self.events = 0  # those with a part of the answer: about one per token
         self.size = 0  # bytes of events that may carry a part of the answer
 
@@ -122,6 +126,23 @@ class Reader(ABC):
         """Return whether the engine has said why its answer ends, so that only a last word can be missing."""
         return False
 
+    def end_early(self, stop: Stop, prompt: int) -> bytes:
+        """Return the events that end the answer before its engine does; b"" if that has ended it already.
+
+        If `ends_here` is true then, the stream is over. `prompt`: its tokens if the engine did not report them.
+        """
+        if self.done or self.error is not None or self.has_finish_reason():
+            return b""
+        tokens, _ = self.count_usage(prompt)
+        self._end_here()
+        ending = self._make_end(stop, tokens)
+        self._remember(ending)
+        return ending
+
+    def _end_here(self) -> None:
+        self._rest.clear()
+        self.done = self.ends_here = True
+
     def estimate_tokens(self, events: int) -> int:
         """Estimate how many tokens this many events carry, by the sizes of all and the texts of the last."""
         for event in reversed(b"".join(self._tail).split(b"\n\n")[-4:]):
@@ -147,6 +168,16 @@ class Reader(ABC):
     @abstractmethod
     def _pass_event(self, event: bytes) -> bytes:
         """Return what goes on of one event (given without its empty line)."""
+
+    @abstractmethod
+    def _make_end(self, stop: Stop, tokens: Tokens) -> bytes:
+        """Return the last events of an answer that is ended here, after so many tokens."""
+
+    def _last_events(self) -> list[dict[str, Any]]:
+        """Return the last events that went on, the latest first."""
+        events = b"".join(self._tail).split(b"\n\n")[::-1]
+        data = [event.rpartition(b"\r\n")[2].partition(b"data:")[2].strip() for event in events]  # no chunk's head
+        return [found for text in data if (found := decode_object(text)) is not None]
 
     def _feed_events(self, piece: bytes) -> bytes:
         """Return what goes on of whole events, inspecting each of them."""
@@ -217,6 +248,14 @@ class ChunkReader(Reader):
         # One event carries about one token; the first one only says who speaks.
         return Tokens(prompt=prompt, completion=self.estimate_tokens(max(0, self.events - 1))), True
 
+    def _make_end(self, stop: Stop, tokens: Tokens) -> bytes:
+        last = next((chunk for chunk in self._last_events() if "choices" in chunk), {})
+        ending = early_ends.end_choices(last, [stop.choice], stop.notice)
+        if self._context.wants_usage:
+            usage = early_ends.usage_of(tokens)
+            ending += encode_event({**early_ends.head_of(last), "choices": [], "usage": usage})
+        return ending + b"data: [DONE]\n\n"
+
     def _pass_event(self, event: bytes) -> bytes:
         data = event.removeprefix(b"data:").strip()
         if data == b"[DONE]":
@@ -258,7 +297,15 @@ class MultiChoiceReader(ChunkReader):
     is caught by counting. All usage is taken out; a client that asked for it gets one chunk with the sum.
     """
 
-    __slots__ = ("_choice_usages", "_finished_choices", "_first", "_seen_choices", "_total_usages")
+    __slots__ = (
+        "_choice_usages",
+        "_finished_choices",
+        "_first",
+        "_prompt",
+        "_seen_choices",
+        "_stopped_choices",
+        "_total_usages",
+    )
     MARKERS = (b"",)  # every piece
 
     def __init__(self, context: StreamContext, on_error: OnError) -> None:
@@ -268,10 +315,30 @@ class MultiChoiceReader(ChunkReader):
         self._choice_usages: list[dict[str, Any]] = []  # usage of chunks that end an answer
         self._seen_choices: set[int] = set()
         self._finished_choices: set[int] = set()
+        self._stopped_choices: set[int] = set()  # by us; their engine may go on with them
+        self._prompt = 0  # tokens, as `end_early` got them
 
     def is_finished(self) -> bool:
         """Return whether every answer that began has ended; some engines give one whatever `n` is."""
         return self.error is None and bool(self._finished_choices) and self._seen_choices == self._finished_choices
+
+    def end_early(self, stop: Stop, prompt: int) -> bytes:
+        if self.done or self.error is not None or stop.choice in self._finished_choices:
+            return b""
+        self._seen_choices.add(stop.choice)
+        self._finished_choices.add(stop.choice)
+        self._stopped_choices.add(stop.choice)
+        ending = early_ends.end_choices(self._first, [stop.choice], stop.notice)
+        self._prompt = prompt
+        if self._have_all_ended():
+            ending += self._end(prompt)
+        self._remember(ending)
+        return ending
+
+    def _end(self, prompt: int) -> bytes:
+        self._end_here()
+        self.usage = early_ends.usage_of(self.count_usage(prompt)[0])
+        return self._usage_chunk() + b"data: [DONE]\n\n"
 
     def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
         if (reported := read_tokens(self.usage)) is None:
@@ -303,9 +370,20 @@ class MultiChoiceReader(ChunkReader):
         if isinstance(usage, dict) and (ends or not choices):
             (self._choice_usages if choices else self._total_usages).append(usage)
             self.usage = add_usage(self._total_usages or self._choice_usages, self._context.n)
+        if self._stopped_choices and choices:
+            return self._without_stopped(chunk)
         if not has_usage:
             return event + b"\n\n"
         return encode_event(chunk) if choices else b""
+
+    def _without_stopped(self, chunk: dict[str, Any]) -> bytes:
+        """Return the chunk without answers that were ended before; b"" if none is left."""
+        left = [choice for choice in chunk["choices"] if choice.get("index", 0) not in self._stopped_choices]
+        through = encode_event({**chunk, "choices": left}) if left else b""
+        return through + self._end(self._prompt) if self._have_all_ended() else through
+
+    def _have_all_ended(self) -> bool:
+        return len(self._finished_choices) == self._context.n * self._context.prompts
 
     def _count_choices(self, choices: list[dict[str, Any]]) -> bool:
         """Count what these carry; return whether one of them ends."""
@@ -341,7 +419,7 @@ class TypedReader(Reader):
 
     def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
         reported = read_tokens(self.usage)
-        if reported is not None and self.done:
+        if reported is not None and self.done and not self.ends_here:
             return reported, False
         reported = reported or Tokens()
         completion = self.estimate_tokens(self.events)
@@ -372,7 +450,7 @@ class ResponsesReader(TypedReader):
     If the engine leaves out the numbers of its events, each is inspected and completed (see `responses`).
     """
 
-    __slots__ = ("_completion",)
+    __slots__ = ("_completion", "_draft")
     MARKERS = (
         *(b'"usage"', b'"error"', b"response.created"),
         *(b"response.completed", b"response.incomplete", b"response.failed"),
@@ -382,14 +460,21 @@ class ResponsesReader(TypedReader):
     def __init__(self, context: StreamContext, on_error: OnError) -> None:
         super().__init__(context, on_error)
         self._completion: EventCompleter | None = None
+        # The end of a response repeats all of it, so it is kept where it may have to be written here.
+        self._draft = ResponseDraft() if context.may_stop else None
 
     def feed(self, piece: bytes) -> bytes:
-        if self._completion is None:
-            return super().feed(piece)
-        return self._feed_events(self._take_whole(piece))
+        through = super().feed(piece) if self._completion is None else self._feed_events(self._take_whole(piece))
+        if self._draft is not None:
+            self._draft.feed(through)
+        return through
 
     def accept_verbatim(self, framed: bytes, start: int) -> bool:
-        return self._completion is None and super().accept_verbatim(framed, start)
+        return self._completion is None and self._draft is None and super().accept_verbatim(framed, start)
+
+    def _make_end(self, stop: Stop, tokens: Tokens) -> bytes:
+        assert self._draft is not None
+        return self._draft.end(tokens, stop.notice)
 
     def _rewrite_event(self, event: bytes, data: dict[str, Any]) -> bytes:
         if self._completion is None and lacks_numbers(data):
@@ -416,6 +501,10 @@ class MessagesReader(TypedReader):
     __slots__ = ()
     MARKERS = (b'"usage"', b'"error"', b"message_stop")
     PART_MARKER = b'content_block_delta"'
+
+    def _make_end(self, stop: Stop, tokens: Tokens) -> bytes:
+        block = next((event["index"] for event in self._last_events() if "index" in event), 0)
+        return early_ends.end_message(block, tokens, stop.notice)
 
     def _inspect(self, data: dict[str, Any]) -> Any:
         if data.get("type") == "error" or (data.get("error") and "type" not in data):
@@ -446,20 +535,6 @@ def add_usage(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
-
-
-def encode_event(chunk: dict[str, Any]) -> bytes:
-    text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + text.encode(errors="backslashreplace") + b"\n\n"  # half a surrogate pair stays an escape
-
-
-def decode_object(data: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in these bytes, if it is one."""
-    try:
-        found = loads(data)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def completion_text(data: dict[str, Any]) -> str:

@@ -15,7 +15,11 @@ SCRIPT = [{"send": SSE}, *({"send": chunk(token(number))} for number in range(5)
 ENDED = [*SCRIPT, {"send": "0\r\n\r\n"}]
 
 
-class Count:
+class Watches:
+    may_stop = False
+
+
+class Count(Watches):
     """Counts the events of one call; stops it before event number `last`, if that is given."""
 
     def __init__(self, last: int | None = None) -> None:
@@ -32,7 +36,7 @@ class Count:
         return self.seen.count(b"data: {")
 
 
-class Fails:
+class Fails(Watches):
     def feed(self, events: bytes) -> Refusal | None:
         raise KeyError("choices")
 

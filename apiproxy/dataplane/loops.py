@@ -1,0 +1,129 @@
+"""Finds a text that repeats itself at its end, as quantised models do until their last token. Bytes in, facts out.
+
+The method, chosen among five by measurement (tests/bench/RESULTS.md): the last ANCHOR bytes are looked for in what was
+generated before; where they occur gives the period, and one comparison shows whether the text has repeated itself with
+it for long enough. A look takes 2 µs, and there is one for every 16 tokens or so.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Bytes of the end of a text that are kept. Three copies of 450 Japanese characters; longer periods are not found.
+TAIL = 4096
+ANCHOR = 16
+# The anchor may occur within a period as well: "no, no, no!" repeated. So many occurrences are tried.
+TRIES = 8
+# A loop is at least this many copies of one text; of a long one fewer, because a person seldom repeats 256 bytes.
+COPIES, LONG_COPIES, LONG = 4, 3, 256
+# A text too short for a loop is one if it came in a fifth as many events (about as many tokens) as it would have to
+# have bytes: the same two letters 128 times.
+BYTES_PER_EVENT, LEAST_SHORT = 5, 160
+
+TOKEN_BYTES = 4  # of a token's text, on average
+
+Mode = Literal["off", "count", "stop"]
+MODES: tuple[Mode, ...] = ("off", "count", "stop")
+# Bytes that a loop must have, by sensitivity. "normal" is the least without a false stop in 24 million characters of
+# real text.
+SENSITIVITIES = {"low": 1600, "normal": 640, "high": 480}
+
+
+NORMAL = SENSITIVITIES["normal"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopPolicy:
+    """What is done about a model's loops: nothing, they are counted, or the answer is ended as well."""
+
+    mode: Mode = "off"
+    least: int = NORMAL  # bytes
+
+
+def read_mode(text: str) -> Mode | None:
+    """Return the mode of this name, if it is one."""
+    return next((mode for mode in MODES if mode == text), None)
+
+
+UNWATCHED = LoopPolicy()
+
+
+class LoopDetector:
+    """Watches one text as it grows. `looped` is how many of its bytes repeat what is before them."""
+
+    __slots__ = ("_events", "_least", "_period", "_sizes", "_tail", "looped", "size")
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+        self._tail = b""
+        self._period = 0  # of the loop that the text is in; 0: in none
+        self._sizes = self._events = 0.0  # bytes and events of the last, those of twice as long ago half as much
+        self.looped = 0
+        self.size = 0  # bytes so far
+
+    @property
+    def loops(self) -> bool:
+        """Whether the text is in a loop now."""
+        return self._period > 0
+
+    def feed(self, text: bytes, events: int) -> bool:
+        """Add a text that came in so many events (1 or more); return `loops`."""
+        if not text:
+            return self.loops
+        self.size += len(text)
+        self._sizes, self._events = self._sizes / 2 + len(text), self._events / 2 + events
+        tail = self._tail = (self._tail + text)[-TAIL:]
+        if self._period:
+            added, period = min(len(text), len(tail) - self._period), self._period
+            if tail[-added:] == tail[-added - period : -period]:
+                self.looped += len(text)
+                return True
+            self._period = 0
+        period = self._find_period(tail)
+        if period:
+            self._period = period
+            self.looped += looped_length(tail, period) - period
+        return self.loops
+
+    def feed_whole(self, text: bytes) -> None:
+        """Take a text that came in one piece; only a loop that lasts to its end is found."""
+        if self.feed(text, max(1, len(text) // TOKEN_BYTES)):
+            self.looped = looped_length(text, self._period) - self._period
+
+    def _find_period(self, tail: bytes) -> int:
+        """Return the period of a loop at the text's end, or 0."""
+        size, anchor = len(tail), tail[-ANCHOR:]
+        end = size - 1
+        for _ in range(TRIES):
+            at = tail.rfind(anchor, 0, end)
+            if at < 0:
+                return 0
+            period = size - ANCHOR - at
+            if tail[-period:] == tail[-2 * period : -period] and self._is_long(tail, period):
+                return period
+            end = at + ANCHOR - 1
+        return 0
+
+    def _is_long(self, tail: bytes, period: int) -> bool:
+        """Return whether the text has repeated itself with this period for long enough to be a loop."""
+        copies = period * (LONG_COPIES if period > LONG else COPIES)
+        if repeats(tail, period, max(copies, self._least)):
+            return True
+        short = max(copies, LEAST_SHORT, int(self._least / BYTES_PER_EVENT * self._sizes / self._events))
+        return short < self._least and repeats(tail, period, short)
+
+
+def repeats(tail: bytes, period: int, length: int) -> bool:
+    """Return whether the last `length` bytes repeat themselves with this period."""
+    return length <= len(tail) and tail[-length:-period] == tail[period - length :]
+
+
+def looped_length(tail: bytes, period: int) -> int:
+    """Return how many bytes at the end repeat themselves with this period."""
+    least, most = period, len(tail)
+    while least < most:
+        middle = (least + most + 1) // 2
+        if repeats(tail, period, middle):
+            least = middle
+        else:
+            most = middle - 1
+    return least
