@@ -114,7 +114,8 @@ function repaint() {
 }
 
 new MutationObserver(repaint).observe(root, { attributes: true, attributeFilter: ["data-theme"] });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+// Paper is white and narrower than the window.
+for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", repaint);
 
 for (const figure of document.querySelectorAll("[data-chart]")) {
   const data = JSON.parse(document.getElementById(figure.dataset.chart).textContent);

@@ -72,3 +72,24 @@ def test_words_have_enough_contrast_in_light_and_dark(open_page, everything):
         for path in pages(everything):
             page.goto(path)
             assert looks(page, "faint") == [], f"{scheme} {path}"
+
+
+PAPER = 718  # CSS pixels across A4 between the browser's margins
+INK = "Chart.getChart(document.querySelector('[data-chart] canvas')).options.scales.x.ticks.color"
+
+
+def test_paper_is_white_and_everything_fits_on_it(open_page, everything):
+    bright = open_page(width=PAPER)
+    page = open_page(width=PAPER, scheme="dark")
+    for tab in (bright, page):
+        sign_in(tab)
+        tab.goto("/usage/?period=90")
+    page.emulate_media(media="print", color_scheme="dark")
+    page.wait_for_function(f"ink => {INK} === ink", arg=bright.evaluate(INK))
+    for path in pages(everything):
+        page.goto(path)
+        page.evaluate("for (const e of document.querySelectorAll('main details')) e.open = true")
+        page.evaluate("document.documentElement.dataset.theme = 'dark'")
+        assert looks(page, "faint") == [], path
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)", path
+        assert page.evaluate("document.documentElement.scrollWidth") <= PAPER, path
