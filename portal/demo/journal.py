@@ -8,6 +8,7 @@ from typing import Any
 from modelregistry.models import ServedModel
 from portal.accounts.directory_sync import Outcome
 from portal.accounts.models import DirectoryState, Membership, User
+from portal.audit import tracking
 from portal.audit.models import AuditEvent
 from portal.demo import workdays
 from portal.demo.keyrings import Holder
@@ -61,7 +62,7 @@ def _event(at: datetime, actor: User | None, action: str, target: Any, kind: str
         action=action,
         object_kind=kind,
         object_id=str(target.pk),
-        object_name=str(target)[:200],
+        object_name=tracking.name_of(target)[:200],
         **{"via": Via.PAGE if actor else Via.COMMAND, **more},
     )
 

@@ -12,6 +12,7 @@ from modelregistry.models import Alias, FileReport, Host, HostReport, Replica, S
 from modelregistry.overview import MADE_UP
 from portal.accounts.models import Tenant
 from portal.demo.plan import ENGINES, HOSTS, NEW, OLD, SimulatedModel
+from portal.demo.rows import insert_row
 from portal.keys.models import ModelAccess
 
 SEEN = timedelta(days=3650)
@@ -29,7 +30,7 @@ GIVEN_UP = {"detail": OUT_OF_MEMORY, "cause": "gpu-memory", "restarts": 5}
 def create_hosts(chance: Random, now: datetime, tenants: dict[str, Tenant]) -> dict[str, ServedModel]:
     """Create the hosts, models and replicas; return the models by name."""
     hosts = {
-        name: Host.objects.create(name=name, address=name, seen_at=MADE_UP, holder=f"madoguchi-supervisor@{name}")
+        name: insert_row(Host(name=name, address=name, seen_at=MADE_UP, holder=f"madoguchi-supervisor@{name}"))
         for name in HOSTS
     }
     models = {engine.name: _model(engine, hosts, now, tenants) for engine in ENGINES}
@@ -51,20 +52,22 @@ def create_hosts(chance: Random, now: datetime, tenants: dict[str, Tenant]) -> d
 
 def _model(engine: SimulatedModel, hosts: dict[str, Host], now: datetime, tenants: dict[str, Tenant]) -> ServedModel:
     directory = engine.engine == "vllm"
-    model = ServedModel.objects.create(
-        name=engine.name,
-        description_ja=engine.ja,
-        description_en=engine.en,
-        engine=engine.engine,
-        task=engine.task,
-        path=f"/srv/models/{engine.name}" + ("" if directory else ".gguf"),
-        host=hosts[engine.on[0][0]],
-        replicas=len(engine.on),
-        context=engine.context,
-        slots=engine.slots,
-        tensor_parallel=len(engine.on[0][1]),
-        args=list(engine.args),
-        retires_on=(now + timedelta(days=24)).date() if engine.name == OLD else None,
+    model = insert_row(
+        ServedModel(
+            name=engine.name,
+            description_ja=engine.ja,
+            description_en=engine.en,
+            engine=engine.engine,
+            task=engine.task,
+            path=f"/srv/models/{engine.name}" + ("" if directory else ".gguf"),
+            host=hosts[engine.on[0][0]],
+            replicas=len(engine.on),
+            context=engine.context,
+            slots=engine.slots,
+            tensor_parallel=len(engine.on[0][1]),
+            args=list(engine.args),
+            retires_on=(now + timedelta(days=24)).date() if engine.name == OLD else None,
+        )
     )
     FileReport.objects.create(
         model=model,
@@ -81,9 +84,9 @@ def _model(engine: SimulatedModel, hosts: dict[str, Host], now: datetime, tenant
         },
     )
     for alias in engine.aliases:
-        Alias.objects.create(name=alias, model=model)
+        insert_row(Alias(name=alias, model=model))
     for slug in engine.tenants:
-        ModelAccess.objects.create(model=model, tenant=tenants[slug])
+        insert_row(ModelAccess(model=model, tenant=tenants[slug]))
     return model
 
 

@@ -6,6 +6,7 @@ Only people whose pages one can see: the demo accounts, admins and operators.
 from datetime import datetime, timedelta
 
 from django.urls import reverse
+from django.utils import timezone
 
 from portal.accounts.models import DirectoryState
 from portal.demo.staff import Staff
@@ -67,6 +68,6 @@ def _notify_of_directory(now: datetime, staff: Staff) -> None:
         path="/operations/directory/",
         problem=DirectoryState.Problem.AWAY,
         detail="",
-        at=at,
+        at=timezone.localtime(at),
     )
     Notice.objects.filter(kind="directory-trouble").update(at=at)

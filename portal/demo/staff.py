@@ -9,6 +9,7 @@ from django.contrib.auth.hashers import make_password
 from portal.accounts.models import Membership, Tenant, User
 from portal.demo.names import european_names, japanese_names
 from portal.demo.plan import DEPARTMENTS
+from portal.demo.rows import insert_row
 
 MAIL = "aoba.example.com"
 EMPLOYEE, ADMIN, OPERATOR = "demo.employee", "demo.admin", "demo.operator"
@@ -68,8 +69,7 @@ def _tenants(now: datetime) -> dict[str, Tenant]:
         Tenant(slug=one.slug, name=one.name, time_zone=one.zone, key_days=one.key_days, is_active=True)
         for one in DEPARTMENTS
     ]
-    for row in rows:
-        row.save()
+    Tenant.objects.bulk_create(rows)
     Tenant.objects.update(created_at=now - timedelta(days=210))
     return {row.slug: row for row in rows}
 
@@ -143,14 +143,16 @@ def _guests(
         (OPERATOR, "窓口", "管理", OPERATORS_OF, ADMIN_ROLE),
     ):
         operator = username == OPERATOR
-        user = User.objects.create(
-            username=username,
-            first_name=given,
-            last_name=family,
-            email=f"{username}@{MAIL}",
-            password=digest,
-            is_staff=operator,
-            is_superuser=operator,
+        user = insert_row(
+            User(
+                username=username,
+                first_name=given,
+                last_name=family,
+                email=f"{username}@{MAIL}",
+                password=digest,
+                is_staff=operator,
+                is_superuser=operator,
+            )
         )
         User.objects.filter(pk=user.pk).update(date_joined=now - timedelta(days=120))
         place = 0 if username == ADMIN else len(members[slug])

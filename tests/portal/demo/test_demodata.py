@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from io import StringIO
 from zoneinfo import ZoneInfo
 
@@ -13,10 +13,12 @@ from django.contrib.auth import authenticate
 from django.core.management import CommandError, call_command
 from django.db import transaction
 from django.db.models import Count, F, Sum
+from django.utils import timezone
 
 from modelregistry.models import Host, Replica, ServedModel
 from modelregistry.supervisor import repository
 from portal.accounts.models import Membership, Tenant, User
+from portal.audit import tracking
 from portal.audit.models import AuditEvent
 from portal.demo import company, staff, workdays
 from portal.keys.models import ApiKey, ManagementKey
@@ -37,7 +39,7 @@ def filled(django_db_setup, django_db_blocker) -> Iterator[company.Filled]:
     """Made once, as it takes some seconds; what a test does to it is taken back."""
     with django_db_blocker.unblock(), transaction.atomic():
         with time_machine.travel(NOW, tick=False):
-            made = company.fill_database(SMALL, NOW, 5, directory=False)
+            made = company.fill_database(SMALL, NOW.astimezone(UTC), 5, directory=False)
         yield made
         transaction.set_rollback(True)
 
@@ -75,6 +77,19 @@ def test_nothing_is_of_the_future_or_of_a_key_that_did_not_work(filled):
     assert not calls(started_at__lt=F("key__created_at")).exists()
     assert not calls(started_at__gt=F("key__expires_at")).exists()
     assert not calls(started_at__gt=F("key__revoked_at")).exists()
+
+
+def test_what_is_made_up_is_not_recorded_as_done_now(filled):
+    first = AuditEvent.objects.filter(action="model.add").values("object_id").annotate(n=Count("pk"))
+    assert {row["n"] for row in first} == {1}
+    assert not AuditEvent.objects.filter(object_kind__in=["host", "tenant", "alias", "model-access"]).exists()
+    people = AuditEvent.objects.filter(action="session.begin")
+    assert {event.object_name for event in people} <= {tracking.name_of(user) for user in User.objects.all()}
+
+
+def test_a_time_in_a_notice_is_that_of_the_office(filled):
+    notice = Notice.objects.filter(kind="directory-trouble").first()
+    assert datetime.fromisoformat(notice.facts["at"]).utcoffset() == timezone.localtime(notice.at).utcoffset()
 
 
 def test_people_work_on_working_days_and_eat_at_noon(filled):
