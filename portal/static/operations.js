@@ -98,19 +98,24 @@ if (area) {
 
 // --- The end of a replica's log ---------------------------------------------------------------------------------------
 const LINES = 2000; // kept in the page
+const SILENT_AFTER = 10_000; // ms; a supervisor that runs sends the end of the log within two seconds
 
 function followLog(view) {
   const text = view.querySelector("[data-log-text]"), state = view.querySelector("[data-log-state]");
   const say = (level, words) => { state.className = `state ${level}`; state.textContent = words; };
-  let since = clock(), gone = false;
+  let since = clock(), gone = false, unread = "";
   view.querySelector("[data-log-reload]").hidden = true;
   text.classList.toggle("skeleton", !text.textContent);
+  setTimeout(() => {
+    unread = text.dataset.silent;
+    if (!text.textContent) write({ append: false, text: "", at: null });
+  }, SILENT_AFTER);
 
   function write(message) {
     // Only at the end: a person who has scrolled up is reading.
     const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
     const whole = message.append ? text.textContent + message.text : message.text;
-    text.textContent = whole.split("\n").slice(-LINES).join("\n") || (message.at ? text.dataset.none : "");
+    text.textContent = whole.split("\n").slice(-LINES).join("\n") || (message.at ? text.dataset.none : unread);
     text.classList.toggle("skeleton", !text.textContent);
     if (atEnd) text.scrollTop = text.scrollHeight;
   }

@@ -104,6 +104,20 @@ def test_a_log_is_followed(open_page, hosts):
     expect(text).to_have_text("INFO loading\nINFO ready\n")
 
 
+def test_a_log_that_its_host_does_not_send_is_not_waited_for_for_ever(open_page, hosts):
+    replica = Replica.objects.get(model__name=LARGE)
+    page = watch(open_page(), f"/operations/models/{LARGE}/")
+    page.clock.install()
+    page.locator("a[href$='#log']").click()
+    text = page.locator("[data-log-text]")
+    expect(text).to_have_class(re.compile(r"\bskeleton\b"))
+    page.clock.fast_forward(10_000)
+    expect(text).to_have_text(text.get_attribute("data-silent") or "")
+    expect(text).not_to_have_class(re.compile(r"\bskeleton\b"))
+    LogTail.objects.create(replica=replica, text="INFO ready\n", at=timezone.now())  # the host is back
+    expect(text).to_have_text("INFO ready\n")
+
+
 def test_without_scripts_a_log_is_read_again_by_hand(browser, site, hosts):
     context = browser.new_context(base_url=site, java_script_enabled=False)
     page = context.new_page()
