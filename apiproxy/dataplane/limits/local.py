@@ -262,7 +262,19 @@ class Limits:
 
 
 def applicable_limits(limits: Sequence[Limit], model: int) -> list[Limit]:
-    return [limit for limit in limits if limit.counter.model is None or limit.counter.model == model]
+    """Return the limits that apply to calls of this model: of several with one counter the lowest.
+
+    A call is counted once by each counter; the others cannot be reached before it.
+    """
+    lowest: dict[Counter, Limit] = {}
+    for limit in limits:
+        counter = limit.counter
+        if counter.model is not None and counter.model != model:
+            continue
+        known = lowest.get(counter)
+        if known is None or limit.amount < known.amount:
+            lowest[counter] = limit
+    return list(lowest.values())
 
 
 def fits(wanted: int, amount: int, state: CounterState) -> bool:

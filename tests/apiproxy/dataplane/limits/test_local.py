@@ -7,7 +7,7 @@ import pytest
 from apiproxy.dataplane.catalogue import Counter, Limit
 from apiproxy.dataplane.errors import WORDS, OverQuota, OverRate
 from apiproxy.dataplane.limits.local import Admission, Limits, encoded_headers
-from apiproxy.dataplane.limits.units import REQUESTS, TOKENS, Consumption, Unit
+from apiproxy.dataplane.limits.units import REQUESTS, TOKENS, UNITS, Consumption, Unit
 from portal.quotas.windows import window_bounds
 from tests.apiproxy.dataplane.limits.budgets import DAY, MODEL, NOON, TOKYO, limit, shared_limits
 
@@ -35,6 +35,19 @@ async def test_a_thousand_parallel_calls_against_a_budget_of_ten_let_ten_through
         except OverQuota:
             pass
     assert let == 10
+
+
+@pytest.mark.parametrize("unit", ["tokens", "requests", "concurrent"])
+async def test_of_limits_that_share_a_counter_the_lowest_holds_and_calls_are_counted_once(limits, unit):
+    shared = [limit(unit, 3), limit(unit, 2), limit(unit, 5)]
+    reservations = [await limits.admit(shared, MODEL, Consumption(1), NOON) for _ in range(2)]
+    with pytest.raises((OverQuota, OverRate)):
+        await limits.admit(shared, MODEL, Consumption(1), NOON)
+    for reservation in reservations:
+        reservation.release()
+    again = await limits.admit(shared, MODEL, Consumption(1), NOON)
+    names = UNITS[unit].headers
+    assert names is None or (names[0], b"2") in again.headers(NOON)
 
 
 async def test_t4_a_call_beside_another_passes_no_quota(limits):
