@@ -21,8 +21,12 @@ class Tokens(NamedTuple):
         return self.prompt + self.completion
 
     def within(self, most: int) -> "Tokens":
-        """Return the same tokens with no number larger than `most`."""
-        return self if self.total <= most else Tokens(*(min(one, most) for one in self))
+        """Return the same tokens, of which prompt and answer together are no more than `most`."""
+        if self.total <= most:
+            return self
+        prompt = min(self.prompt, most)
+        completion = min(self.completion, most - prompt)
+        return Tokens(prompt, min(self.cached, prompt), completion, min(self.reasoning, completion))
 
 
 def read_tokens(usage: Any) -> Tokens | None:

@@ -22,8 +22,10 @@ from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.requests import ENDPOINTS
 from apiproxy.dataplane.ledger import DatabaseUnavailable
 from apiproxy.dataplane.limits.units import Consumption
+from apiproxy.dataplane.throughput import MAX_RATE
 from apiproxy.dataplane.token_usage import Tokens
 from apiproxy.dataplane.usage_events import Usage
+from apiproxy.dataplane.validation import MAX_CONTEXT
 from apiproxy.server.asgi import UNMETERED, readiness
 from modelregistry.supervisor.watchdog import HANGS, Down
 from portal.keys.lifecycle import rotate_key
@@ -33,7 +35,7 @@ from tests import engine
 from tests.apiproxy.conftest import serve_gateway
 from tests.apiproxy.exposition import samples
 from tests.apiproxy.served import KEY, SERVED
-from tests.engine import DONE, FINISH, SSE, chunk, usage_event
+from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, unary, usage_event
 from tests.installation import installed
 from tests.output import numbers_in
 from tests.waiting import until
@@ -218,6 +220,18 @@ def test_m1_what_cannot_be_guessed_ends_the_call_and_records_it(counter, monkeyp
     (row,) = counter.usage()
     assert row.status == "failed"
     until(lambda: gateway.in_flight == 0)
+
+
+def test_m4_usage_that_cannot_be_right_is_charged_once_and_teaches_no_rate(counter):
+    usage = {"prompt_tokens": 7, "completion_tokens": 10**9}
+    assert counter.chat(script=[{"send": unary(200, {**ANSWER, "usage": usage})}]).status_code == 200
+    body = {"model": "fake", "messages": [], "script": [{"hang": True}]}
+    with pytest.raises(httpx2.ReadTimeout):
+        counter.client.post("/v1/chat/completions", json=body, timeout=0.5)
+    wrong, aborted = counter.usage(2)
+    assert wrong.prompt_tokens + wrong.completion_tokens == MAX_CONTEXT
+    assert aborted.status == "aborted"
+    assert 0 < aborted.completion_tokens <= MAX_RATE * aborted.duration_ms / 1000
 
 
 def test_m9_rotating_a_key_does_not_raise_its_limits(counter):
