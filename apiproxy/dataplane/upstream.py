@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._deliver()
             self._fail(Broken(f"not HTTP: {error}"))
         self._bytes_without_body = 0 if self._body_pieces else self._bytes_without_body + len(data)
@@ -263,6 +263,8 @@ class Connection(asyncio.Protocol):
         assert self._parser is not None
         status = self._parser.get_status_code()
         self._informational = status < 200
+        if status < 100 or status == 101:  # no answer would follow: another protocol was not asked for
+            self._fault = Broken(f"status {status}")
         if self._informational or self._receiver is None or self._fault is not None:
             return
         self._until_close = not self._has_length and status not in (204, 304)

@@ -81,6 +81,24 @@ async def test_an_answer_is_received_in_order():
     assert receiver.heard == ["head", "data", "end"]
 
 
+@pytest.mark.parametrize("status", [b"000 X", b"099 X", b"101 X\r\nupgrade: foo\r\nconnection: upgrade"])
+@pytest.mark.parametrize("more", [b"", b"no HTTP", ANSWER])
+async def test_a_status_that_no_answer_follows_fails_the_call(status, more, caplog):
+    receiver = Receiver()
+    error, _ = await ask(b"HTTP/1.1 %b\r\n\r\n%b" % (status, more), receiver)
+    assert isinstance(error, Broken)
+    assert receiver.heard == []
+    assert not caplog.records
+
+
+async def test_informational_answers_come_before_the_answer():
+    receiver = Receiver()
+    informational = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 X\r\nlink: y\r\n\r\n"
+    error, _ = await ask(informational + ANSWER, receiver)
+    assert error is None
+    assert receiver.heard == ["head", "data", "end"]
+
+
 async def test_an_engine_that_is_not_there_is_unreachable():
     with pytest.raises(Unreachable):
         await Pool(Address.parse("http://127.0.0.1:1"), lambda: 0.0).connect(1)
