@@ -20,7 +20,11 @@ from portal.web.notify import notify
 
 
 class BreakGlassRefused(Exception):
-    """The request cannot be carried out; the message gives the reason, for the command line."""
+    """The request cannot be carried out; the message gives the reason, for the command line, and `code` names it."""
+
+    def __init__(self, sentence: str, code: str) -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 def renew_password(name: str) -> str:
@@ -32,10 +36,13 @@ def renew_password(name: str) -> str:
         existing = User.objects.select_for_update().filter(is_break_glass=True).first()
         if existing is not None and existing.username.lower() != name.lower():
             raise BreakGlassRefused(
-                f"There is one already: {existing.username}. Renew that one, or switch it off with --end."
+                f"There is one already: {existing.username}. Renew that one, or switch it off with --end.",
+                "exists",
             )
         if existing is None and User.objects.filter(username__iexact=name).exists():
-            raise BreakGlassRefused(f"There is a user {name} already; this account must not belong to a person.")
+            raise BreakGlassRefused(
+                f"There is a user {name} already; this account must not belong to a person.", "name-taken"
+            )
         user = existing or User(username=User.normalize_username(name), is_break_glass=True)
         user.is_active = user.is_staff = user.is_superuser = True
         password = secrets.token_urlsafe(20)  # 160 bits: guessing it is hopeless, from however many addresses
@@ -53,7 +60,7 @@ def disable_account(name: str) -> None:
     with transaction.atomic():
         user = User.objects.select_for_update().filter(is_break_glass=True, username__iexact=name).first()
         if user is None:
-            raise BreakGlassRefused(f"{name} is not the account for emergencies.")
+            raise BreakGlassRefused(f"{name} is not the account for emergencies.", "another")
         user.is_break_glass = user.is_active = user.is_staff = user.is_superuser = False
         user.set_unusable_password()
         user.save()
@@ -69,7 +76,7 @@ def record_use(request: HttpRequest, user: User, **_more: object) -> None:
     facts = {"account": user.get_username(), "address": address, "at": timezone.localtime(now)}
     notify(operators, "break-glass-used", now.isoformat(), path="/audit/", **facts)
     warning = _("You are using the account for emergencies. Every operator has been notified.")
-    messages.warning(request, warning, fail_silently=True)
+    messages.warning(request, warning, extra_tags="break-glass", fail_silently=True)
 
 
 def watch_sign_ins() -> None:

@@ -38,7 +38,12 @@ SYNC_TASK = PeriodicTask(name="syncdirectory", every=timedelta(hours=1), argv=("
 
 
 class SuspiciousChange(Exception):
-    """So many people would lose access that the directory, or our settings, are more likely wrong."""
+    """So many people (`losing` of `ours`) would lose access that the directory, or our settings, are likely wrong."""
+
+    def __init__(self, sentence: str, losing: int, ours: int) -> None:
+        super().__init__(sentence)
+        self.losing = losing
+        self.ours = ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +64,16 @@ class SyncPlan:
         if self.ours and not self.staying:
             raise SuspiciousChange(
                 f"None of our {self.ours} people is in the directory; nothing was changed."
-                " Are LDAP_USER_BASE, LDAP_USER_FILTER and LDAP_ID_ATTRIBUTE still right?"
+                " Are LDAP_USER_BASE, LDAP_USER_FILTER and LDAP_ID_ATTRIBUTE still right?",
+                self.ours,
+                self.ours,
             )
         if self.losing * 2 > self.ours:
             raise SuspiciousChange(
                 f"{self.losing} of our {self.ours} people would lose their access; nothing was changed."
-                " checkdirectory shows the members of each group; if they are right, repeat this with --force."
+                " checkdirectory shows the members of each group; if they are right, repeat this with --force.",
+                self.losing,
+                self.ours,
             )
 
 

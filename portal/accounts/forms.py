@@ -75,7 +75,7 @@ class SignInForm(AuthenticationForm):
                 _("There are too many attempts with this name at the same time. Try again in a moment."), code="locked"
             ) from error
         except ldap.DirectoryError as error:
-            raise ValidationError(SIGN_IN_ERRORS[type(error)], code="directory") from error
+            raise ValidationError(SIGN_IN_ERRORS[type(error)], code=error.code) from error
 
     def get_invalid_login_error(self) -> ValidationError:
         """Return the message for a wrong password, or for a lock if the attempts are used up, also by this one."""

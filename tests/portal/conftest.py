@@ -11,6 +11,7 @@ from portal.accounts import ldap as company
 from portal.accounts.models import User
 from tests.conftest import person
 from tests.domain_controller import connect_domain, domain  # noqa: F401 - fixtures
+from tests.html import texts
 from tests.portal.access_rules import clients, filled  # noqa: F401 - fixtures
 from tests.portal.browsing import client_of
 from tests.portal.calling import call, described  # noqa: F401 - fixtures
@@ -27,6 +28,7 @@ class Door:
     """The sign-in page, as a person at `address` uses it."""
 
     def __init__(self, address: str = "10.0.0.7") -> None:
+        self.address = address
         self.client = Client(REMOTE_ADDR=address)
         self.response = None
 
@@ -43,13 +45,12 @@ class Door:
         return User.objects.get(pk=number) if number else None
 
     @property
-    def says(self) -> str:
-        """The errors of the form as they are in the page."""
+    def error(self) -> str:
+        """The code of the form's error, whose sentence the page shows."""
         assert self.response is not None
-        page = self.response.content.decode()
-        errors = self.response.context["form"].non_field_errors()
-        assert all(error.replace("'", "&#x27;") in page for error in errors)
-        return " ".join(errors)
+        [error] = self.response.context["form"].non_field_errors().as_data()
+        assert error.messages == texts(self.response, ".notice.error p")
+        return error.code
 
 
 @pytest.fixture

@@ -75,6 +75,12 @@ POLICY_ERRORS: Mapping[int, type[AccountRefused]] = {
     2: PasswordMustChange,
 }
 # Why an account has ended by its attributes, as in `Person.end_reason`.
+# What keeps a person from signing in until it is fixed, for operators to read.
+OBSTACLES: Mapping[str, str] = {
+    "locked": "locked after wrong passwords",
+    "password-expired": "the password has expired",
+    "password-must-change": "the password must be changed first",
+}
 END_REASONS: Mapping[str, type[AccountRefused]] = {
     "disabled": AccountDisabled,
     "expired": AccountExpired,
@@ -116,16 +122,16 @@ def has_lapsed(attributes: Mapping[str, Any], now: datetime) -> bool:
 
 
 def list_obstacles(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what keeps the person from signing in for now, for operators to read."""
+    """Return what keeps the person from signing in for now: keys of OBSTACLES."""
     computed = _read_number(attributes, "msDS-User-Account-Control-Computed")
     locked = _read_text(attributes, "pwdAccountLockedTime")
     must_change = _must_change_password(attributes)
     found = {
-        "locked after wrong passwords": computed & LOCKED or (locked and locked != LOCKED_FOR_GOOD),
-        "the password has expired": computed & PASSWORD_EXPIRED and not must_change,
-        "the password must be changed first": must_change or _is_true(attributes, "pwdReset"),
+        "locked": computed & LOCKED or (locked and locked != LOCKED_FOR_GOOD),
+        "password-expired": computed & PASSWORD_EXPIRED and not must_change,
+        "password-must-change": must_change or _is_true(attributes, "pwdReset"),
     }
-    return tuple(text for text, holds in found.items() if holds)
+    return tuple(obstacle for obstacle, holds in found.items() if holds)
 
 
 def classify_refusal(error: ldap.LDAPError) -> AccountRefused | None:

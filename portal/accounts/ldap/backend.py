@@ -109,7 +109,8 @@ class Backend(LDAPBackend):  # type: ignore[misc]
         if person.is_admitted is None:  # people with an account still get in, but no new ones
             if not User.objects.filter(directory_id=person.id, is_active=True).exists():
                 raise DirectoryRefused(
-                    f"There is no {directory.required_group}, or we may not read it (LDAP_REQUIRED_GROUP)"
+                    f"There is no {directory.required_group}, or we may not read it (LDAP_REQUIRED_GROUP)",
+                    "group-missing",
                 )
         elif not person.is_admitted:
             raise NotAdmitted(f"not in {directory.required_group}")

@@ -34,29 +34,35 @@ def read_certificate(directory: DirectorySettings, server: str) -> Certificate:
     try:
         return _fetch_certificate(directory, server, check_name=True)
     except ssl.SSLCertVerificationError as error:
-        raise DirectoryUnavailable(
-            f"its certificate is not trusted: {_explain_distrust(directory, server, error)}"
-        ) from error
+        raise _explain_distrust(directory, server, error) from error
     except OSError as error:
-        raise DirectoryUnavailable(f"no certificate could be read ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise DirectoryUnavailable(f"no certificate could be read ({reason})", "certificate-unreadable") from error
 
 
-def _explain_distrust(directory: DirectorySettings, server: str, error: ssl.SSLCertVerificationError) -> str:
+def _explain_distrust(
+    directory: DirectorySettings, server: str, error: ssl.SSLCertVerificationError
+) -> DirectoryUnavailable:
+    cause, words = "certificate", error.verify_message
     match error.verify_code:
         case code if code in OTHER_NAME:
             names = ", ".join(_read_names(directory, server)) or "another name"
             host = host_and_port(server)[0]
-            return f"it is for {names}, not for {host}; LDAP_SERVER_URI must have a name that it is for"
+            cause = "certificate-name"
+            words = f"it is for {names}, not for {host}; LDAP_SERVER_URI must have a name that it is for"
         case code if code in OTHER_AUTHORITY:
-            return (
+            cause = "certificate-authority"
+            words = (
                 f"no authority in {directory.ca_file} vouches for it ({error.verify_message});"
                 " LDAP_CA_FILE must have the one that issued it"
             )
         case code if code == EXPIRED:
-            return "it or its authority’s has expired, and must be renewed there"
+            cause = "certificate-expired"
+            words = "it or its authority’s has expired, and must be renewed there"
         case code if code == NOT_YET_VALID:
-            return "it or its authority’s is not valid yet; is the clock of this machine right?"
-    return error.verify_message
+            cause = "certificate-not-yet-valid"
+            words = "it or its authority’s is not valid yet; is the clock of this machine right?"
+    return DirectoryUnavailable(f"its certificate is not trusted: {words}", cause)
 
 
 def _read_names(directory: DirectorySettings, server: str) -> tuple[str, ...]:
@@ -77,7 +83,9 @@ def _fetch_certificate(directory: DirectorySettings, server: str, *, check_name:
         if urlsplit(server).scheme == "ldap":
             plain.sendall(START_TLS)
             if SUCCESS not in plain.recv(1024):
-                raise DirectoryUnavailable("it does not do StartTLS: use ldaps://, or have it set up there")
+                raise DirectoryUnavailable(
+                    "it does not do StartTLS: use ldaps://, or have it set up there", "no-starttls"
+                )
         with context.wrap_socket(plain, server_hostname=host) as tls:
             return _parse_certificate(tls.getpeercert() or {})
 

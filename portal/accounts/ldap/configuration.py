@@ -67,6 +67,15 @@ CONTROLS = ("Cc", "Zl", "Zp")  # Unicode's categories of control characters and 
 LONGEST_HOST = 253  # characters (RFC 1035 2.3.4)
 
 
+class InvalidSetting(environs.EnvValidationError):
+    """A variable has a value that cannot be meant. `code`: why, of a fixed set."""
+
+    def __init__(self, variable: str, code: str, why: str) -> None:
+        super().__init__(f'Environment variable "{variable}" invalid: {why}', [why])
+        self.variable = variable
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectorySettings:
     """The LDAP_* settings; deploy/LDAP.md explains them. DNs of groups are in normal form (`normalize_dn`)."""
@@ -203,7 +212,7 @@ def _read_directory(env: environs.Env) -> DirectorySettings | None:
     if not uri.strip():
         for name in VARIABLES:
             if env.str(name, ""):
-                raise _invalid(name, "LDAP_SERVER_URI is not set, so it has no effect")
+                raise InvalidSetting(name, "no-server", "LDAP_SERVER_URI is not set, so it has no effect")
         return None
     servers = _read_servers(uri)
     kind = _read_choice(env, "LDAP_KIND", "openldap", KINDS)
@@ -246,9 +255,9 @@ def _check_names() -> None:
     for name in sorted(os.environ):
         if name not in known and (name.startswith("LDAP_") or name.upper() in known):
             near = get_close_matches(name.upper(), sorted(known), 1)
-            raise _invalid(name, f"there is no such setting{f'; is {near[0]} meant?' if near else ''}")
+            raise InvalidSetting(name, "unknown", f"there is no such setting{f'; is {near[0]} meant?' if near else ''}")
         if name in VARIABLES and f"{name}_FILE" in os.environ:
-            raise _invalid(name, f"{name}_FILE is set as well; remove one of them")
+            raise InvalidSetting(name, "set-twice", f"{name}_FILE is set as well; remove one of them")
 
 
 def _check_texts(env: environs.Env) -> None:
@@ -257,11 +266,13 @@ def _check_texts(env: environs.Env) -> None:
         try:
             value = env.str(name, "").strip()
         except UnicodeDecodeError as error:
-            raise _invalid(f"{name}_FILE", "the file is not text in UTF-8") from error
+            raise InvalidSetting(f"{name}_FILE", "not-text", "the file is not text in UTF-8") from error
         odd = next((character for character in value if unicodedata.category(character) in CONTROLS), "")
         if odd and not (odd.isspace() and name in ("LDAP_SERVER_URI", "LDAP_GROUP_TENANTS")):
-            raise _invalid(
-                name, f"it has a line break or another control character in it ({odd!r}); it must be one line"
+            raise InvalidSetting(
+                name,
+                "control-character",
+                f"it has a line break or another control character in it ({odd!r}); it must be one line",
             )
 
 
@@ -274,44 +285,52 @@ def _check_consistency(directory: DirectorySettings) -> None:
 
 def _check_encryption(directory: DirectorySettings) -> None:
     if directory.start_tls and directory.servers[0].startswith("ldaps:"):
-        raise _invalid("LDAP_START_TLS", "ldaps:// is encrypted from the first byte; StartTLS goes with ldap://")
+        raise InvalidSetting(
+            "LDAP_START_TLS",
+            "encrypted-already",
+            "ldaps:// is encrypted from the first byte; StartTLS goes with ldap://",
+        )
     if directory.ca_file and not (directory.start_tls or directory.servers[0].startswith("ldaps:")):
-        raise _invalid("LDAP_CA_FILE", "LDAP_START_TLS is off and the address is ldap://, so nothing is encrypted")
+        raise InvalidSetting(
+            "LDAP_CA_FILE", "unencrypted", "LDAP_START_TLS is off and the address is ldap://, so nothing is encrypted"
+        )
 
 
 def _check_base_and_account(directory: DirectorySettings) -> None:
     if directory.user_dn_template:
         if not directory.binds_by_dn and not directory.user_base:
-            raise _invalid(
-                "LDAP_USER_BASE", "needed to find the entry of a person who binds by a name that is not a DN"
+            raise InvalidSetting(
+                "LDAP_USER_BASE", "needed", "needed to find the entry of a person who binds by a name that is not a DN"
             )
     elif not directory.user_base:
-        raise _invalid("LDAP_USER_BASE", "needed to find people, unless LDAP_USER_DN_TEMPLATE says where they are")
+        raise InvalidSetting(
+            "LDAP_USER_BASE", "needed", "needed to find people, unless LDAP_USER_DN_TEMPLATE says where they are"
+        )
     if directory.bind_dn and not directory.bind_password:
-        raise _invalid("LDAP_BIND_PASSWORD", "needed for LDAP_BIND_DN")
+        raise InvalidSetting("LDAP_BIND_PASSWORD", "needed", "needed for LDAP_BIND_DN")
     if directory.bind_password and not directory.bind_dn:
-        raise _invalid("LDAP_BIND_DN", "needed for LDAP_BIND_PASSWORD")
+        raise InvalidSetting("LDAP_BIND_DN", "needed", "needed for LDAP_BIND_PASSWORD")
 
 
 def _check_groups(directory: DirectorySettings) -> None:
     if directory.nested_groups and not GROUP_TYPES[directory.group_type]:
-        raise _invalid(
-            "LDAP_NESTED_GROUPS", f"groups by {directory.group_type} are not nested; use LDAP_GROUP_TYPE=member"
+        raise InvalidSetting(
+            "LDAP_NESTED_GROUPS",
+            "not-nested",
+            f"groups by {directory.group_type} are not nested; use LDAP_GROUP_TYPE=member",
         )
     if directory.kind == "activedirectory" and directory.group_type == "uniqueMember":
-        raise _invalid("LDAP_GROUP_TYPE", "Active Directory has no uniqueMember; use member or memberOf")
+        raise InvalidSetting(
+            "LDAP_GROUP_TYPE", "not-in-active-directory", "Active Directory has no uniqueMember; use member or memberOf"
+        )
     if directory.group_variable and directory.group_type != "memberOf" and not directory.group_base:
-        raise _invalid("LDAP_GROUP_BASE", f"needed for {directory.group_variable}")
-
-
-def _invalid(name: str, why: str) -> environs.EnvValidationError:
-    return environs.EnvValidationError(f'Environment variable "{name}" invalid: {why}', [why])
+        raise InvalidSetting("LDAP_GROUP_BASE", "needed", f"needed for {directory.group_variable}")
 
 
 def _read_choice(env: environs.Env, name: str, default: str, choices: Iterable[str]) -> str:
     value = env.str(name, default)
     if value not in choices:
-        raise _invalid(name, f"{value!r} is none of {', '.join(choices)}")
+        raise InvalidSetting(name, "not-a-choice", f"{value!r} is none of {', '.join(choices)}")
     return value
 
 
@@ -319,20 +338,20 @@ def _read_flag(env: environs.Env, name: str, *, default: bool) -> bool:
     try:
         return env.bool(name, default)
     except environs.EnvError as error:
-        raise _invalid(name, "Not a valid boolean: write true or false") from error
+        raise InvalidSetting(name, "not-a-boolean", "Not a valid boolean: write true or false") from error
 
 
 def _read_attribute(env: environs.Env, name: str, default: str) -> str:
     value = env.str(name, default).strip()
     if not ATTRIBUTE.fullmatch(value):
-        raise _invalid(name, f"{value!r} is not the name of one attribute such as {default}")
+        raise InvalidSetting(name, "not-an-attribute", f"{value!r} is not the name of one attribute such as {default}")
     return value
 
 
 def _read_servers(uri: str) -> tuple[str, ...]:
     servers = tuple(dict.fromkeys(map(_parse_server, re.split(r"[\s,]+", uri.strip()))))
     if len({urlsplit(server).scheme for server in servers}) > 1:
-        raise _invalid("LDAP_SERVER_URI", "ldap:// and ldaps:// cannot be mixed")
+        raise InvalidSetting("LDAP_SERVER_URI", "mixed-schemes", "ldap:// and ldaps:// cannot be mixed")
     return servers
 
 
@@ -343,15 +362,21 @@ def _parse_server(address: str) -> str:
         port = parts.port  # raises ValueError unless it is a number below 65,536
         (parts.hostname or "").encode("idna")  # as sockets do
     except ValueError as error:  # UnicodeError is one
-        raise _invalid("LDAP_SERVER_URI", f"{address!r}: {error}") from error
+        raise InvalidSetting("LDAP_SERVER_URI", "bad-address", f"{address!r}: {error}") from error
     if "@" in parts.netloc:  # not quoted: there may be a password in it
-        raise _invalid("LDAP_SERVER_URI", "an account goes into LDAP_BIND_DN and LDAP_BIND_PASSWORD, not the address")
+        raise InvalidSetting(
+            "LDAP_SERVER_URI",
+            "account-in-address",
+            "an account goes into LDAP_BIND_DN and LDAP_BIND_PASSWORD, not the address",
+        )
     if parts.scheme not in ("ldap", "ldaps") or not _is_host_alone(parts):
-        raise _invalid(
-            "LDAP_SERVER_URI", f"{address!r} is not like ldaps://ldap.example.com or ldap://ldap.example.com"
+        raise InvalidSetting(
+            "LDAP_SERVER_URI",
+            "bad-address",
+            f"{address!r} is not like ldaps://ldap.example.com or ldap://ldap.example.com",
         )
     if port == 0 or parts.netloc.endswith(":"):
-        raise _invalid("LDAP_SERVER_URI", f"{address!r}: the port is missing, or 0")
+        raise InvalidSetting("LDAP_SERVER_URI", "bad-port", f"{address!r}: the port is missing, or 0")
     return f"{parts.scheme}://{parts.netloc}"
 
 
@@ -364,9 +389,9 @@ def _read_timeout(env: environs.Env) -> float:
     try:
         seconds = env.float("LDAP_TIMEOUT", 5.0)
     except environs.EnvError as error:
-        raise _invalid("LDAP_TIMEOUT", "Not a valid number: write seconds, such as 5") from error
+        raise InvalidSetting("LDAP_TIMEOUT", "not-a-number", "Not a valid number: write seconds, such as 5") from error
     if not 0.1 <= seconds <= 60:
-        raise _invalid("LDAP_TIMEOUT", f"{seconds:g} is not between 0.1 and 60 seconds")
+        raise InvalidSetting("LDAP_TIMEOUT", "out-of-range", f"{seconds:g} is not between 0.1 and 60 seconds")
     return seconds
 
 
@@ -375,13 +400,13 @@ def _read_ca_file(env: environs.Env, *, encrypted: bool) -> str:
     path = env.str("LDAP_CA_FILE", "")
     if path:
         if os.path.exists(path) and not os.path.isfile(path):  # a device may have no end
-            raise _invalid("LDAP_CA_FILE", f"{path!r} is not a file with certificates in PEM form")
+            raise InvalidSetting("LDAP_CA_FILE", "not-a-file", f"{path!r} is not a file with certificates in PEM form")
         try:
             ssl.create_default_context(cafile=path)
         except OSError as error:  # ssl.SSLError, for a file without certificates, is one
             hint = "; it is in DER form, which `openssl x509 -inform der` converts" if _is_der(path) else ""
-            raise _invalid(
-                "LDAP_CA_FILE", f"{path!r} cannot be read as certificates in PEM form: {error}{hint}"
+            raise InvalidSetting(
+                "LDAP_CA_FILE", "unreadable", f"{path!r} cannot be read as certificates in PEM form: {error}{hint}"
             ) from error
     return path or (_find_system_ca_file() if encrypted else "")
 
@@ -400,8 +425,10 @@ def _find_system_ca_file() -> str:
     for path in (ssl.get_default_verify_paths().cafile, *SYSTEM_CA_FILES):
         if path and os.access(path, os.R_OK) and os.path.isfile(path):
             return path
-    raise _invalid(
-        "LDAP_CA_FILE", "this system has no certificate authorities (install ca-certificates), so name those to trust"
+    raise InvalidSetting(
+        "LDAP_CA_FILE",
+        "no-authorities",
+        "this system has no certificate authorities (install ca-certificates), so name those to trust",
     )
 
 
@@ -414,21 +441,26 @@ def _other_name_attributes(env: environs.Env, kind: str, mail: str) -> tuple[str
 def _read_dn(env: environs.Env, name: str) -> str:
     value = env.str(name, "").strip()
     if value and not ldap.dn.is_dn(value):
-        raise _invalid(name, f"{value!r} is not a DN such as ou=people,dc=example,dc=com")
+        raise InvalidSetting(name, "not-a-dn", f"{value!r} is not a DN such as ou=people,dc=example,dc=com")
     return normalize_dn(value)
 
 
 def _read_filter(env: environs.Env, default: str) -> str:
     value = env.str("LDAP_USER_FILTER", default).strip()
     if "%(user)s" not in value:
-        raise _invalid("LDAP_USER_FILTER", "%(user)s, the name that was typed, does not occur in it")
+        raise InvalidSetting("LDAP_USER_FILTER", "no-user", "%(user)s, the name that was typed, does not occur in it")
     if _has_other_percent(value):
-        raise _invalid("LDAP_USER_FILTER", "write %(user)s for the name that was typed, and %% for a percent sign")
+        raise InvalidSetting(
+            "LDAP_USER_FILTER", "percent", "write %(user)s for the name that was typed, and %% for a percent sign"
+        )
     if not _is_filter(value % {"user": "x"}):
-        raise _invalid("LDAP_USER_FILTER", f"{value!r} is not a filter in parentheses such as (uid=%(user)s)")
+        raise InvalidSetting(
+            "LDAP_USER_FILTER", "not-a-filter", f"{value!r} is not a filter in parentheses such as (uid=%(user)s)"
+        )
     if not _is_filter(value % {"user": "*"}):
-        raise _invalid(
+        raise InvalidSetting(
             "LDAP_USER_FILTER",
+            "not-for-all",
             f"{value!r} does not find all people with * in place of %(user)s, as syncing needs it;"
             " write it as a whole value, such as (uid=%(user)s)",
         )
@@ -458,8 +490,9 @@ def _is_filter(text: str) -> bool:
 def _read_template(env: environs.Env) -> str:
     value = env.str("LDAP_USER_DN_TEMPLATE", "").strip()
     if value and ("%(user)s" not in value or _has_other_percent(value)):
-        raise _invalid(
+        raise InvalidSetting(
             "LDAP_USER_DN_TEMPLATE",
+            "no-user",
             "write %(user)s where the name that was typed belongs, and %% for a percent sign",
         )
     return value
@@ -481,17 +514,23 @@ def _read_group_tenants(env: environs.Env) -> dict[str, tuple[tuple[str, str], .
         groups = json.loads(text, object_pairs_hook=_Object)
     except (json.JSONDecodeError, RecursionError) as error:
         path = "; a file goes into LDAP_GROUP_TENANTS_FILE" if text.strip().startswith("/") else ""
-        raise _invalid("LDAP_GROUP_TENANTS", f"not JSON: {error}{path}") from error
+        raise InvalidSetting("LDAP_GROUP_TENANTS", "not-json", f"not JSON: {error}{path}") from error
     if not isinstance(groups, _Object):
-        raise _invalid("LDAP_GROUP_TENANTS", 'not like {"cn=research,ou=groups,dc=example,dc=com": "research:member"}')
+        raise InvalidSetting(
+            "LDAP_GROUP_TENANTS",
+            "not-an-object",
+            'not like {"cn=research,ou=groups,dc=example,dc=com": "research:member"}',
+        )
     mapping: dict[str, tuple[tuple[str, str], ...]] = {}
     for group, places in groups:
         if not ldap.dn.is_dn(group) or not group:
-            raise _invalid("LDAP_GROUP_TENANTS", f"{group!r} is not the DN of a group")
+            raise InvalidSetting("LDAP_GROUP_TENANTS", "not-a-dn", f"{group!r} is not the DN of a group")
         if normalize_dn(group) in mapping:
-            raise _invalid("LDAP_GROUP_TENANTS", f"{group!r} is there twice; give it a list of tenants")
+            raise InvalidSetting(
+                "LDAP_GROUP_TENANTS", "group-twice", f"{group!r} is there twice; give it a list of tenants"
+            )
         if places == []:
-            raise _invalid("LDAP_GROUP_TENANTS", f"{group!r} leads to no tenant")
+            raise InvalidSetting("LDAP_GROUP_TENANTS", "no-tenant", f"{group!r} leads to no tenant")
         places = places if isinstance(places, list) and not isinstance(places, _Object) else [places]
         mapping[normalize_dn(group)] = tuple(_parse_tenant_role(place) for place in places)
     return mapping
@@ -503,5 +542,9 @@ def _parse_tenant_role(text: Any) -> tuple[str, str]:
     if not separator:
         role = ROLES[0]
     if not re.fullmatch(r"[-a-zA-Z0-9_]{1,50}", tenant) or role not in ROLES:
-        raise _invalid("LDAP_GROUP_TENANTS", f"{text!r} is not a tenant's short name, alone or with :member or :admin")
+        raise InvalidSetting(
+            "LDAP_GROUP_TENANTS",
+            "not-a-tenant",
+            f"{text!r} is not a tenant's short name, alone or with :member or :admin",
+        )
     return tenant, role

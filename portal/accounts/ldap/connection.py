@@ -107,17 +107,18 @@ def connect(directory: DirectorySettings, *, bind: bool) -> LdapConnection:
     Blocks for `timeout` seconds for each server that does not answer. Raises DirectoryUnavailable if none
     does, with the cause for each, and DirectoryRefused if one does not accept our account.
     """
-    troubles = []
+    troubles, cause = [], ""
     for server in directory.servers:
         try:
             connection = connect_to(directory, server, bind=bind)
         except DirectoryUnavailable as error:
             troubles.append(f"{server}: {error}")
+            cause = error.cause
         else:
             for trouble in troubles:
                 log.warning("A server of the directory was skipped. %s", trouble)
             return connection
-    raise DirectoryUnavailable(f"The directory does not answer. {'; '.join(troubles)}")
+    raise DirectoryUnavailable(f"The directory does not answer. {'; '.join(troubles)}", cause)
 
 
 def connect_to(directory: DirectorySettings, server: str, *, bind: bool) -> LdapConnection:
@@ -154,7 +155,7 @@ def _start_tls(connection: LdapConnection) -> None:
         raise
     except ldap.LDAPError as error:
         raise DirectoryUnavailable(
-            f"it does not do StartTLS: use ldaps://, or have it set up there ({_server_message(error)})"
+            f"it does not do StartTLS: use ldaps://, or have it set up there ({_server_message(error)})", "no-starttls"
         ) from error
 
 
@@ -169,7 +170,8 @@ def _bind(directory: DirectorySettings, connection: LdapConnection) -> None:
         refusal = account_state.classify_refusal(error)
         known = ACCOUNT_TROUBLE.get(type(refusal)) if refusal else BIND_TROUBLE.get(type(error))
         raise DirectoryRefused(
-            f"The directory does not take {who}: {known or 'no more is known'}. It says: {_server_message(error)}"
+            f"The directory does not take {who}: {known or 'no more is known'}. It says: {_server_message(error)}",
+            refusal.code if refusal else type(error).__name__,
         ) from error
 
 
@@ -180,7 +182,7 @@ def _explain_disconnect(directory: DirectorySettings, server: str, error: ldap.L
             read_certificate(directory, server)
         except DirectoryUnavailable as found:
             return found
-    return DirectoryUnavailable(f"it closes the connection ({_server_message(error)})")
+    return DirectoryUnavailable(f"it closes the connection ({_server_message(error)})", "closed")
 
 
 def _probe(connection: LdapConnection) -> None:
@@ -201,7 +203,7 @@ def service_connection(directory: DirectorySettings) -> Iterator[LdapConnection]
     """
     if not directory.can_look_up:
         raise DirectoryRefused(
-            "LDAP_USER_BASE and LDAP_BIND_DN are needed to look people up who do not sign in themselves"
+            "LDAP_USER_BASE and LDAP_BIND_DN are needed to look people up who do not sign in themselves", "no-account"
         )
     connection = connect(directory, bind=True)
     with translate_errors():
@@ -226,10 +228,11 @@ def to_directory_error(error: ldap.LDAPError) -> DirectoryError:
     Its sentence is for operators; people see one for the class.
     """
     if isinstance(error, SILENCE):
-        return DirectoryUnavailable(f"The directory does not answer ({_server_message(error)})")
+        return DirectoryUnavailable(f"The directory does not answer ({_server_message(error)})", type(error).__name__)
     known = QUESTION_TROUBLE.get(type(error))
     return DirectoryRefused(
-        f"The directory refuses what the portal asks ({_server_message(error)}){f'; {known}' if known else ''}"
+        f"The directory refuses what the portal asks ({_server_message(error)}){f'; {known}' if known else ''}",
+        type(error).__name__,
     )
 
 

@@ -71,10 +71,12 @@ def look_up_people(
     unclear: dict[str, str] = {}
     with service_connection(directory) as connection:
         if not exists(connection, directory.user_base):
-            raise DirectoryRefused(f"There is no {directory.user_base}, or we may not read it (LDAP_USER_BASE)")
+            raise DirectoryRefused(
+                f"There is no {directory.user_base}, or we may not read it (LDAP_USER_BASE)", "no-such-place"
+            )
         if not wanted and not search_sample(connection, directory.user_base, directory.filter_of_all, ["1.1"], 1):
             raise DirectoryRefused(
-                f"No one below {directory.user_base} matches LDAP_USER_FILTER {directory.user_filter}"
+                f"No one below {directory.user_base} matches LDAP_USER_FILTER {directory.user_filter}", "no-match"
             )
         groups = locate_groups(directory, connection, remembered or {})
         entries: list[Entry] = []

@@ -16,48 +16,57 @@ DirectoryError
 
 
 class DirectoryError(Exception):
-    """The directory cannot say whether this person may sign in, or says no for a reason other than the password."""
+    """The directory cannot say whether this person may sign in, or says no for a reason other than the password.
+
+    `code` names the kind of error, `cause` what was found to be its reason.
+    """
+
+    code = "directory"
+
+    def __init__(self, sentence: str = "", cause: str = "") -> None:
+        super().__init__(sentence)
+        self.cause = cause or self.code
 
 
 class DirectoryUnavailable(DirectoryError):
-    pass
+    code = "unavailable"
 
 
 class DirectoryRefused(DirectoryError):
-    pass
+    code = "refused"
 
 
 class NotAdmitted(DirectoryError):
-    pass
+    code = "not-admitted"
 
 
 class NameTaken(DirectoryError):
-    pass
+    code = "name-taken"
 
 
 class AccountRefused(DirectoryError):
-    pass
+    code = "account-refused"
 
 
 class AccountDisabled(AccountRefused):
-    pass
+    code = "account-disabled"
 
 
 class AccountExpired(AccountRefused):
-    pass
+    code = "account-expired"
 
 
 class AccountLocked(AccountRefused):
-    pass
+    code = "account-locked"
 
 
 class PasswordExpired(AccountRefused):
-    pass
+    code = "password-expired"
 
 
 class PasswordMustChange(AccountRefused):
-    pass
+    code = "password-must-change"
 
 
 class SignInRestricted(AccountRefused):
-    pass
+    code = "sign-in-restricted"

@@ -58,8 +58,8 @@ def examine_directory(directory: DirectorySettings, remembered: Mapping[str, str
 
 def _examine_trust(directory: DirectorySettings) -> Finding:
     if directory.ca_file:
-        return Finding(None, f"trusted certificate authorities: those in {directory.ca_file}")
-    return Finding(None, "nothing is encrypted: passwords can be read on the network")
+        return Finding(None, "authorities", f"trusted certificate authorities: those in {directory.ca_file}")
+    return Finding(None, "unencrypted", "nothing is encrypted: passwords can be read on the network")
 
 
 def _examine_server(directory: DirectorySettings, server: str) -> Finding:
@@ -67,47 +67,49 @@ def _examine_server(directory: DirectorySettings, server: str) -> Finding:
         with open_connection(directory, server, bind=False):
             pass
     except DirectoryError as error:
-        return Finding(False, f"{server}: {error}")
+        return Finding(False, error.cause, f"{server}: {error}")
     if not directory.ca_file:
-        return Finding(True, f"{server}: answers")
+        return Finding(True, "server", f"{server}: answers")
     try:
         facts = read_certificate(directory, server)
     except DirectoryError as error:  # trusted by libldap all the same
-        return Finding(True, f"{server}: answers, and libldap trusts it; other software says: {error}")
+        return Finding(True, "server", f"{server}: answers, and libldap trusts it; other software says: {error}")
     names = ", ".join(facts.names[:5])
-    return Finding(True, f"{server}: answers; certificate for {names}, from {facts.issuer}, until {facts.expires}")
+    words = f"answers; certificate for {names}, from {facts.issuer}, until {facts.expires}"
+    return Finding(True, "certificate", f"{server}: {words}")
 
 
 def _examine_account(directory: DirectorySettings, server: str) -> Finding:
     who = directory.bind_dn or "us without an account (LDAP_BIND_DN)"
     try:
         with open_connection(directory, server, bind=True):
-            return Finding(True, f"{server} takes {who}")
+            return Finding(True, "account", f"{server} takes {who}")
     except DirectoryError as error:
-        return Finding(False, f"{server}: {error}")
+        return Finding(False, error.cause, f"{server}: {error}")
 
 
 def _report_no_account(directory: DirectorySettings) -> Finding:
     lacks = "LDAP_BIND_DN" if directory.user_base else "LDAP_USER_BASE"
-    return Finding(
-        False, f"{lacks} is not set: people can sign in, but leavers go unnoticed, and no more can be checked here"
-    )
+    words = "is not set: people can sign in, but leavers go unnoticed, and no more can be checked here"
+    return Finding(False, "no-account", f"{lacks} {words}")
 
 
 def _examine_kind(directory: DirectorySettings, connection: LdapConnection) -> Iterator[Finding]:
     root = read_entry(connection, "", ["supportedCapabilities", "namingContexts"])
     if root is None or not root.attributes.get("namingContexts"):
-        yield Finding(None, "the server does not show what kind it is")
+        yield Finding(None, "kind-hidden", "the server does not show what kind it is")
         return
     is_active_directory = ACTIVE_DIRECTORY in map(decode_text, root.attributes.get("supportedCapabilities", []))
     if is_active_directory == (directory.kind == "activedirectory"):
-        yield Finding(
-            True, f"{directory.kind}: {'this is an' if is_active_directory else 'this is not an'} Active Directory"
-        )
+        words = f"{'this is an' if is_active_directory else 'this is not an'} Active Directory"
+        yield Finding(True, "kind", f"{directory.kind}: {words}")
     elif is_active_directory:
         yield Finding(
             False,
+            "is-active-directory",
             "it is an Active Directory: set LDAP_KIND=activedirectory, or accounts that have ended keep working here",
         )
     else:
-        yield Finding(False, "it is not an Active Directory: remove LDAP_KIND=activedirectory")
+        yield Finding(
+            False, "is-not-active-directory", "it is not an Active Directory: remove LDAP_KIND=activedirectory"
+        )

@@ -15,6 +15,7 @@ from portal.accounts.ldap.values import decode_text
 @dataclass(frozen=True, slots=True)
 class Finding:
     ok: bool | None  # False: does not work; None: worth knowing
+    code: str  # what was found, of a fixed set
     text: str
 
 
@@ -34,7 +35,7 @@ def collect_findings(findings: Iterator[Finding]) -> tuple[Finding, ...]:
         with translate_errors():
             found.extend(findings)
     except DirectoryError as error:
-        found.append(Finding(False, str(error)))
+        found.append(Finding(False, error.cause, str(error)))
     return tuple(found)
 
 

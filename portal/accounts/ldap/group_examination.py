@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import ldap.dn
 import ldap.filter
@@ -31,13 +32,20 @@ NO_GROUPS = {"person", "inetorgperson", "account", "posixaccount", "user", "simp
 LISTS = ("member", "uniqueMember", "memberUid")  # the attributes in which groups list their members
 
 
+class Trouble(NamedTuple):
+    """What is certainly wrong with a group. `code`: that of its finding."""
+
+    code: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class GroupMembers:
     """How many people a group gives access; if none, why."""
 
     count: int
     words: str
-    trouble: str = ""  # what is certainly wrong with the group
+    trouble: Trouble | None = None
     is_empty: bool = False  # it lists no member at all, as far as LDAP_GROUP_TYPE shows
 
 
@@ -47,7 +55,7 @@ def examine_groups(
     """Yield findings about each group of the settings: whether it is found, and how many members it gives access."""
     if directory.group_base and not exists(connection, directory.group_base):
         place = describe_missing(directory, connection, directory.group_base)
-        yield Finding(False, f"{directory.group_base} (LDAP_GROUP_BASE): {place}")
+        yield Finding(False, "no-such-place", f"{directory.group_base} (LDAP_GROUP_BASE): {place}")
         return
     yield from _examine_places(directory)
     groups = locate_groups(directory, connection, remembered)
@@ -64,30 +72,32 @@ def examine_groups(
         if group is None:
             place = describe_nearest(directory, connection, configured)
             words = "not found, or our account may not read it, so what depends on it stays as it is"
-            yield Finding(False, f"{name}: {words}; {place}")
+            yield Finding(False, "group-missing", f"{name}: {words}; {place}")
             continue
         if group.is_moved:
-            yield Finding(None, f"{name}: is now {group.dn}; change the setting")
+            yield Finding(None, "group-moved", f"{name}: is now {group.dn}; change the setting")
         yield _examine_members(directory, configured, name, members_of[configured], is_all_empty=is_all_empty)
     required = members_of.get(directory.required_group)
     if required and required.count and _admits_no_operator(directory, connection, walk, groups):
-        yield Finding(False, "none of LDAP_OPERATOR_GROUP is in LDAP_REQUIRED_GROUP, so no operator may sign in")
+        words = "none of LDAP_OPERATOR_GROUP is in LDAP_REQUIRED_GROUP, so no operator may sign in"
+        yield Finding(False, "no-operator-admitted", words)
 
 
 def _examine_members(
     directory: DirectorySettings, configured: str, name: str, members: GroupMembers, *, is_all_empty: bool
 ) -> Finding:
     if members.count:
-        return Finding(True, f"{name}: {members.words}")
+        return Finding(True, "members", f"{name}: {members.words}")
     words = f"{members.words}: it gives access to no one"
     if members.trouble:
-        words += f"; {members.trouble}"
+        words += f"; {members.trouble.text}"
     elif is_all_empty and members.is_empty:
         words += f"; is LDAP_GROUP_TYPE={directory.group_type} how groups list their members there?"
     # A tenant's group may be empty on purpose. That there is no operator, or that no one may sign in, is a mistake.
     is_for_tenants_only = set(directory.settings_of(configured)) == {"LDAP_GROUP_TENANTS"}
     is_wrong = members.trouble or is_all_empty or not is_for_tenants_only
-    return Finding(False if is_wrong else None, f"{name}: {words}")
+    code = members.trouble.code if members.trouble else "no-members"
+    return Finding(False if is_wrong else None, code, f"{name}: {words}")
 
 
 def _admits_no_operator(
@@ -120,12 +130,14 @@ def _examine_places(directory: DirectorySettings) -> Iterator[Finding]:
     if len(outside) == len(directory.groups) and directory.nested_groups:
         yield Finding(
             False,
+            "groups-elsewhere",
             f"{directory.group_base} (LDAP_GROUP_BASE): none of the groups of the settings is below it,"
             " so groups within them are not found",
         )
         return
     for dn in outside:
-        yield Finding(None, f"{dn}: is not below LDAP_GROUP_BASE, so it is not found again once it is renamed")
+        words = "is not below LDAP_GROUP_BASE, so it is not found again once it is renamed"
+        yield Finding(None, "group-elsewhere", f"{dn}: {words}")
 
 
 def _count_members(
@@ -167,7 +179,8 @@ def _count_by_member_uid(
         and len(names) <= MAX_SINGLE_READS
         and not search_sample(connection, directory.user_base, query, ["1.1"], 1)
     ):
-        return GroupMembers(0, words, f"none of the people found is in it ({directory.username_attribute}, gidNumber)")
+        trouble = f"none of the people found is in it ({directory.username_attribute}, gidNumber)"
+        return GroupMembers(0, words, Trouble("members-unknown", trouble))
     return GroupMembers(max(len(names), 1), words)
 
 
@@ -204,20 +217,20 @@ def _is_person(directory: DirectorySettings, connection: LdapConnection, dn: str
     return read_entry(connection, dn, ["1.1"], directory.filter_of_all) is not None
 
 
-def _explain_empty(directory: DirectorySettings, connection: LdapConnection, group: LdapGroup) -> str:
-    """Return what suggests that another group, or another LDAP_GROUP_TYPE, is meant; empty if nothing does."""
+def _explain_empty(directory: DirectorySettings, connection: LdapConnection, group: LdapGroup) -> Trouble | None:
+    """Return what suggests that another group, or another LDAP_GROUP_TYPE, is meant."""
     entry = read_entry(connection, group.dn, ["objectClass", *LISTS])
     if entry is None:
-        return ""
+        return None
     if {name.lower() for name in map(decode_text, entry.attributes.get("objectClass", []))} & NO_GROUPS:
-        return f"it is not a group (objectClass {object_classes(entry)})"
+        return Trouble("not-a-group", f"it is not a group (objectClass {object_classes(entry)})")
     used = next((name for name in LISTS if name != directory.group_type and entry.attributes.get(name)), "")
     if not used:
-        return ""
+        return None
     # Where people have memberOf, a group may list members as well, but none that are people.
     if directory.group_type == "memberOf" and used != "memberUid" and not _lists_people(directory, connection, entry):
-        return ""
-    return f"its members are in {used}, but LDAP_GROUP_TYPE is {directory.group_type}"
+        return None
+    return Trouble("other-group-type", f"its members are in {used}, but LDAP_GROUP_TYPE is {directory.group_type}")
 
 
 def _lists_people(directory: DirectorySettings, connection: LdapConnection, group: Entry) -> bool:

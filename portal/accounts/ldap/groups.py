@@ -62,7 +62,9 @@ class Groups:
 def locate_groups(directory: DirectorySettings, connection: LdapConnection, remembered: Mapping[str, str]) -> Groups:
     """Look up each group by its DN, else by the id that `remembered` has for it. Raises LDAPError, DirectoryRefused."""
     if directory.groups and directory.group_base and not exists(connection, directory.group_base):
-        raise DirectoryRefused(f"There is no {directory.group_base}, or we may not read it (LDAP_GROUP_BASE)")
+        raise DirectoryRefused(
+            f"There is no {directory.group_base}, or we may not read it (LDAP_GROUP_BASE)", "no-such-place"
+        )
     found = {}
     for configured in directory.groups:
         entry = read_entry(connection, configured, list(IDS))

@@ -19,13 +19,13 @@ ANY_NAME = "madoguchi-checkdirectory"  # a placeholder that no account has as it
 def examine_people(directory: DirectorySettings, connection: LdapConnection) -> Iterator[Finding]:
     base = directory.user_base
     if not exists(connection, base):
-        yield Finding(False, f"{base}: {describe_missing(directory, connection, base)}")
+        yield Finding(False, "no-such-place", f"{base}: {describe_missing(directory, connection, base)}")
         return
     people = search_sample(connection, base, directory.filter_of_all, directory.attributes)
     if not people:
-        yield Finding(False, f"{base}: {_describe_no_match(directory, connection)}")
+        yield Finding(False, "no-match", f"{base}: {_describe_no_match(directory, connection)}")
         return
-    yield Finding(True, f"{base}: there are people, such as {people[0].dn}")
+    yield Finding(True, "people", f"{base}: there are people, such as {people[0].dn}")
     yield from _examine_uniqueness(directory, people)
     yield from _examine_attributes(directory, people)
     yield from _examine_filter(directory, connection, people[0])
@@ -59,10 +59,11 @@ def _examine_uniqueness(directory: DirectorySettings, people: list[Entry]) -> It
     ):
         lacking = [entry.dn for entry, value in zip(people, values, strict=True) if not value]
         if len(lacking) == len(people):
-            yield Finding(False, f"{attribute} ({variable}): {_describe_absence(people)}")
+            yield Finding(False, "attribute-missing", f"{attribute} ({variable}): {_describe_absence(people)}")
         elif lacking:
             yield Finding(
                 None,
+                "attribute-lacking",
                 f"{attribute} ({variable}): {len(lacking)} of {len(people)} have none, such as {lacking[0]};"
                 " they cannot sign in",
             )
@@ -71,12 +72,14 @@ def _examine_uniqueness(directory: DirectorySettings, people: list[Entry]) -> It
             if value and owners.setdefault(value, entry.dn) != entry.dn:
                 yield Finding(
                     False,
+                    "attribute-shared",
                     f"{attribute} ({variable}): {owners[value]} and {entry.dn} have the same, which must be unique",
                 )
                 break
     if directory.id_attribute.lower() in (directory.username_attribute.lower(), directory.mail_attribute.lower()):
         yield Finding(
             None,
+            "id-reusable",
             f"{directory.id_attribute} (LDAP_ID_ATTRIBUTE): a new person with a leaver’s name is taken for the"
             " leaver; use an attribute that never changes and is never given again, such as entryUUID",
         )
@@ -95,7 +98,8 @@ def _examine_attributes(directory: DirectorySettings, people: list[Entry]) -> It
     ):
         if not any(first_text(entry.attributes, attribute) for entry in people):
             is_default = attribute.lower() == default.lower()
-            yield Finding(None if is_default else False, f"{attribute} ({variable}): {_describe_absence(people)}")
+            ok = None if is_default else False
+            yield Finding(ok, "attribute-missing", f"{attribute} ({variable}): {_describe_absence(people)}")
 
 
 def _examine_filter(directory: DirectorySettings, connection: LdapConnection, person: Entry) -> Iterator[Finding]:
@@ -104,6 +108,7 @@ def _examine_filter(directory: DirectorySettings, connection: LdapConnection, pe
     if len(found) > 1:
         yield Finding(
             False,
+            "filter-ambiguous",
             f"LDAP_USER_FILTER {directory.user_filter}: finds {found[0].dn} and {found[1].dn} for the name {name},"
             " so that no one can sign in by it",
         )
@@ -117,11 +122,12 @@ def _examine_template(
         fitting = [entry for entry in people if _matches_template(entry.dn, template % {"user": ANY_NAME})]
         words = f"{template} (LDAP_USER_DN_TEMPLATE): is how {len(fitting)} of {len(people)} people are called there"
         others = "" if len(fitting) == len(people) else f", and not how {people[0].dn} is"
-        yield Finding(True if not others else None if fitting else False, words + others)
+        yield Finding(True if not others else None if fitting else False, "template", words + others)
     elif directory.kind == "activedirectory":
         yield _examine_template_domain(directory, connection)
     elif _takes_only_dns(directory, connection):
-        yield Finding(False, f"{template} (LDAP_USER_DN_TEMPLATE): is not a DN, and this server takes nothing else")
+        words = "is not a DN, and this server takes nothing else"
+        yield Finding(False, "template-not-dn", f"{template} (LDAP_USER_DN_TEMPLATE): {words}")
 
 
 def _matches_template(dn: str, pattern: str) -> bool:
@@ -137,13 +143,15 @@ def _examine_template_domain(directory: DirectorySettings, connection: LdapConne
     domain = filled.strip("@\\").casefold()
     words = f"{template} (LDAP_USER_DN_TEMPLATE)"
     if not domain or filled == domain:
-        return Finding(False, f"{words}: must name the domain, as %(user)s@corp.example.com or CORP\\%(user)s")
+        hint = "must name the domain, as %(user)s@corp.example.com or CORP\\%(user)s"
+        return Finding(False, "template-without-domain", f"{words}: {hint}")
     known = domain_names(connection)
     query = f"(userPrincipalName=*@{ldap.filter.escape_filter_chars(domain)})"
     if domain in known or search_sample(connection, directory.user_base, query, ["1.1"], 1):
-        return Finding(True, f"{words}: names a domain that is known there")
+        return Finding(True, "template", f"{words}: names a domain that is known there")
     names = ", ".join(sorted(known)) or "unknown"
-    return Finding(False, f"{words}: {domain} is not a name of this domain ({names}), nor in any userPrincipalName")
+    hint = f"{domain} is not a name of this domain ({names}), nor in any userPrincipalName"
+    return Finding(False, "template-other-domain", f"{words}: {hint}")
 
 
 def _takes_only_dns(directory: DirectorySettings, connection: LdapConnection) -> bool:

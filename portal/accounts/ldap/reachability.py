@@ -47,9 +47,10 @@ def _check_tls(server: str, timeout: float) -> None:
         return
     if _speaks_ldap(plain if urlsplit(server).port else f"{plain}:{port}", timeout):
         raise DirectoryUnavailable(
-            "it speaks LDAP there, but not TLS from the first byte: write ldap:// for StartTLS, or its port"
+            "it speaks LDAP there, but not TLS from the first byte: write ldap:// for StartTLS, or its port",
+            "ldap-first",
         )
-    raise DirectoryUnavailable(f"the server on port {port} does not speak TLS: is that the port of LDAPS?")
+    raise DirectoryUnavailable(f"the server on port {port} does not speak TLS: is that the port of LDAPS?", "no-tls")
 
 
 def _check_ldap(server: str, timeout: float) -> None:
@@ -64,12 +65,14 @@ def _check_ldap(server: str, timeout: float) -> None:
         hint = "; on the port of LDAPS write ldaps://" if port == PORTS["ldaps"] else ""
         raise _no_answer(timeout, hint) from error
     except SILENCE as error:
-        raise DirectoryUnavailable(f"it is too busy, or stopping ({type(error).__name__})") from error
+        raise DirectoryUnavailable(f"it is too busy, or stopping ({type(error).__name__})", "busy") from error
     else:
         return
     if _speaks_tls(host, port, timeout):
-        raise DirectoryUnavailable("it speaks TLS from the first byte there: write ldaps://, or the port for StartTLS")
-    raise DirectoryUnavailable(f"the server on port {port} does not speak LDAP: is that the right port?")
+        raise DirectoryUnavailable(
+            "it speaks TLS from the first byte there: write ldaps://, or the port for StartTLS", "tls-first"
+        )
+    raise DirectoryUnavailable(f"the server on port {port} does not speak LDAP: is that the right port?", "no-ldap")
 
 
 def _probe_ldap(server: str, timeout: float) -> None:
@@ -104,13 +107,16 @@ def _speaks_tls(host: str, port: int, timeout: float) -> bool:
         with socket.create_connection((host, port), timeout) as plain:
             return _shakes_hands(context, plain, host)
     except socket.gaierror as error:
-        raise DirectoryUnavailable(f"this machine does not know the name {host} ({error.strerror})") from error
+        raise DirectoryUnavailable(
+            f"this machine does not know the name {host} ({error.strerror})", "unknown-host"
+        ) from error
     except ConnectionRefusedError as error:
-        raise DirectoryUnavailable(f"no server listens on port {port} of {host} (connection refused)") from error
+        words = f"no server listens on port {port} of {host} (connection refused)"
+        raise DirectoryUnavailable(words, "connection-refused") from error
     except TimeoutError as error:
         raise _no_answer(timeout) from error
     except OSError as error:
-        raise DirectoryUnavailable(f"it cannot be reached ({error.strerror or error})") from error
+        raise DirectoryUnavailable(f"it cannot be reached ({error.strerror or error})", "unreachable") from error
 
 
 def _shakes_hands(context: ssl.SSLContext, plain: socket.socket, host: str) -> bool:
@@ -124,4 +130,4 @@ def _shakes_hands(context: ssl.SSLContext, plain: socket.socket, host: str) -> b
 
 
 def _no_answer(timeout: float, hint: str = "") -> DirectoryUnavailable:
-    return DirectoryUnavailable(f"no answer within {timeout:g} s (LDAP_TIMEOUT){hint}")
+    return DirectoryUnavailable(f"no answer within {timeout:g} s (LDAP_TIMEOUT){hint}", "time-out")

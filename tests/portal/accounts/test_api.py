@@ -108,7 +108,7 @@ def test_notices_are_one_s_own_in_the_reader_s_language_and_can_be_read(call, al
         notify([alice], "membership-ended", ref, path="/keys/", tenant="営業部", keys=2)
     notify([bob], "membership-ended", "3", tenant="営業部", keys=0)
     seen = call(alice).get("notices/?unread=true")
-    assert (seen["count"], seen["results"][0]["title"]) == (2, "You no longer belong to 営業部")
+    assert (seen["count"], "営業部" in seen["results"][0]["title"]) == (2, True)
     answer = call(alice)("GET", "notices/", **{"accept-language": "ja"}).json()
     assert "営業部" in answer["results"][0]["title"]
     assert answer["results"][0]["title"] != seen["results"][0]["title"]
@@ -132,8 +132,8 @@ def test_the_state_of_the_directory(call, olivia):
     DirectoryState.objects.create(pk=1, tried_at=at, succeeded_at=at, outcome=outcome)
     seen = call(olivia).get("directory/")
     assert (seen["overdue"], seen["outcome"]["left"], seen["problem"]) == (False, 1, "")
-    answer = call(olivia)("POST", "directory/sync/")
-    assert (answer.status_code, "set up" in answer.json()["detail"]) == (409, True)
+    assert call(olivia)("POST", "directory/sync/").status_code == 409
+    assert DirectoryState.objects.get().tried_at == at
 
 
 def test_the_directory_is_followed_at_once(call, olivia, connect):
@@ -151,5 +151,5 @@ def test_a_directory_that_is_away_changes_nothing_and_is_told(call, olivia, conn
     connect(LDAP_SERVER_URI="ldap://127.0.0.1:1")
     User.objects.create(username="eve", directory_id="whoever")
     answer = call(olivia)("POST", "directory/sync/")
-    assert (answer.status_code, "does not answer" in answer.json()["detail"]) == (409, True)
+    assert (answer.status_code, str(DirectoryState.Problem.AWAY.label) in answer.json()["detail"]) == (409, True)
     assert call(olivia).get("directory/")["problem"] == "away"

@@ -136,6 +136,7 @@ def test_d4_what_a_server_tells_before_it_looks_at_the_password(info, holds):
 
 def test_operators_are_told_what_keeps_somebody_from_signing_in():
     must_change = {"pwdLastSet": [b"0"], "msDS-User-Account-Control-Computed": [b"8388608"]}
-    assert account_state.list_obstacles(must_change) == ("the password must be changed first",)
-    assert len(account_state.list_obstacles({"msDS-User-Account-Control-Computed": [b"8388624"]})) == 2
+    assert account_state.list_obstacles(must_change) == ("password-must-change",)
+    computed = {"msDS-User-Account-Control-Computed": [b"8388624"]}
+    assert account_state.list_obstacles(computed) == ("locked", "password-expired")
     assert account_state.list_obstacles({"pwdLastSet": [b"133000000000000000"]}) == ()

@@ -1,6 +1,7 @@
 """What is Active Directory's, against a real domain controller: Samba's."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +12,6 @@ from axes.models import AccessAttempt
 from django.core.management import CommandError, call_command
 
 from portal.accounts import ldap as company
-from portal.accounts.forms import SIGN_IN_ERRORS, SignInForm
 from portal.accounts.ldap import connection as servers
 from portal.accounts.models import DirectoryState, Tenant, User
 from portal.keys.lifecycle import issue_key
@@ -27,11 +27,11 @@ from tests.domain_controller import (
     group_dn,
     person_dn,
 )
+from tests.portal.accounts.findings import check, failure_codes, failures, texts
 from tests.portal.recorded import notice_facts, roles_of
 
 pytestmark = pytest.mark.django_db
 EXPIRED = 131_000_000_000_000_000  # in 2016, as accountExpires has it
-WRONG = SignInForm.error_messages["invalid_login"]
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ class TestSignIn:
         assert User.objects.get().username == "ono"
         for name in ("OTHER\\ono", "ono@elsewhere.example", "CORP\\", "\\ono", "@corp.example.com"):
             assert door.enter(name, "password of ono") is None
-            assert door.says == WRONG
+            assert door.error == "invalid_login"
 
     def test_d4_nobody_s_mail_address_stands_in_another_s_way(self, connect_domain, door, recruit):
         connect_domain()
@@ -143,19 +143,19 @@ class TestStates:
         connect_domain()
         name = recruit("nakamura", **state)
         assert door.enter(name, f"password of {name}") is None
-        assert door.says == SIGN_IN_ERRORS[kind]
+        assert door.error == kind.code
         assert not AccessAttempt.objects.exists()
         assert door.enter(name, "wrong") is None  # and a stranger learns nothing
-        assert door.says == WRONG
+        assert door.error == "invalid_login"
         assert AccessAttempt.objects.get().failures_since_start == 1
 
     def test_a_password_that_has_expired(self, connect_domain, door):
         found = connect_domain()
         assert door.enter(STALE, f"password of {STALE}") is None
-        assert door.says == SIGN_IN_ERRORS[company.PasswordExpired]
+        assert door.error == company.PasswordExpired.code
         assert not AccessAttempt.objects.exists()
         assert door.enter(STALE, "wrong") is None
-        assert door.says == WRONG
+        assert door.error == "invalid_login"
         assert company.find_person(found, STALE).has_lapsed
         assert not company.find_person(found, "suzuki").has_lapsed
 
@@ -166,7 +166,7 @@ class TestStates:
             door.enter("ogawa", "wrong")
         before = AccessAttempt.objects.get().failures_since_start
         assert door.enter("ogawa", "password of ogawa") is None
-        assert door.says == SIGN_IN_ERRORS[company.AccountLocked]
+        assert door.error == company.AccountLocked.code
         assert AccessAttempt.objects.get().failures_since_start == before
         call_command("syncdirectory")
         assert ApiKey.objects.usable().filter(user=user).exists()  # else anybody could stop them
@@ -338,7 +338,7 @@ class TestChangedGroups:
             call_command("syncdirectory")
         assert door.enter("suzuki", "password of suzuki") == user
         assert door.enter("kimura", "password of kimura") is None
-        assert door.says == SIGN_IN_ERRORS[company.DirectoryRefused]
+        assert door.error == company.DirectoryRefused.code
         User.objects.filter(pk=user.pk).update(is_active=False, left_directory_at="2026-01-01T00:00:00Z")
         with pytest.raises(CommandError):
             call_command("syncdirectory")
@@ -346,83 +346,82 @@ class TestChangedGroups:
         assert not user.is_active
 
 
-def test_checkdirectory_tells_a_person_s_way_to_a_role(connect_domain, recruit, capsys):
+def test_checkdirectory_tells_a_person_s_way_to_a_role(connect_domain, recruit):
     users = f"CN=Domain Users,CN=Users,{SUFFIX}".lower()
     connect_domain(LDAP_GROUP_TENANTS=json.dumps({**TENANTS, users: "everybody"}))
-    call_command("checkdirectory", "CORP\\tanaka")
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    research = group_dn("Research").lower()
-    way = f"person → {group_dn('Research Lab').lower()} → {research}"
-    assert f"ok    in {research} (tenants research:member): {way}" in lines
-    assert f"ok    in {users} (tenants everybody:member): person → {users}" in lines
-    assert any("whose primary group it is" in line for line in lines)
-    with pytest.raises(CommandError):
-        call_command("checkdirectory", recruit("ishii", accountExpires=EXPIRED))
-    assert [line for line in capsys.readouterr().out.splitlines() if "FAIL" in line and "expired" in line]
+    findings = check("CORP\\tanaka")
+    research, lab = group_dn("Research").lower(), group_dn("Research Lab").lower()
+    ways = [text.split(" → ")[1:] for text in texts("member", findings)]
+    assert sorted(ways) == sorted([[lab, research], [users]])
+    [members] = [text for text in texts("members", findings) if text.startswith(users)]
+    assert int(re.findall(r"\d+", members.rpartition(":")[2])[-1]) > 1  # people whose primary group it is
+    assert "account-expired" in failure_codes(recruit("ishii", accountExpires=EXPIRED))
 
 
 class TestCheck:
     """manage.py checkdirectory with one thing wrong."""
 
-    @pytest.fixture
-    def failures(self, connect_domain, capsys):
-        def failures(*arguments: str, **variables: str | None) -> list[str]:
-            connect_domain(**variables)
-            with pytest.raises(CommandError):
-                call_command("checkdirectory", *arguments)
-            return [line.strip() for line in capsys.readouterr().out.splitlines() if "FAIL" in line]
-
-        return failures
-
-    def test_the_kind_is_seen(self, failures):
-        assert any("set LDAP_KIND=activedirectory" in line for line in failures(LDAP_KIND="openldap"))
+    def test_the_kind_is_seen(self, connect_domain):
+        connect_domain(LDAP_KIND="openldap")
+        assert "is-active-directory" in failure_codes()
 
     @pytest.mark.parametrize(
-        ("mistake", "told"),
+        ("mistake", "code", "named"),
         [
-            ({"LDAP_USER_BASE": "DC=other,DC=example,DC=com"}, f"the server has {SUFFIX}"),
-            ({"LDAP_USER_BASE": f"OU=Peple,{SUFFIX}"}, f"above it there is {SUFFIX.lower()}"),
-            ({"LDAP_GROUP_BASE": f"OU=Grps,{SUFFIX}"}, "LDAP_GROUP_BASE"),
-            ({"LDAP_OPERATOR_GROUP": person_dn("ito")}, "it is not a group"),
-            ({"LDAP_REQUIRED_GROUP": f"OU=Groups,{SUFFIX}"}, "it is not a group"),
-            ({"LDAP_USER_DN_TEMPLATE": "%(user)s"}, "must name the domain"),
-            ({"LDAP_USER_DN_TEMPLATE": "%(user)s@other.example"}, "other.example is not a name of this domain"),
-            ({"LDAP_BIND_PASSWORD": "changed last night"}, "LDAP_BIND_PASSWORD"),
-            ({"LDAP_BIND_DN": "stale@corp.example.com", "LDAP_BIND_PASSWORD": "password of stale"}, "has expired"),
+            ({"LDAP_USER_BASE": "DC=other,DC=example,DC=com"}, "no-such-place", SUFFIX),
+            ({"LDAP_USER_BASE": f"OU=Peple,{SUFFIX}"}, "no-such-place", f" {SUFFIX.lower()}"),
+            ({"LDAP_GROUP_BASE": f"OU=Grps,{SUFFIX}"}, "no-such-place", "LDAP_GROUP_BASE"),
+            ({"LDAP_OPERATOR_GROUP": person_dn("ito")}, "not-a-group", person_dn("ito").lower()),
+            ({"LDAP_REQUIRED_GROUP": f"OU=Groups,{SUFFIX}"}, "not-a-group", f"OU=Groups,{SUFFIX}".lower()),
+            ({"LDAP_USER_DN_TEMPLATE": "%(user)s"}, "template-without-domain", "LDAP_USER_DN_TEMPLATE"),
+            ({"LDAP_USER_DN_TEMPLATE": "%(user)s@other.example"}, "template-other-domain", "other.example"),
+            ({"LDAP_BIND_PASSWORD": "changed last night"}, "INVALID_CREDENTIALS", "LDAP_BIND_PASSWORD"),
+            (
+                {"LDAP_BIND_DN": "stale@corp.example.com", "LDAP_BIND_PASSWORD": "password of stale"},
+                "password-expired",
+                "LDAP_BIND_PASSWORD",
+            ),
         ],
     )
-    def test_the_only_line_that_fails_leads_to_the_cause(self, failures, mistake, told):
-        [line] = failures(**mistake)
-        assert told in line
-        assert "acl_read" not in line
+    def test_the_only_line_that_fails_leads_to_the_cause(self, connect_domain, mistake, code, named):
+        connect_domain(**mistake)
+        [failure] = failures()
+        assert failure.code == code
+        assert named in failure.text
+        assert "acl_read" not in failure.text
 
     @pytest.mark.parametrize("group_type", ["memberUid"])
-    def test_a_list_that_its_groups_do_not_have(self, failures, group_type):
-        lines = failures(LDAP_GROUP_TYPE=group_type)
-        assert len(lines) == 4
-        assert all("its members are in member" in line for line in lines)
+    def test_a_list_that_its_groups_do_not_have(self, connect_domain, group_type):
+        connect_domain(LDAP_GROUP_TYPE=group_type)
+        assert failure_codes() == ["other-group-type"] * 4
 
-    def test_without_an_account_it_says_so(self, failures):
-        assert all("LDAP_BIND_DN" in line for line in failures(LDAP_BIND_DN=None, LDAP_BIND_PASSWORD=None))
+    def test_without_an_account_it_says_so(self, connect_domain):
+        connect_domain(LDAP_BIND_DN=None, LDAP_BIND_PASSWORD=None)
+        assert failures()
+        assert all("LDAP_BIND_DN" in failure.text for failure in failures())
 
-    def test_a_password_without_encryption(self, failures, domain):
-        [line] = failures(LDAP_SERVER_URI=domain.uri, LDAP_START_TLS="false", LDAP_CA_FILE=None)
-        assert "takes passwords encrypted only" in line
+    def test_a_password_without_encryption(self, connect_domain, domain):
+        connect_domain(LDAP_SERVER_URI=domain.uri, LDAP_START_TLS="false", LDAP_CA_FILE=None)
+        assert failure_codes() == ["STRONG_AUTH_REQUIRED"]
 
     def test_templates_that_fit(self, connect_domain):
         for template in ("%(user)s@corp.example.com", "CORP\\%(user)s"):
             connect_domain(LDAP_USER_DN_TEMPLATE=template)
-            call_command("checkdirectory")
+            assert failure_codes() == []
 
-    def test_whoever_may_not_sign_in_is_not_said_to(self, connect_domain, recruit, capsys):
+    def test_whoever_may_not_sign_in_is_not_said_to(self, connect_domain, recruit):
         connect_domain()
-        with pytest.raises(CommandError):
-            call_command("checkdirectory", recruit("ishii", accountExpires=EXPIRED))
-        assert "may sign in" not in capsys.readouterr().out
+        codes = [finding.code for finding in check(recruit("ishii", accountExpires=EXPIRED))]
+        assert "account-expired" in codes
+        assert "admitted" not in codes
 
-    def test_another_domain_before_the_name_is_named(self, failures):
-        [line] = failures("OTHER\\suzuki")
-        assert "OTHER is not a name of this domain (corp, corp.example.com)" in line
+    def test_another_domain_before_the_name_is_named(self, connect_domain):
+        connect_domain()
+        [failure] = failures("OTHER\\suzuki")
+        assert failure.code == "other-domain"
+        for name in ("OTHER", "corp", "corp.example.com"):
+            assert name in failure.text
 
-    def test_where_nobody_can_be_a_person_is_told_in_words(self, failures):
-        assert not any("acl_read" in line for line in failures("suzuki", LDAP_USER_BASE=f"OU=Peple,{SUFFIX}"))
+    def test_where_nobody_can_be_a_person_is_told_in_words(self, connect_domain):
+        connect_domain(LDAP_USER_BASE=f"OU=Peple,{SUFFIX}")
+        assert not any("acl_read" in finding.text for finding in check("suzuki"))

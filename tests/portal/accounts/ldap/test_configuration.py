@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives import serialization
 from portal import settings as portal_settings
 from portal.accounts import ldap as company
 from portal.accounts.checks import directory_is_encrypted
-from portal.accounts.ldap.configuration import VARIABLES
+from portal.accounts.directory_sync import Outcome
+from portal.accounts.ldap.configuration import VARIABLES, InvalidSetting
 from tests.slapd import GROUP_BASE, SERVICE_PASSWORD, USER_BASE, group_dn, unused_port
 
 
@@ -74,95 +75,120 @@ def test_groups_lead_to_one_or_several_places(read):
 
 
 @pytest.mark.parametrize(
-    ("name", "variables", "why"),
+    ("variable", "variables", "code", "named"),
     [
-        ("LDAP_SERVER_URL", {"LDAP_SERVER_URL": "ldap://x"}, "is LDAP_SERVER_URI meant?"),
-        ("LDAP_BIND_DN", {"LDAP_SERVER_URI": None, "LDAP_USER_BASE": None, "LDAP_BIND_DN": "cn=x"}, "LDAP_SERVER_URI"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap.example.com"}, "is not like ldaps://"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "https://ldap.example.com"}, "is not like ldaps://"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldaps://x:seven"}, "seven"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://a ldaps://b"}, "mixed"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://[::1"}, "Invalid IPv6"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x:"}, "port"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x:0"}, "port"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x:70000"}, "out of range"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://cn=a:secret@x"}, "LDAP_BIND_DN"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x?uid"}, "is not like ldaps://"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x#y"}, "is not like ldaps://"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://.example.com"}, "label"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": f"ldap://{'a' * 64}.example.com"}, "label"),
-        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": f"ldap://{'a.' * 127}com"}, "is not like ldaps://"),
-        ("LDAP_START_TLS", {"LDAP_START_TLS": "maybe"}, "valid boolean"),
-        ("LDAP_NESTED_GROUPS", {"LDAP_NESTED_GROUPS": "deep"}, "true or false"),
-        ("LDAP_START_TLS", {"LDAP_START_TLS": "true"}, "encrypted from the first byte"),
-        ("LDAP_KIND", {"LDAP_KIND": "novell"}, "openldap, activedirectory"),
-        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/nowhere/ca.pem"}, "No such file"),
-        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/dev/zero"}, "not a file"),
-        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/etc"}, "not a file"),
-        ("LDAP_CA_FILE", {"LDAP_CA_FILE": __file__}, "PEM"),
-        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "{ca}", "LDAP_SERVER_URI": "ldap://x", "LDAP_START_TLS": "0"}, "encrypted"),
-        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "soon"}, "valid number"),
-        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "5s"}, "seconds"),
-        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "0"}, "between"),
-        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "nan"}, ""),
-        ("LDAP_BIND_PASSWORD", {"LDAP_BIND_DN": "cn=x"}, "needed for LDAP_BIND_DN"),
-        ("LDAP_BIND_DN", {"LDAP_BIND_PASSWORD": "x"}, "needed for LDAP_BIND_PASSWORD"),
-        ("LDAP_BIND_PASSWORD_FILE", {"LDAP_BIND_PASSWORD_FILE": "/nowhere"}, "readable"),
-        ("LDAP_BIND_PASSWORD", {"LDAP_BIND_PASSWORD": "x", "LDAP_BIND_PASSWORD_FILE": os.devnull}, "remove one"),
-        ("LDAP_BIND_DN", {"LDAP_BIND_DN": "cn=x\ncn=y", "LDAP_BIND_PASSWORD": "x"}, "one line"),
-        ("ldap_user_base", {"ldap_user_base": "dc=x"}, "is LDAP_USER_BASE meant?"),
-        ("LDAP_USERNAME_ATTRIBUTE", {"LDAP_USERNAME_ATTRIBUTE": "uid,mail"}, "one attribute"),
-        ("LDAP_ID_ATTRIBUTE", {"LDAP_ID_ATTRIBUTE": "uid)("}, "one attribute"),
-        ("LDAP_FIRST_NAME_ATTRIBUTE", {"LDAP_FIRST_NAME_ATTRIBUTE": "given name"}, "one attribute"),
-        ("LDAP_LAST_NAME_ATTRIBUTE", {"LDAP_LAST_NAME_ATTRIBUTE": "sn="}, "one attribute"),
-        ("LDAP_MAIL_ATTRIBUTE", {"LDAP_MAIL_ATTRIBUTE": "*"}, "one attribute"),
-        ("LDAP_USER_BASE", {"LDAP_USER_BASE": "people"}, "not a DN"),
-        ("LDAP_USER_BASE", {"LDAP_USER_BASE": None}, "needed to find people"),
-        ("LDAP_USER_BASE", {"LDAP_USER_BASE": None, "LDAP_USER_DN_TEMPLATE": "%(user)s@corp"}, "not a DN"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=alice)"}, "does not occur"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(name)s)"}, "%(user)s"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s"}, "parentheses"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "uid=%(user)s"}, "parentheses"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s)(mail=%(user)s)"}, "parentheses"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s))("}, "parentheses"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(&(uid=%(user)s)((objectClass=person)))"}, "parentheses"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(%(user)s)"}, "parentheses"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(&(uid=%(user)s)(!(x)))"}, "parentheses"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%s)"}, "does not occur"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(|(uid=%(user)s)(mail=%s))"}, "percent sign"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=*%(user)s*)"}, "all people"),
-        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid>=%(user)s)"}, "all people"),
-        ("LDAP_USER_DN_TEMPLATE", {"LDAP_USER_DN_TEMPLATE": "uid=alice,dc=x"}, "%(user)s"),
-        ("LDAP_USER_DN_TEMPLATE", {"LDAP_USER_DN_TEMPLATE": "uid=%s,dc=x"}, "%(user)s"),
-        ("LDAP_GROUP_TYPE", {"LDAP_GROUP_TYPE": "netgroup"}, "memberUid"),
-        ("LDAP_GROUP_TYPE", {"LDAP_KIND": "activedirectory", "LDAP_GROUP_TYPE": "uniqueMember"}, "memberOf"),
-        ("LDAP_NESTED_GROUPS", {"LDAP_GROUP_TYPE": "memberOf", "LDAP_NESTED_GROUPS": "1"}, "not nested"),
-        ("LDAP_GROUP_BASE", {"LDAP_OPERATOR_GROUP": "cn=ops"}, "needed for LDAP_OPERATOR_GROUP"),
-        ("LDAP_GROUP_BASE", {"LDAP_GROUP_TENANTS": '{"cn=a": "b"}'}, "needed for LDAP_GROUP_TENANTS"),
-        ("LDAP_REQUIRED_GROUP", {"LDAP_REQUIRED_GROUP": "employees"}, "not a DN"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "cn=a: b"}, "not JSON"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '["cn=a"]'}, "not like"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "3"}, "not like"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "[]"}, "not like"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "[" * 100_000}, "not JSON"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "/etc/tenants.json"}, "LDAP_GROUP_TENANTS_FILE"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": []}'}, "no tenant"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": null}'}, "short name"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": 7}'}, "short name"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b:"}'}, "short name"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"a": "b"}'}, "not the DN"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b", "CN=A": "c"}'}, "twice"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b:owner"}'}, ":admin"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "研究部"}'}, "short name"),
-        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": {"tenant": "b"}}'}, "short name"),
+        ("LDAP_SERVER_URL", {"LDAP_SERVER_URL": "ldap://x"}, "unknown", "LDAP_SERVER_URI"),
+        (
+            "LDAP_BIND_DN",
+            {"LDAP_SERVER_URI": None, "LDAP_USER_BASE": None, "LDAP_BIND_DN": "cn=x"},
+            "no-server",
+            "LDAP_SERVER_URI",
+        ),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap.example.com"}, "bad-address", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "https://ldap.example.com"}, "bad-address", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldaps://x:seven"}, "bad-address", "seven"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://a ldaps://b"}, "mixed-schemes", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://[::1"}, "bad-address", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x:"}, "bad-port", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x:0"}, "bad-port", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x:70000"}, "bad-address", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://cn=a:secret@x"}, "account-in-address", "LDAP_BIND_DN"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x?uid"}, "bad-address", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x#y"}, "bad-address", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://.example.com"}, "bad-address", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": f"ldap://{'a' * 64}.example.com"}, "bad-address", ""),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": f"ldap://{'a.' * 127}com"}, "bad-address", ""),
+        ("LDAP_START_TLS", {"LDAP_START_TLS": "maybe"}, "not-a-boolean", ""),
+        ("LDAP_NESTED_GROUPS", {"LDAP_NESTED_GROUPS": "deep"}, "not-a-boolean", ""),
+        ("LDAP_START_TLS", {"LDAP_START_TLS": "true"}, "encrypted-already", ""),
+        ("LDAP_KIND", {"LDAP_KIND": "novell"}, "not-a-choice", "openldap, activedirectory"),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/nowhere/ca.pem"}, "unreadable", "/nowhere/ca.pem"),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/dev/zero"}, "not-a-file", ""),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/etc"}, "not-a-file", ""),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": __file__}, "unreadable", ""),
+        (
+            "LDAP_CA_FILE",
+            {"LDAP_CA_FILE": "{ca}", "LDAP_SERVER_URI": "ldap://x", "LDAP_START_TLS": "0"},
+            "unencrypted",
+            "",
+        ),
+        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "soon"}, "not-a-number", ""),
+        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "5s"}, "not-a-number", ""),
+        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "0"}, "out-of-range", "0.1"),
+        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "nan"}, "not-a-number", ""),
+        ("LDAP_BIND_PASSWORD", {"LDAP_BIND_DN": "cn=x"}, "needed", "LDAP_BIND_DN"),
+        ("LDAP_BIND_DN", {"LDAP_BIND_PASSWORD": "x"}, "needed", "LDAP_BIND_PASSWORD"),
+        (
+            "LDAP_BIND_PASSWORD",
+            {"LDAP_BIND_PASSWORD": "x", "LDAP_BIND_PASSWORD_FILE": os.devnull},
+            "set-twice",
+            "LDAP_BIND_PASSWORD_FILE",
+        ),
+        ("LDAP_BIND_DN", {"LDAP_BIND_DN": "cn=x\ncn=y", "LDAP_BIND_PASSWORD": "x"}, "control-character", ""),
+        ("ldap_user_base", {"ldap_user_base": "dc=x"}, "unknown", "LDAP_USER_BASE"),
+        ("LDAP_USERNAME_ATTRIBUTE", {"LDAP_USERNAME_ATTRIBUTE": "uid,mail"}, "not-an-attribute", ""),
+        ("LDAP_ID_ATTRIBUTE", {"LDAP_ID_ATTRIBUTE": "uid)("}, "not-an-attribute", ""),
+        ("LDAP_FIRST_NAME_ATTRIBUTE", {"LDAP_FIRST_NAME_ATTRIBUTE": "given name"}, "not-an-attribute", ""),
+        ("LDAP_LAST_NAME_ATTRIBUTE", {"LDAP_LAST_NAME_ATTRIBUTE": "sn="}, "not-an-attribute", ""),
+        ("LDAP_MAIL_ATTRIBUTE", {"LDAP_MAIL_ATTRIBUTE": "*"}, "not-an-attribute", ""),
+        ("LDAP_USER_BASE", {"LDAP_USER_BASE": "people"}, "not-a-dn", ""),
+        ("LDAP_USER_BASE", {"LDAP_USER_BASE": None}, "needed", "LDAP_USER_DN_TEMPLATE"),
+        ("LDAP_USER_BASE", {"LDAP_USER_BASE": None, "LDAP_USER_DN_TEMPLATE": "%(user)s@corp"}, "needed", ""),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=alice)"}, "no-user", "%(user)s"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(name)s)"}, "no-user", "%(user)s"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s"}, "not-a-filter", ""),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "uid=%(user)s"}, "not-a-filter", ""),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s)(mail=%(user)s)"}, "not-a-filter", ""),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s))("}, "not-a-filter", ""),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(&(uid=%(user)s)((objectClass=person)))"}, "not-a-filter", ""),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(%(user)s)"}, "not-a-filter", ""),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(&(uid=%(user)s)(!(x)))"}, "not-a-filter", ""),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%s)"}, "no-user", "%(user)s"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(|(uid=%(user)s)(mail=%s))"}, "percent", "%%"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=*%(user)s*)"}, "not-for-all", ""),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid>=%(user)s)"}, "not-for-all", ""),
+        ("LDAP_USER_DN_TEMPLATE", {"LDAP_USER_DN_TEMPLATE": "uid=alice,dc=x"}, "no-user", "%(user)s"),
+        ("LDAP_USER_DN_TEMPLATE", {"LDAP_USER_DN_TEMPLATE": "uid=%s,dc=x"}, "no-user", "%(user)s"),
+        ("LDAP_GROUP_TYPE", {"LDAP_GROUP_TYPE": "netgroup"}, "not-a-choice", "memberUid"),
+        (
+            "LDAP_GROUP_TYPE",
+            {"LDAP_KIND": "activedirectory", "LDAP_GROUP_TYPE": "uniqueMember"},
+            "not-in-active-directory",
+            "memberOf",
+        ),
+        ("LDAP_NESTED_GROUPS", {"LDAP_GROUP_TYPE": "memberOf", "LDAP_NESTED_GROUPS": "1"}, "not-nested", ""),
+        ("LDAP_GROUP_BASE", {"LDAP_OPERATOR_GROUP": "cn=ops"}, "needed", "LDAP_OPERATOR_GROUP"),
+        ("LDAP_GROUP_BASE", {"LDAP_GROUP_TENANTS": '{"cn=a": "b"}'}, "needed", "LDAP_GROUP_TENANTS"),
+        ("LDAP_REQUIRED_GROUP", {"LDAP_REQUIRED_GROUP": "employees"}, "not-a-dn", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "cn=a: b"}, "not-json", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '["cn=a"]'}, "not-an-object", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "3"}, "not-an-object", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "[]"}, "not-an-object", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "[" * 100_000}, "not-json", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "/etc/tenants.json"}, "not-json", "LDAP_GROUP_TENANTS_FILE"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": []}'}, "no-tenant", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": null}'}, "not-a-tenant", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": 7}'}, "not-a-tenant", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b:"}'}, "not-a-tenant", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"a": "b"}'}, "not-a-dn", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b", "CN=A": "c"}'}, "group-twice", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b:owner"}'}, "not-a-tenant", ":admin"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "研究部"}'}, "not-a-tenant", ""),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": {"tenant": "b"}}'}, "not-a-tenant", ""),
     ],
 )
-def test_a_value_that_cannot_be_meant_is_named(read, directory, name, variables, why):
+def test_a_value_that_cannot_be_meant_is_named(read, directory, variable, variables, code, named):
     variables = {key: value and value.replace("{ca}", str(directory.ca_file)) for key, value in variables.items()}
-    with pytest.raises(environs.EnvError) as caught:
+    with pytest.raises(InvalidSetting) as caught:
         read(**variables)
-    assert name in str(caught.value)
-    assert why in str(caught.value)
+    assert (caught.value.variable, caught.value.code) == (variable, code)
+    assert variable in str(caught.value)
+    assert named in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(read):
+    with pytest.raises(environs.EnvError, match="LDAP_BIND_PASSWORD_FILE"):
+        read(LDAP_BIND_PASSWORD_FILE="/nowhere")
 
 
 def test_a_file_that_is_no_text_is_named(read, tmp_path):
@@ -242,12 +268,13 @@ class TestManage:
 
     def test_the_directory_is_in_use(self, manage, directory):
         who = "from django.contrib.auth import authenticate as a; from django.test import RequestFactory as F"
-        ask = f"{who}; u = a(F().post('/'), username='BOB', password='password of bob'); print(u.memberships.get())"
+        ask = f"{who}; u = a(F().post('/'), username='BOB', password='password of bob'); p = u.memberships.get()"
+        ask += "; print(u, p.tenant, p.role)"
         assert manage("migrate", "-v0", **directory.env()).returncode == 0
         done = manage("shell", "-v0", "-c", ask, **directory.env())
-        assert done.stdout == "Bob Dodgson · research · tenant admin\n"
+        assert done.stdout == "Bob Dodgson research admin\n"
         done = manage("syncdirectory", **directory.env())
-        assert done.stdout == "1 people: 0 left, 0 came back, 0 changed, 1 as before\n"
+        assert done.stdout == f"{Outcome(people=1, left=0, returned=0, changed=0)}\n"
 
     def test_a_directory_that_is_away_is_said_in_one_line(self, manage, directory):
         nowhere = directory.env(LDAP_SERVER_URI=f"ldap://127.0.0.1:{unused_port()}")
@@ -255,7 +282,7 @@ class TestManage:
         done = manage("syncdirectory", **nowhere)
         assert done.returncode != 0
         assert done.stderr.count("\n") == 1
-        assert "does not answer" in done.stderr
+        assert nowhere["LDAP_SERVER_URI"] in done.stderr
 
 
 class TestDocuments:
