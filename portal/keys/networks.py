@@ -27,11 +27,14 @@ def parse_network(word: str) -> str:
         meant = ip_network(word, strict=False)
     except ValueError as error:
         raise ValidationError(
-            _("%(network)s is not a network. Examples: 10.1.0.0/16, 192.168.7.5"), params={"network": word}
+            _("%(network)s is not a network. Examples: 10.1.0.0/16, 192.168.7.5"),
+            code="not-a-network",
+            params={"network": word},
         ) from error
     # Not accepted silently: a person who wrote the address of one machine may have meant that machine.
     raise ValidationError(
         _("%(network)s is an address within a network. Enter %(whole)s for the network or %(alone)s for the address."),
+        code="host-bits",
         params={"network": word, "whole": meant, "alone": word.partition("/")[0]},
     )
 

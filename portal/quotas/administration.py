@@ -165,12 +165,13 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
     home = to.key.tenant if to.key else to.tenant
     if home is None or not may_ask(by, to):
         raise NotAllowed(
-            _("You cannot request this. Only the person that it is for, or the person responsible for the key, can.")
+            _("You cannot request this. Only the person that it is for, or the person responsible for the key, can."),
+            code="not-yours",
         )
     with transaction.atomic():
         previous = effective_amount(to, what)
         if previous is None:
-            raise QuotaRefused(_("There is currently no quota here, so there is nothing to request."))
+            raise QuotaRefused(_("There is currently no quota here, so there is nothing to request."), code="no-quota")
         _check_is_more(amount, previous)
         quota_request = QuotaRequest(
             **{"tenant": home, "user": to.user, "key": to.key, **what.columns},
@@ -180,7 +181,9 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
             with transaction.atomic():  # a savepoint: PostgreSQL would refuse all that follows otherwise
                 quota_request.save()
         except IntegrityError as error:
-            raise QuotaRefused(_("This has been requested already and waits for a decision.")) from error
+            raise QuotaRefused(
+                _("This has been requested already and waits for a decision."), code="requested"
+            ) from error
         _notify_deciders(quota_request)
     return quota_request
 
@@ -190,7 +193,7 @@ def change_request(by: User, quota_request: QuotaRequest, amount: int, reason: s
     with transaction.atomic():
         row = _lock_open(quota_request)
         if row.asked_by != by:
-            raise NotAllowed(_("Only the person who made this request can change it."))
+            raise NotAllowed(_("Only the person who made this request can change it."), code="not-yours")
         _check_is_more(amount, row.previous_amount)
         row.amount, row.reason = amount, reason[:500]
         row.save(update_fields=["amount", "reason"])
@@ -236,7 +239,9 @@ def grant_request(by: User, quota_request: QuotaRequest, amount: int | None = No
         to, what = quota_target(row), quota_kind(row)
         now = effective_amount(to, what)
         if now is not None and given <= now:
-            raise QuotaRefused(_("That is not more than the current amount: %(amount)s.") % {"amount": figure(now)})
+            raise QuotaRefused(
+                _("That is not more than the current amount: %(amount)s.") % {"amount": figure(now)}, code="not-more"
+            )
         _check_amount(by, to, what, given)
         _save_quota(to, what, given)
         row.granted = given
@@ -246,7 +251,7 @@ def grant_request(by: User, quota_request: QuotaRequest, amount: int | None = No
 def refuse_request(by: User, quota_request: QuotaRequest, note: str) -> QuotaRequest:
     """Refuse a request and say why. Raises Refused, also when answered already."""
     if not note.strip():
-        raise QuotaRefused(_("Please give a reason in a few words."))
+        raise QuotaRefused(_("Please give a reason in a few words."), code="no-reason")
     with transaction.atomic():
         return _decide(_lock_for_decision(by, quota_request), by, QuotaRequest.State.REFUSED, note)
 
@@ -256,7 +261,7 @@ def withdraw_request(by: User, quota_request: QuotaRequest) -> QuotaRequest:
     with transaction.atomic():
         row = _lock_open(quota_request)
         if row.asked_by != by:
-            raise NotAllowed(_("Only the person who made this request can withdraw it."))
+            raise NotAllowed(_("Only the person who made this request can withdraw it."), code="not-yours")
         row.state, row.decided_at = QuotaRequest.State.WITHDRAWN, timezone.now()
         row.save(update_fields=["state", "decided_at"])
         return row
@@ -298,39 +303,47 @@ def _check_may_set(by: User, to: QuotaTarget) -> None:
     if may_set(by, to):
         return
     if to.person == by:
-        raise NotAllowed(_("You cannot set this for yourself: another admin of the tenant or an operator can."))
-    raise NotAllowed(_("This quota is set by the people who run this server."))
+        raise NotAllowed(
+            _("You cannot set this for yourself: another admin of the tenant or an operator can."), code="your-own"
+        )
+    raise NotAllowed(_("This quota is set by the people who run this server."), code="operators-only")
 
 
 def _check_amount(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> None:
     if what.unit not in UNITS or what.window not in ("", *Quota.Window.values):
-        raise QuotaRefused(_("There is no such unit."))
+        raise QuotaRefused(_("There is no such unit."), code="unit")
     if what.window not in UNITS[what.unit].windows:
-        raise QuotaRefused(_("Requests at the same time have no window; all other units need one."))
+        raise QuotaRefused(_("Requests at the same time have no window; all other units need one."), code="window")
     _check_bounds(amount)
     if to.tenant and to.user and not Membership.objects.filter(user=to.user, tenant=to.tenant).exists():
         raise QuotaRefused(
-            _("%(person)s is not a member of %(tenant)s.") % {"person": person(to.user), "tenant": to.tenant}
+            _("%(person)s is not a member of %(tenant)s.") % {"person": person(to.user), "tenant": to.tenant},
+            code="not-a-member",
         )
     most = max_grantable(by, to, what)
     if most is not None and amount > most:
         raise QuotaRefused(
             _("%(tenant)s itself has %(amount)s. Give at most that, or request more for the tenant first.")
-            % {"tenant": to.home, "amount": figure(most)}
+            % {"tenant": to.home, "amount": figure(most)},
+            code="more-than-tenant",
         )
 
 
 def _check_bounds(amount: int) -> None:
     if amount < 0:
-        raise QuotaRefused(_("Give a whole number, 0 or more."))
+        raise QuotaRefused(_("Give a whole number, 0 or more."), code="amount")
     if amount > MAX_AMOUNT:
-        raise QuotaRefused(_("No quota can be that large. The most is %(most)s.") % {"most": figure(MAX_AMOUNT)})
+        raise QuotaRefused(
+            _("No quota can be that large. The most is %(most)s.") % {"most": figure(MAX_AMOUNT)}, code="too-much"
+        )
 
 
 def _check_is_more(amount: int, previous: int) -> None:
     _check_bounds(amount)
     if amount <= previous:
-        raise QuotaRefused(_("Request more than you have now: %(amount)s.") % {"amount": figure(previous)})
+        raise QuotaRefused(
+            _("Request more than you have now: %(amount)s.") % {"amount": figure(previous)}, code="not-more"
+        )
 
 
 def _save_quota(to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
@@ -349,7 +362,7 @@ def _lock_open(quota_request: QuotaRequest) -> QuotaRequest:
         .get(pk=quota_request.pk)
     )
     if row.state != QuotaRequest.State.OPEN:
-        raise QuotaRefused(_describe_answer(row))
+        raise QuotaRefused(_describe_answer(row), code=row.state)
     return row
 
 
@@ -366,8 +379,10 @@ def _lock_for_decision(by: User, quota_request: QuotaRequest) -> QuotaRequest:
     if may_decide(by, row):
         return row
     if by in (row.asked_by, quota_target(row).person):
-        raise NotAllowed(_("You cannot decide on your own request: another admin of the tenant or an operator can."))
-    raise NotAllowed(_("You cannot decide on this request."))
+        raise NotAllowed(
+            _("You cannot decide on your own request: another admin of the tenant or an operator can."), code="your-own"
+        )
+    raise NotAllowed(_("You cannot decide on this request."), code="not-yours")
 
 
 def _decide(row: QuotaRequest, by: User, state: str, note: str) -> QuotaRequest:

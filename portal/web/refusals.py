@@ -9,15 +9,16 @@ from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 class Refused(Exception):
     """The request cannot be carried out; `sentence` says why, in the reader's language.
 
-    `fields`: sentences by the field that they are about, "" for the whole. `allowed` is False if another person may do
-    it.
+    `fields`: sentences by the field that they are about, "" for the whole. `code` names the reason where a class of
+    refusals has several. `allowed` is False if another person may do it.
     """
 
     allowed = True
 
-    def __init__(self, sentence: str, fields: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(self, sentence: str, fields: Mapping[str, Sequence[str]] | None = None, *, code: str = "") -> None:
         super().__init__(sentence)
         self.sentence = sentence
+        self.code = code
         self.fields = dict(fields or {})
 
     @classmethod

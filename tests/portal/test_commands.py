@@ -10,11 +10,14 @@ from http.client import HTTPConnection
 from io import StringIO
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from modelregistry.models import ServedModel
+from portal.accounts.models import Tenant, User
 from portal.keys import secret
+from portal.keys.lifecycle import AlreadyReplaced, NotAMember
 from portal.keys.models import ApiKey
 from portal.quotas.administration import MAX_AMOUNT
 from portal.quotas.models import Quota
@@ -29,6 +32,18 @@ def run(*words: str) -> str:
     out = StringIO()
     call_command(*words, stdout=out)
     return out.getvalue().strip()
+
+
+def refusal(*words: str, named: str = "") -> CommandError:
+    """Return the error with which the command refuses; asserts that it names this."""
+    with pytest.raises(CommandError) as caught:
+        run(*words)
+    assert named in str(caught.value)
+    return caught.value
+
+
+def cause_of(error: CommandError) -> type[BaseException] | None:
+    return type(error.__cause__) if error.__cause__ else None
 
 
 @pytest.fixture
@@ -88,13 +103,9 @@ def test_rotatekey_prints_the_new_key(research, alice):
     assert secret.is_well_formed(new)
     assert ApiKey.objects.get(prefix=new[:12]).replaces.prefix == old[:12]
     assert ApiKey.objects.get(prefix=old[:12]).expires_at - timezone.now() <= timedelta(days=2)
-    for words, said in (
-        ([old], "has been replaced already"),
-        (["mdg_nonsense"], "no key begins"),
-        ([new, "--overlap", "-1"], "between 0 and 365"),
-    ):
-        with pytest.raises(CommandError, match=said):
-            run("rotatekey", *words)
+    assert cause_of(refusal("rotatekey", old)) is AlreadyReplaced
+    assert cause_of(refusal("rotatekey", "mdg_nonsense", named="mdg_nonsense")) is ApiKey.DoesNotExist
+    refusal("rotatekey", new, "--overlap", "-1", named="--overlap")
 
 
 def test_revokekey_keeps_the_reason(research, alice):
@@ -105,24 +116,23 @@ def test_revokekey_keeps_the_reason(research, alice):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "named", "cause"),
     [
-        (["--tenant", "research", "--user", "alice", "--responsible", "alice"], "--responsible is for service keys"),
-        (["--tenant", "research", "--service", "s", "--responsible", "charlie"], "Charlie is not a member"),
-        (["--tenant", "research", "--service", "s", "--responsible", "nope"], "no such user: nope"),
-        (["--tenant", "research", "--user", "alice", "--networks", "office"], "office is not a network"),
-        (["--tenant", "nope", "--user", "alice"], "no such tenant: nope"),
-        (["--tenant", "research", "--user", "nope"], "no such user: nope"),
-        (["--tenant", "research", "--user", "charlie"], "Charlie is not a member of 研究部"),
-        (["--tenant", "research", "--user", "alice", "--models", "m,nope"], "no such model: nope"),
-        (["--tenant", "research", "--user", "alice", "--expires", "soon"], "neither like 90d"),
-        (["--tenant", "research", "--user", "alice", "--expires", "2020-01-01"], "is over"),
-        (["--tenant", "research"], "one of the arguments --user --service is required"),
+        (["--tenant", "research", "--user", "alice", "--responsible", "alice"], "--responsible", None),
+        (["--tenant", "research", "--service", "s", "--responsible", "charlie"], "Charlie", NotAMember),
+        (["--tenant", "research", "--service", "s", "--responsible", "nope"], "nope", User.DoesNotExist),
+        (["--tenant", "research", "--user", "alice", "--networks", "office"], "office", ValidationError),
+        (["--tenant", "nope", "--user", "alice"], "nope", Tenant.DoesNotExist),
+        (["--tenant", "research", "--user", "nope"], "nope", User.DoesNotExist),
+        (["--tenant", "research", "--user", "charlie"], "Charlie", NotAMember),
+        (["--tenant", "research", "--user", "alice", "--models", "m,nope"], "nope", None),
+        (["--tenant", "research", "--user", "alice", "--expires", "soon"], "'soon'", None),
+        (["--tenant", "research", "--user", "alice", "--expires", "2020-01-01"], "2020-01-01", None),
+        (["--tenant", "research"], "--user --service", None),
     ],
 )
-def test_createkey_says_what_is_wrong_and_makes_nothing(alice, charlie, model, words, said):
-    with pytest.raises(CommandError, match=said):
-        run("createkey", *words)
+def test_createkey_says_what_is_wrong_and_makes_nothing(alice, charlie, model, words, named, cause):
+    assert cause_of(refusal("createkey", *words, named=named)) is cause
     assert not ApiKey.objects.exists()
 
 
@@ -132,8 +142,7 @@ def test_revokekey_takes_a_prefix_or_the_whole_key_and_may_be_repeated(alice):
     first = ApiKey.objects.get().revoked_at
     run("revokekey", text)
     assert ApiKey.objects.get().revoked_at == first
-    with pytest.raises(CommandError, match="no key begins with"):
-        run("revokekey", "mdg_nonsense")
+    assert cause_of(refusal("revokekey", "mdg_nonsense", named="mdg_nonsense")) is ApiKey.DoesNotExist
 
 
 def test_setquota_sets_changes_and_removes(alice, model):
@@ -181,34 +190,31 @@ def test_setquota_is_for_members_and_defaults_too(alice, research, owner, tenant
     ],
 )
 def test_setquota_asks_of_whom_when_that_is_not_one_thing(alice, owner):
-    with pytest.raises(CommandError, match="name the owner"):
-        run("setquota", *owner, "--unit", "tokens", "--per", "day", "--amount", "5")
+    refusal("setquota", *owner, "--unit", "tokens", "--per", "day", "--amount", "5", named="--default-for tenant")
     assert not Quota.objects.exists()
 
 
 def test_setquota_of_a_member_is_for_members(research, charlie):
     words = ["--tenant", "research", "--user", "charlie", "--unit", "tokens", "--per", "day", "--amount", "5"]
-    with pytest.raises(CommandError, match="charlie is not a member of research"):
-        run("setquota", *words)
+    assert "research" in str(refusal("setquota", *words, named="charlie"))
     assert not Quota.objects.exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "named"),
     [
-        (["--tenant", "nope", "--unit", "tokens", "--per", "day", "--amount", "1"], "no such tenant: nope"),
-        (["--key", "mdg_12345678", "--unit", "tokens", "--per", "day", "--amount", "1"], "no such key: mdg_12345678"),
-        (["--tenant", "research", "--unit", "tokens", "--amount", "1"], "need one"),
-        (["--tenant", "research", "--unit", "concurrent", "--per", "day", "--amount", "1"], "has no --per"),
-        (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "-1"], "amount"),
-        (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "x"], "whole number"),
+        (["--tenant", "nope", "--unit", "tokens", "--per", "day", "--amount", "1"], "nope"),
+        (["--key", "mdg_12345678", "--unit", "tokens", "--per", "day", "--amount", "1"], "mdg_12345678"),
+        (["--tenant", "research", "--unit", "tokens", "--amount", "1"], "--per"),
+        (["--tenant", "research", "--unit", "concurrent", "--per", "day", "--amount", "1"], "--per"),
+        (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "-1"], "--amount"),
+        (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "x"], "'x'"),
         (["--user", "alice", "--unit", "tokens", "--per", "day", "--amount", str(MAX_AMOUNT + 1)], str(MAX_AMOUNT)),
-        (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "1", "--model", "n"], "such model"),
+        (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "1", "--model", "nil"], "nil"),
     ],
 )
-def test_setquota_says_what_is_wrong_and_sets_nothing(research, words, said):
-    with pytest.raises(CommandError, match=said):
-        run("setquota", *words)
+def test_setquota_says_what_is_wrong_and_sets_nothing(research, words, named):
+    refusal("setquota", *words, named=named)
     assert not Quota.objects.exists()
 
 
@@ -238,8 +244,7 @@ def test_usage_as_json_has_just_the_promised_fields(used, by, values):
 def test_usage_since_a_day_leaves_out_what_was_before(used):
     since = timezone.localdate() - timedelta(days=1)
     assert [row["model"] for row in json.loads(run("usage", "--since", str(since), "--json"))] == ["a"]
-    with pytest.raises(CommandError, match="not a date"):
-        run("usage", "--since", "yesterday")
+    refusal("usage", "--since", "yesterday", named="yesterday")
 
 
 def test_usage_prints_a_table_for_people(used):
@@ -263,19 +268,19 @@ def test_pruning_deletes_old_records_and_no_sum(used, monkeypatch):
 
 
 def test_pruning_spares_what_quotas_of_a_month_are_counted_from(used):
-    with pytest.raises(CommandError, match="40 days or more"):
-        run("pruneusage", "--older-than", "31")
+    refusal("pruneusage", "--older-than", "31", named="40")
+    assert UsageRecord.objects.count() == 3
 
 
 def test_runserver_and_nothing_else_takes_the_server_that_speaks_to_sockets():
     """All commands would import Twisted for it, a third of their time."""
 
-    def told(*words: str) -> subprocess.CompletedProcess[str]:
+    def manage(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-X", "importtime", ROOT / "manage.py", *words]
         return subprocess.run(command, capture_output=True, text=True, check=True)
 
-    assert "--http_timeout" in told("runserver", "--help").stdout  # daphne's option
-    assert "twisted" not in told("check", "--help").stderr
+    assert "--http_timeout" in manage("runserver", "--help").stdout  # daphne's option
+    assert "twisted" not in manage("check", "--help").stderr
 
 
 def test_runserver_without_daphne_serves_pages_and_warns_that_the_gateway_is_missing(tmp_path):

@@ -83,18 +83,18 @@ class TestNetworks:
         assert networks.parse_networks(networks.format_networks(found)) == found
 
     @pytest.mark.parametrize(
-        ("text", "says"),
+        ("text", "code", "named"),
         [
-            ("10.1.2.3/16", "10.1.2.3/16 is an address within a network. Enter 10.1.0.0/16"),
-            ("10.1.2.3/16", "or 10.1.2.3 for the address"),
-            ("office", "office is not a network"),
-            ("10.1.0.0/33", "10.1.0.0/33 is not a network"),
+            ("10.1.2.3/16", "host-bits", ["10.1.2.3/16", "10.1.0.0/16", "10.1.2.3 "]),
+            ("office", "not-a-network", ["office"]),
+            ("10.1.0.0/33", "not-a-network", ["10.1.0.0/33"]),
         ],
     )
-    def test_what_is_wrong_is_named(self, text, says):
+    def test_what_is_wrong_is_named(self, text, code, named):
         with pytest.raises(ValidationError) as refused:
             networks.parse_networks(f"10.0.0.0/8 {text}")
-        assert says in refused.value.messages[0]
+        assert refused.value.code == code
+        assert [name in refused.value.messages[0] for name in named] == [True] * len(named)
 
 
 class TestRotating:

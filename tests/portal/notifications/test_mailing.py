@@ -8,12 +8,14 @@ import environs
 import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
+from django.utils.translation import override
 
 from portal.notifications import mail_settings, mailing
 from portal.notifications.models import Notice
 from portal.web.notify import notify
 from tests.installation import installed
 from tests.mail import letterbox  # noqa: F401 - a fixture
+from tests.portal.notifications import sentences
 
 pytestmark = pytest.mark.django_db
 
@@ -38,13 +40,16 @@ def box(letterbox, connect):  # noqa: F811
     return letterbox
 
 
-def left(users, slug: str = "research", **more) -> None:
-    notify(users, "membership-ended", slug, path="/keys/", tenant="研究部", keys=0, **more)
+LEFT = {"tenant": "研究部", "keys": 0}
+GRANTED = {"by": "Bob", "unit": "tokens", "window": "day", "model": "", "amount": 9, "granted": 9, "note": ""}
 
 
-def request_is_granted(user, ref: str = "1") -> None:
-    facts = {"by": "Bob", "unit": "tokens", "window": "day", "model": "", "amount": 9, "granted": 9, "note": ""}
-    notify([user], "request-decided", ref, **facts)
+def left(users) -> None:
+    notify(users, "membership-ended", "research", path="/keys/", **LEFT)
+
+
+def request_is_granted(user) -> None:
+    notify([user], "request-decided", "1", **GRANTED)
 
 
 def test_a_notice_comes_by_mail_in_the_reader_s_language(box, alice, bob, settings):
@@ -54,10 +59,13 @@ def test_a_notice_comes_by_mail_in_the_reader_s_language(box, alice, bob, settin
     assert mailing.send_mails(timezone.now()) == 2
     mails = {mail["To"]: mail for mail in box.mails}
     english, japanese = mails["alice@example.com"], mails["bob@example.com"]
-    assert english["Subject"].strip() == "[Madoguchi] You no longer belong to 研究部"
-    assert "You no longer belong to 研究部." in english.get_content()
+    for mail, language in ((english, "en"), (japanese, "ja")):
+        with override(language):
+            site = str(settings.SITE_NAME)
+        assert mail["Subject"].strip() == f"[{site}] {sentences.title('membership-ended', language, **LEFT)}"
+        assert sentences.text("membership-ended", language, **LEFT) in mail.get_content()
+    assert english["Subject"] != japanese["Subject"]
     assert "https://llm.example.com/keys/" in english.get_content()
-    assert japanese["Subject"].strip() == "[窓口] 研究部の所属ではなくなりました"
     assert english["From"] == settings.DEFAULT_FROM_EMAIL
 
 
@@ -75,11 +83,15 @@ def test_all_that_is_new_to_a_person_is_one_mail(box, alice):
     request_is_granted(alice)
     assert mailing.send_mails(timezone.now()) == 1
     [mail] = box.mails
-    assert mail["Subject"].strip() == "[Madoguchi] 2 notices"
-    assert mail.get_content().index("no longer belong") < mail.get_content().index("granted")
+    assert "2" in mail["Subject"]
+    first, second = (
+        sentences.title("membership-ended", "en", **LEFT),
+        sentences.title("request-decided", "en", **GRANTED),
+    )
+    assert mail.get_content().index(first) < mail.get_content().index(second)
 
 
-@pytest.mark.parametrize("reason", ["read", "unwanted", "no address", "old"])
+@pytest.mark.parametrize("reason", ["read", "unwanted", "without-address", "old"])
 def test_who_need_not_be_mailed_is_not(box, alice, reason):
     left([alice])
     now = timezone.now()
@@ -87,7 +99,7 @@ def test_who_need_not_be_mailed_is_not(box, alice, reason):
         alice.notices.update(read_at=now)
     elif reason == "unwanted":
         alice.wants_mail = False
-    elif reason == "no address":
+    elif reason == "without-address":
         alice.email = ""
     else:
         now += timedelta(days=2, seconds=1)
@@ -103,7 +115,8 @@ def test_who_may_no_longer_sign_in_is_told_that_alone(box, alice):
     alice.language = "en"
     alice.save()
     assert mailing.send_mails(timezone.now()) == 1
-    assert "granted" not in box.mails[0].get_content()
+    assert sentences.title("membership-ended", "en", **LEFT) in box.mails[0].get_content()
+    assert sentences.title("request-decided", "en", **GRANTED) not in box.mails[0].get_content()
 
 
 def test_what_cannot_be_read_is_no_mail_and_in_nobody_s_way(box, alice, bob):
@@ -235,5 +248,5 @@ def test_a_whole_installation_mails_what_comes_by_itself(letterbox, tmp_path):  
         assert installation.manage("sendnotices") == "0 mailed"
     [mail] = letterbox.mails
     assert (mail["From"], mail["To"]) == ("it@example.com", "alice@example.com")
-    assert "expires in 3 days" in mail["Subject"]
+    assert sentences.title("key-expires", "en", key="laptop", days=3) in mail["Subject"]
     assert f"https://llm.example.com/keys/{prefix}/" in mail.get_content()

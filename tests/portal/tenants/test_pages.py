@@ -1,6 +1,5 @@
 """A tenant's pages: what its admins and operators see there and can do, at 2,000 people as with two."""
 
-import re
 from datetime import timedelta
 
 import pytest
@@ -25,7 +24,7 @@ DAILY = QuotaKind(unit="tokens", window="day")
 
 def success_of(page: str) -> str:
     """Return the message that says what was done."""
-    return re.search(r'<p class="notice success" role="status">(.*?)</p>', page)[1]
+    return one_of(page, ".notice.success[role=status]").text
 
 
 def crowd(tenant: Tenant, count: int) -> list[User]:
@@ -120,7 +119,7 @@ class TestPeople:
         with django_assert_num_queries(9):
             response = as_bob.get("/tenant/research/people/?page=3")
         assert len(response.context["members"]) == 50
-        assert "101–150 of 2,004" in response.content.decode()
+        assert has(response, "[data-first='101'][data-last='150'][data-all='2004']")
 
     def test_somebody_is_added_by_user_name(self, as_bob, charlie, research):
         page = send(as_bob, "/tenant/research/people/add/", username=" CHARLIE ", role="member")
@@ -151,7 +150,7 @@ class TestPeople:
         assert 'id="from-directory"' in read(as_bob, f"/tenant/research/people/{alice.pk}/")
         for verb in ("role", "remove"):
             page = send(as_bob, f"/tenant/research/people/{alice.pk}/{verb}/", role="admin")
-            assert "company directory" in page
+            assert has(page, ".notice.error")
         assert Membership.objects.get(user=alice).role == "member"
 
     def test_an_admin_does_not_remove_themselves_but_an_operator_does(self, as_bob, as_olivia, bob):
@@ -293,7 +292,7 @@ class TestQuotas:
         )
         with django_assert_max_num_queries(13):
             response = as_bob.get("/tenant/research/quotas/?page=2")
-        assert "51–100 of 120" in response.content.decode()
+        assert has(response, "[data-first='51'][data-last='100'][data-all='120']")
         found = as_bob.get("/tenant/research/quotas/", {"q": people[7].username}).context["page"]
         assert [row.user for row in found] == [people[7]]
 
@@ -437,7 +436,7 @@ class TestTenants:
         Tenant.objects.bulk_create(Tenant(slug=f"dept-{n}", name=f"第{n}事業部") for n in range(198))
         with django_assert_num_queries(10):
             response = as_olivia.get("/tenants/?page=4")
-        assert "151–200 of 200" in response.content.decode()
+        assert has(response, "[data-first='151'][data-last='200'][data-all='200']")
 
     def test_one_is_created_and_leads_to_its_people(self, as_olivia):
         form = {"name": "法務部", "slug": "legal", "time_zone": "Asia/Tokyo", "key_days": "30"}
