@@ -111,6 +111,16 @@ class Stderr(logging.Handler):
         if len(self._lines) == 1:
             self._some.set()
 
+    @property
+    def waiting(self) -> int:
+        """How many lines are to be written."""
+        return len(self._lines)
+
+    @property
+    def dropped(self) -> int:
+        """How many lines were lost since the last one that was written."""
+        return self._dropped
+
     def flush(self) -> None:
         """Wait up to FLUSH_SECONDS until the lines so far are written."""
         deadline = time.monotonic() + FLUSH_SECONDS

@@ -18,7 +18,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,8 @@ from django.conf import settings
 
 from modelregistry.install.build_cache import build_once
 from tests import own_network
-from tests.slapd import write_certificates
+from tests.slapd import LdapServer, write_certificates
+from tests.waiting import until
 
 REALM = "corp.example.com"
 SUFFIX = "DC=corp,DC=example,DC=com"
@@ -138,25 +138,8 @@ accounts.modify(message, controls=["local_oid:1.3.6.1.4.1.7165.4.3.12:0"])
 
 
 @dataclass
-class Domain:
-    """A running domain controller. `uri` is for StartTLS, `tls_uri` for LDAPS."""
-
-    home: Path
-    port: int
-    tls_port: int
-    process: "subprocess.Popen[bytes]"
-
-    @property
-    def uri(self) -> str:
-        return f"ldap://127.0.0.1:{self.port}"
-
-    @property
-    def tls_uri(self) -> str:
-        return f"ldaps://127.0.0.1:{self.tls_port}"
-
-    @property
-    def ca_file(self) -> Path:
-        return self.home / "ca.pem"
+class Domain(LdapServer):
+    """A running domain controller."""
 
     def env(self, **overrides: str | None) -> dict[str, str]:
         """Return the LDAP_* variables as deploy/LDAP.md has them for Active Directory. None leaves a variable out."""
@@ -360,15 +343,15 @@ def _running(home: Path) -> Iterator[Domain]:
 
 def _wait(domain: Domain) -> None:
     """Wait until the administrator can bind."""
-    deadline = time.monotonic() + START_TIMEOUT
-    while True:
-        try:
-            with domain.as_admin():
-                return
-        except ldap.LDAPError as error:
-            if domain.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"samba does not start: {(domain.home / 'log').read_text()[-3000:]}") from error
-            time.sleep(0.05)
+
+    def is_bound() -> bool:
+        if domain.process.poll() is not None:
+            raise RuntimeError(f"samba does not start: {(domain.home / 'log').read_text()[-3000:]}")
+        with contextlib.suppress(ldap.LDAPError), domain.as_admin():
+            return True
+        return False
+
+    until(is_bound, START_TIMEOUT)
 
 
 @pytest.fixture

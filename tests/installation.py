@@ -72,7 +72,7 @@ class Installation:
         with (self.var / "up.log").open("ab") as log:
             command: list[str | Path] = [sys.executable, ROOT / "manage.py", "up", "--port", str(self.port)]
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
-        until(lambda: "answers on" in self.log or self.process.poll() is not None)
+        until(lambda: self.url in self.log or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
 
     def serve(self) -> None:

@@ -1,7 +1,7 @@
 """What pages show, made in one line each."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -9,8 +9,8 @@ from django.utils import timezone
 
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Tenant, User
-from portal.keys import lifecycle
-from portal.keys.models import ApiKey
+from portal.keys import lifecycle, management_keys
+from portal.keys.models import ApiKey, ManagementKey
 from portal.usage import records
 from portal.usage.models import UsageRecord
 
@@ -38,6 +38,14 @@ def key_of(user: User, tenant: Tenant, name: str = "laptop", **more: Any) -> Api
 def service_key_of(tenant: Tenant, service: str = "Dify", **more: Any) -> ApiKey:
     key, _ = lifecycle.issue_key(tenant=tenant, service=service, name=service, **more)
     return key
+
+
+def management_key_of(
+    user: User, *held: str, name: str = "script", life: timedelta = timedelta(days=30)
+) -> tuple[ManagementKey, str]:
+    """Return a management key and its text: of all scopes that this person may use, unless some are named."""
+    chosen = held or [scope.name for scope in management_keys.usable_scopes(user)]
+    return management_keys.issue_management_key(user=user, name=name, scopes_=chosen, expires_at=timezone.now() + life)
 
 
 def call(

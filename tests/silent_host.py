@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import httpx2
 
+from apiproxy.dataplane.crash_inquiry import ENGINE_DIED
 from tests import engine
 from tests.installation import Installation, installed
 from tests.waiting import until
@@ -68,7 +69,7 @@ def watch(place: Installation, client: httpx2.Client, wire: Callable[[str], None
         "then": ask(client)[0],
         "stream_ended_after": stream.ended - cut,
         "stream_last": stream.last,
-        "blamed": place.log.count("died under a call"),
+        "blamed": place.log.count(ENGINE_DIED.split("%s")[1]),
     }
 
 

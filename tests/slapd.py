@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ldap.controls.simple import RelaxRulesControl
 
 from tests.ports import unused_port
+from tests.waiting import until
 
 SUFFIX = "dc=example,dc=com"
 ROOT_DN = f"cn=root,{SUFFIX}"
@@ -160,14 +160,13 @@ TENANTS = {
 
 
 @dataclass
-class Directory:
-    """A running slapd. `uri` is for StartTLS (or plain), `tls_uri` for LDAPS."""
+class LdapServer:
+    """A running server. `uri` is for StartTLS (or plain), `tls_uri` for LDAPS."""
 
     home: Path
     port: int
     tls_port: int
     process: subprocess.Popen[bytes]
-    people: dict[str, Colleague] = field(default_factory=lambda: dict(PEOPLE))
 
     @property
     def uri(self) -> str:
@@ -180,6 +179,13 @@ class Directory:
     @property
     def ca_file(self) -> Path:
         return self.home / "ca.pem"
+
+
+@dataclass
+class Directory(LdapServer):
+    """A running slapd."""
+
+    people: dict[str, Colleague] = field(default_factory=lambda: dict(PEOPLE))
 
     @property
     def other_ca_file(self) -> Path:
@@ -317,17 +323,18 @@ def _start(home: Path) -> Directory:
 
 def _answers(directory: Directory) -> bool:
     """Return True as soon as root can bind, False if the process has ended."""
-    deadline = time.monotonic() + START_TIMEOUT
-    while directory.process.poll() is None:
-        try:
-            with directory.as_root():
-                return True
-        except ldap.SERVER_DOWN:
-            if time.monotonic() > deadline:
-                directory.process.kill()
-                raise
-            time.sleep(0.02)
-    return False
+
+    def is_bound() -> bool:
+        with contextlib.suppress(ldap.SERVER_DOWN), directory.as_root():
+            return True
+        return False
+
+    try:
+        until(lambda: is_bound() or directory.process.poll() is not None, START_TIMEOUT)
+    except AssertionError:
+        directory.process.kill()
+        raise
+    return directory.process.poll() is None
 
 
 def _fill(directory: Directory) -> None:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from itertools import product
 from typing import Any
 
+from django.apps import apps
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.test import Client
@@ -78,7 +79,8 @@ def read(client: Client, address: str) -> int:
 
 
 def admin_lists() -> list[str]:
-    return [f"admin/{model._meta.app_label}/{model._meta.model_name}/" for model in admin.site._registry]
+    models = [model for model in apps.get_models() if admin.site.is_registered(model)]
+    return [f"admin/{model._meta.app_label}/{model._meta.model_name}/" for model in models]
 
 
 def filled(pattern: str, who: str) -> str:

@@ -21,6 +21,8 @@ from apiproxy.dataplane.upstream import Unreachable
 
 log = logging.getLogger("madoguchi.gateway")
 
+ENGINE_DIED = "an engine of %s died under a call (%s)"  # of which model, and what is known of the call
+
 # Seconds before each look at an engine that broke an answer off, and those that a look may take: one that dies may
 # still take connections for a moment, one that lives takes them at once.
 LOOKS_AFTER = (0.0, 0.3)
@@ -114,7 +116,7 @@ class CrashInquiry:
     def _report(self, death: Death, model: str) -> None:
         self._services.metrics.count_engine_death(model, death.verdict)
         facts = {"request_id": death.request_id, "key": death.key, "replica": death.replica, "calls": death.calls}
-        log.error("an engine of %s died under a call (%s)", model, death.verdict, extra={"facts": facts})
+        log.error(ENGINE_DIED, model, death.verdict, extra={"facts": facts})
         self._suspects.report(death)
 
     async def _others_live(self, replica: Replica) -> bool | None:

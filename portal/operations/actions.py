@@ -72,7 +72,7 @@ def restart_model(by: User | None, model: ServedModel, *, seen: int | None = Non
     with transaction.atomic():
         row = _lock_row(by, model)
         if not row.enabled:
-            raise ActionRefused(_("%(model)s is stopped. Start it instead.") % {"model": row.name})
+            raise ActionRefused(_("%(model)s is stopped. Start it instead.") % {"model": row.name}, code="stopped")
         if seen is None or seen >= row.generation:
             row.generation += 1
             row.save(update_fields=["generation"])
@@ -177,7 +177,7 @@ def _lock_row(by: User | None, model: ServedModel) -> ServedModel:
     permissions.check_access(by)
     row = ServedModel.objects.select_for_update().filter(pk=model.pk).first()
     if row is None:
-        raise ActionRefused(_("%(model)s is not registered any more.") % {"model": model.name})
+        raise ActionRefused(_("%(model)s is not registered any more.") % {"model": model.name}, code="gone")
     return row
 
 

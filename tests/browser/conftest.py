@@ -13,7 +13,7 @@ from portal import frontend
 from portal.quotas.models import QuotaRequest
 from tests.browser.server import Site
 from tests.portal.access_rules import filled  # noqa: F401 - a fixture
-from tests.slapd import unused_port
+from tests.ports import unused_port
 
 # Playwright's synchronous API keeps an event loop running in this thread, in which Django would refuse the ORM. The
 # server answers in threads of its own.

@@ -24,7 +24,7 @@ from tests import engine
 from tests.browser.pages import LONG_MODEL, looks, sign_in
 from tests.browser.server import Site
 from tests.engine import DONE, FINISH, SSE, chunk, event, usage_event
-from tests.slapd import unused_port
+from tests.ports import unused_port
 from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)

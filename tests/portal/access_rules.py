@@ -1,20 +1,17 @@
 """Who may call which address of the site, as `test_access` holds it; and what stands for the variable parts."""
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
-from django.utils import timezone
 
 from modelregistry.models import Host, Replica
 from portal.accounts.models import Tenant, User
-from portal.keys import management_keys
 from portal.notifications.models import Notice
 from portal.quotas.models import Quota, QuotaRequest
 from portal.web.notify import notify
-from tests.pages import key_of, serve
+from tests.pages import key_of, management_key_of, serve
 
 CAST = ("nobody", "alice", "bob", "charlie", "olivia")
 
@@ -275,10 +272,7 @@ def clients(alice: User, bob: User, charlie: User, olivia: User) -> dict[str, Cl
 def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
     """Return what replaces the variable parts of addresses."""
     model = serve("qwen")
-    tomorrow = timezone.now() + timedelta(days=1)
-    managing, _ = management_keys.issue_management_key(
-        user=alice, name="script", scopes_=["usage:read"], expires_at=tomorrow
-    )
+    managing, _ = management_key_of(alice, "usage:read")
     notify([alice], "membership-ended", "x", tenant="X", keys=1)
     # What is between the admins of a tenant and operators.
     daily = {"tenant": research, "unit": "tokens", "window": "day"}

@@ -1,20 +1,18 @@
 """Rows of another tenant for every list of the site, each with a mark that its reader would see."""
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from django.utils import timezone
 
 from portal.accounts.models import Membership, Tenant, User
 from portal.audit import tracking
-from portal.keys import management_keys
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota, QuotaRequest
 from portal.usage.models import RejectionHour
 from portal.web.notify import notify
 from tests.conftest import person
-from tests.pages import key_of, service_key_of, use
+from tests.pages import key_of, management_key_of, service_key_of, use
 
 MARK = "zzforeign"  # in each text, whatever its case
 AMOUNT = 987_654_321  # of each quota and request, and the tokens of each call; also written with commas
@@ -76,8 +74,7 @@ def fill(home: Tenant) -> Foreign:
             hour=timezone.now().replace(minute=0, second=0, microsecond=0), tenant=tenant, user=key.user, key=key,
             model="qwen", code="rate_limit_exceeded", requests=1,
         )  # fmt: skip
-    tomorrow = timezone.now() + timedelta(days=1)
-    management_keys.issue_management_key(user=stranger, name=MARK, scopes_=["usage:read"], expires_at=tomorrow)
+    management_key_of(stranger, "usage:read", name=MARK)
     notify([stranger], "membership-ended", MARK, tenant=MARK, keys=1)
     tracking.record_event("key.models", keys[1], "key", after={"models": [MARK]}, tenant=tenant)
     return Foreign(tenant=tenant, both=both, keys=keys)

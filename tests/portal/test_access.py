@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,25 +11,16 @@ from django.contrib.sessions.models import Session
 from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import Client
-from django.urls import URLPattern, get_resolver
 
 from portal.usage.scopes import TENANT
 from tests.portal.access_rules import CAST, RULES, WRITES, address_of
+from tests.walk import addresses
 
 pytestmark = pytest.mark.django_db
 
 # A refusal (401, 403), or nothing that one may know of (404).
 CLOSED = frozenset({401, 403, 404})
 WRITING = ("POST", "PUT", "PATCH", "DELETE")
-
-
-def addresses(resolver: Any = None, prefix: str = "") -> Iterator[str]:
-    for pattern in (resolver or get_resolver()).url_patterns:
-        path = prefix + str(pattern.pattern)
-        if isinstance(pattern, URLPattern):
-            yield path
-        else:
-            yield from addresses(pattern, path)
 
 
 def test_every_address_has_a_rule_and_every_rule_an_address():

@@ -13,7 +13,7 @@ from portal.keys.lifecycle import issue_key
 from portal.notifications.models import Notice
 from tests.apiproxy.conftest import counter, fake_engine, server_options  # noqa: F401 - fixtures
 from tests.modelregistry.site import Site
-from tests.slapd import unused_port
+from tests.ports import unused_port
 from tests.waiting import until
 
 # What the gateway promises of every change.
@@ -135,6 +135,6 @@ def test_nobody_has_to_ask_for_it(company, door, directory, newcomer, host):
     until(lambda: leaver.status() == 401, 90)
     run = until(lambda: TaskRun.objects.filter(name="syncdirectory", ended_at__isnull=False).first())
     assert (run.succeeded, run.claimed_by) == (True, "here")
-    assert "1 left" in run.output
+    assert DirectoryState.objects.get().outcome["left"] == 1
     left = AuditEvent.objects.get(action="user.leave")
     assert (left.via, left.actor_name) == ("directory", "")

@@ -37,7 +37,8 @@ def test_a_check_passes_where_nothing_can_be_written():
 def test_up_says_that_it_cannot_write():
     done = run(NOWHERE, "manage.py", "up", "--port", str(unused_port()))
     assert done.returncode == 1
-    assert done.stderr.startswith(f"CommandError: cannot write to the state directory {NOWHERE} (MADOGUCHI_VAR)")
+    assert done.stderr.startswith("CommandError:")
+    assert f" {NOWHERE} (MADOGUCHI_VAR)" in done.stderr
 
 
 def test_portal_gateway_and_supervisor_read_the_secrets_that_the_first_of_them_made(tmp_path):

@@ -20,7 +20,7 @@ from portal.keys import lifecycle, management_keys
 from portal.operations import actions
 from portal.operations.directory import synchronise_now
 from portal.web.templatetags import formatting
-from tests.pages import key_of, serve, service_key_of
+from tests.pages import key_of, management_key_of, serve, service_key_of
 
 pytestmark = pytest.mark.django_db
 
@@ -140,8 +140,9 @@ class TestCreatePerson:
     def test_bad_input_changes_nothing(self, alice, monkeypatch, arguments, named, reasons):
         monkeypatch.setattr("sys.stdin", io.StringIO("short\n"))
         before = User.objects.count(), Tenant.objects.count()
-        with pytest.raises(CommandError, match=named) as caught:
+        with pytest.raises(CommandError) as caught:
             call_command("createperson", *arguments)
+        assert named in str(caught.value)
         assert reasons_of(caught.value) == reasons
         assert (User.objects.count(), Tenant.objects.count()) == before
 
@@ -229,9 +230,7 @@ class TestVerbsCheckTheirActor:
 
     def test_t1_keys_are_for_their_bearer_and_service_keys_for_admins(self, alice, bob, charlie, research):
         personal, service = key_of(alice, research), service_key_of(research, responsible=alice)
-        managing, _ = management_keys.issue_management_key(
-            user=alice, name="script", scopes_=["usage:read"], expires_at=timezone.now() + timedelta(days=1)
-        )
+        managing, _ = management_key_of(alice, "usage:read")
         for key, other in ((personal, bob), (personal, charlie), (service, alice), (service, charlie)):
             for verb in (
                 lambda by, key=key: lifecycle.change_key(key, by=by, name="x"),

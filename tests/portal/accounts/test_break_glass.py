@@ -9,7 +9,7 @@ from portal.accounts.models import User
 from portal.audit.models import AuditEvent
 from portal.notifications.models import Notice
 from tests.html import has
-from tests.slapd import unused_port
+from tests.ports import unused_port
 
 pytestmark = pytest.mark.django_db
 

@@ -23,7 +23,8 @@ from portal.accounts import directory_users
 from portal.accounts.management.commands.checkdirectory import LONGEST_NAME, MARKS
 from portal.accounts.models import Tenant, User
 from tests.portal.accounts.findings import check, failure_codes, failures, texts
-from tests.slapd import GROUP_BASE, PEOPLE, SERVICE_DN, SUFFIX, USER_BASE, group_dn, unused_port
+from tests.ports import unused_port
+from tests.slapd import GROUP_BASE, PEOPLE, SERVICE_DN, SUFFIX, USER_BASE, group_dn
 
 pytestmark = pytest.mark.django_db
 

@@ -20,7 +20,8 @@ from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
 from portal.notifications.models import Notice
 from tests.portal.recorded import roles_of
-from tests.slapd import GROUP_BASE, POLICY_DN, ROOT_DN, SUFFIX, TENANTS, Directory, group_dn, unused_port
+from tests.ports import unused_port
+from tests.slapd import GROUP_BASE, POLICY_DN, ROOT_DN, SUFFIX, TENANTS, Directory, group_dn
 
 pytestmark = pytest.mark.django_db
 

@@ -13,7 +13,8 @@ from portal.accounts.ldap import entries
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
-from tests.slapd import SUFFIX, colleague, group_dn, unused_port
+from tests.ports import unused_port
+from tests.slapd import SUFFIX, colleague, group_dn
 
 pytestmark = pytest.mark.django_db
 

@@ -11,14 +11,12 @@ from django.utils import timezone
 
 from portal import settings
 from portal.accounts.models import Membership, Tenant
-from portal.keys import management_keys
 from portal.keys.lifecycle import issue_key
-from portal.keys.management_keys import usable_scopes
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
 from portal.web.rest import scopes
 from tests.conftest import person
-from tests.pages import serve, use
+from tests.pages import management_key_of, serve, use
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -32,10 +30,7 @@ def run(live_server):
     sales = Tenant.objects.create(slug="sales", name="営業部")
     admin = person("admin", sales, role=Membership.Role.ADMIN)
     person("yamada", sales)
-    held = [scope.name for scope in usable_scopes(admin)]
-    _, text = management_keys.issue_management_key(
-        user=admin, name="x", scopes_=held, expires_at=timezone.now() + timedelta(days=1)
-    )
+    _, text = management_key_of(admin)
     env = {**os.environ, "MADOGUCHI_KEY": text, "MADOGUCHI": f"{live_server.url}/api/v1"}
 
     def run(*command: str) -> str:

@@ -5,7 +5,6 @@ same ones in each run; Django answers through its WSGI handler.
 """
 
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 import hypothesis
@@ -14,19 +13,15 @@ import schemathesis
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_started
 from django.db import close_old_connections
-from django.utils import timezone
 from hypothesis import strategies
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from portal.accounts.models import User
-from portal.keys import management_keys
-from portal.keys.management_keys import usable_scopes
 from portal.notifications.models import Notice
 from portal.quotas.models import Quota, QuotaRequest
 from portal.web.notify import notify
-from tests.pages import key_of, serve, service_key_of, use
+from tests.pages import key_of, management_key_of, serve, service_key_of, use
 
 pytestmark = [pytest.mark.django_db, pytest.mark.timeout(900)]
 
@@ -82,16 +77,9 @@ def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
     }
 
 
-def key_for(user: User) -> str:
-    held = [scope.name for scope in usable_scopes(user)]
-    return management_keys.issue_management_key(
-        user=user, name="fuzz", scopes_=held, expires_at=timezone.now() + timedelta(days=9)
-    )[1]
-
-
 @pytest.mark.parametrize("who", ["olivia", "bob", "alice"])
 def test_it_answers_as_it_says_whatever_it_is_asked(request, there, who):
-    headers = {"Authorization": f"Bearer {key_for(request.getfixturevalue(who))}"}
+    headers = {"Authorization": f"Bearer {management_key_of(request.getfixturevalue(who))[1]}"}
     schema = schemathesis.openapi.from_wsgi("/api/schema/?format=json", WSGIHandler(), headers=headers)
     asked = 0
     for found in schema.get_all_operations():

@@ -128,7 +128,7 @@ def test_a_file_holds_no_more_than_the_page(doings, bob, kind):
 )
 def test_a_file_by_a_condition_that_does_not_exist_is_refused(doings, bob, condition):
     """It would contain everything, and be taken for what was asked for."""
-    assert desk(bob).get(f"{PAGE}export/", condition).status_code == 400
+    assert client_of(bob).get(f"{PAGE}export/", condition).status_code == 400
 
 
 # --- searching

@@ -1,5 +1,6 @@
 """The made-up company: complete, alike for one seed, closed to everybody who has no account in it, and like life."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -114,16 +115,16 @@ def test_holidays_are_those_of_the_calendar():
 
 
 def test_the_same_seed_makes_the_same_company_but_for_its_keys(filled, db):
-    def told():
+    def recorded():
         names = list(User.objects.order_by("pk").values_list("username", "last_name", "first_name"))
         sums = list(UsageDay.objects.order_by("day", "model", "prompt_tokens").values_list("day", "prompt_tokens"))
         return names, sums
 
-    before, digests = told(), set(ApiKey.objects.values_list("digest", flat=True))
+    before, digests = recorded(), set(ApiKey.objects.values_list("digest", flat=True))
     call_command("flush", verbosity=0, interactive=False)
     with time_machine.travel(NOW, tick=False):
         company.fill_database(SMALL, NOW, 5, directory=False)
-    assert told() == before
+    assert recorded() == before
     assert digests.isdisjoint(ApiKey.objects.values_list("digest", flat=True))
 
 
@@ -178,9 +179,10 @@ def test_the_command_fills_an_empty_database_and_no_other(empty, settings, tmp_p
     out = StringIO()
     call_command("demodata", people=60, days=5, amount=0.02, stdout=out)
     assert staff.EMPLOYEE in out.getvalue()
-    assert "20 tenants" in out.getvalue()
+    assert str(Tenant.objects.count()) in re.findall(r"\d+", out.getvalue())
     calls = UsageRecord.objects.count()
-    with pytest.raises(CommandError, match="This database is in use: there are users in it"):
+    with pytest.raises(CommandError) as caught:
         call_command("demodata", stdout=out)
+    assert isinstance(caught.value.__cause__, company.NotEmpty)
     assert UsageRecord.objects.count() == calls
     assert set(ServedModel.objects.filter(host=None).values_list("name", flat=True)) == {"smollm2", "minilm"}

@@ -2,17 +2,20 @@
 
 from datetime import timedelta
 from io import StringIO
+from typing import Any
 
 import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
+from portal.accounts.models import User
 from portal.audit.models import AuditEvent
 from portal.keys import expiry_notifications, management_keys
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ManagementKey
 from portal.notifications.models import Notice
 from tests.html import all_of, has, texts
+from tests.pages import management_key_of
 
 pytestmark = pytest.mark.django_db
 
@@ -25,10 +28,8 @@ def make(client, **more) -> object:
     return client.post(NEW, given | more)
 
 
-def key_of(user, name: str = "script", **more) -> tuple[ManagementKey, str]:
-    return management_keys.issue_management_key(
-        user=user, name=name, scopes_=["usage:read"], expires_at=timezone.now() + timedelta(days=30), **more
-    )
+def key_of(user: User, name: str = "script", **more: Any) -> tuple[ManagementKey, str]:
+    return management_key_of(user, "usage:read", name=name, **more)
 
 
 def test_a_new_key_is_shown_once_and_works(client, alice):
@@ -130,9 +131,7 @@ def test_who_finds_one_ends_it_and_its_owner_is_told(client, charlie, alice, res
 def test_its_owner_is_told_before_it_ends_once_a_week_and_once_a_day_before(alice, bob, time_machine):
     begun = timezone.now()
     key_of(alice, "report")
-    management_keys.issue_management_key(
-        user=alice, name="short", scopes_=["usage:read"], expires_at=begun + timedelta(days=1, hours=12)
-    )
+    key_of(alice, "short", life=timedelta(days=1, hours=12))
     revoked, _ = key_of(bob)
     management_keys.revoke_management_key(bob, revoked)
     for days in (1, 22, 24.5, 29.5, 29.6):

@@ -8,13 +8,14 @@ from io import StringIO
 import pytest
 from django.core.management import call_command
 from django.test import Client
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from modelregistry import fit
-from modelregistry.failure_advice import UNKNOWN
+from modelregistry.failure_advice import ADVICE, UNKNOWN
 from modelregistry.models import Alias, FileReport, Host, HostReport, LogSubscription, LogTail, Replica, ServedModel
 from portal.audit.models import AuditEvent
 from portal.keys.models import ModelAccess
+from portal.web.rest import problems
 from tests.modelregistry import paper_models
 from tests.pages import FAR, serve
 from tests.portal.calling import Caller
@@ -212,9 +213,10 @@ def test_replicas_with_advice_in_the_reader_s_language(operator):
     failed = serve("gemma", state="failed").replica_set.get()
     Replica.objects.filter(pk=failed.pk).update(cause="port-in-use", detail="Address already in use")
     assert [row["model"] for row in operator.get("replicas/?state=failed")["results"]] == ["gemma"]
-    for language, word in ("en", "port"), ("ja", "ポート"):
+    for language in ("en", "ja"):
         answer = operator("GET", f"replicas/{failed.pk}/", **{"accept-language": language})
-        assert word in answer.json()["advice"]
+        with translation.override(language):
+            assert answer.json()["advice"] == str(ADVICE["port-in-use"])
 
 
 def test_asking_for_a_log_makes_its_host_write_it(operator):
@@ -254,8 +256,8 @@ def test_what_a_model_would_take_and_where_it_would_fit(operator, llama):
     assert seen["prediction"]["total"] > seen["prediction"]["weights"] > 0
     fits, none, full = seen["hosts"]
     assert (fits["host"], fits["fits"], fits["devices"], fits["why_not"]) == ("gpu-01", True, [0], "")
-    assert (full["fits"], full["why_not"].splitlines()[0][:18]) == (False, "It does not fit: i")
-    assert (none["fits"], none["launcher"], none["why_not"]) == (False, "", "gpu-03 has no engine for it.")
+    assert (full["host"], full["fits"], full["launcher"], "48.0" in full["why_not"]) == ("gpu-02", False, "vllm", True)
+    assert (none["fits"], none["launcher"], "gpu-03" in none["why_not"]) == (False, "", True)
     assert not ServedModel.objects.exists()
 
 
@@ -278,7 +280,8 @@ def test_page_api_and_command_tell_the_same(operator, llama):
         stdout=said,
     )
     first = said.getvalue().splitlines()[0]
-    assert first.startswith("gpu-09: fits on GPU 0, ")
+    assert first.startswith("gpu-09:")
+    assert "GPU 0," in first
     assert f"= {seen['prediction']['total'] / 1e9:.1f} GB" in first
 
 
@@ -328,7 +331,7 @@ def test_files_that_cannot_be_used_are_told_as_such(operator, tmp_path):
     (tmp_path / "cut.gguf").write_bytes(b"GGUF")
     answer = operator("POST", "models/predict/", {"engine": "llama.cpp", "path": str(tmp_path / "cut.gguf")})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "#/path")
-    assert "is cut off" in answer.json()["detail"]
+    assert "cut.gguf" in answer.json()["detail"]
     answer = operator("POST", "models/predict/", {"engine": "external", "path": "/x"})
     assert answer.json()["errors"][0]["pointer"] == "#/engine"
 
@@ -386,7 +389,12 @@ def test_what_is_no_json_is_told_too(operator):
 
 def test_errors_speak_the_person_s_language(operator):
     answer = operator("GET", "models/4711/", **{"accept-language": "ja"})
-    assert (answer.status_code, answer.json()["title"]) == (404, "見つかりません")
+    titles = {}
+    for language in ("en", "ja"):
+        with translation.override(language):
+            titles[language] = problems.title(404)
+    assert (answer.status_code, answer.json()["title"]) == (404, titles["ja"])
+    assert titles["ja"] != titles["en"]
 
 
 def test_an_unknown_address_or_method_is_an_error_of_the_api(operator):
@@ -427,7 +435,8 @@ def test_stopping_starting_and_restarting(operator):
     model = serve()
     assert operator("POST", f"models/{model.pk}/stop/").json()["now"]["state"] == "draining"
     refused = operator("POST", f"models/{model.pk}/restart/")
-    assert (refused.status_code, refused.json()["detail"]) == (409, "qwen is stopped. Start it instead.")
+    assert (refused.status_code, "qwen" in refused.json()["detail"]) == (409, True)
+    assert ServedModel.objects.get().generation == 0
     assert operator("POST", f"models/{model.pk}/start/").json()["enabled"]
     for _ in range(2):
         assert operator("POST", f"models/{model.pk}/restart/", {"seen": 0}).json()["generation"] == 1

@@ -303,7 +303,12 @@ def test_a_socket_outlives_the_time_that_heads_and_idle_connections_have(site, o
     monkeypatch.setattr(site.server.config, "timeout_keep_alive", 0.5)
     with open_socket(site, olivia) as connection:
         next_message(connection)
-        time.sleep(1.5)  # three times as long as either
+        for sent in (b"GET / HTTP/1.1\r\n", b"GET /sign-in/ HTTP/1.1\r\nhost: localhost\r\n\r\n"):
+            # A younger connection, with a head that never ends or idle after its answer, is ended by the server.
+            with socket.create_connection(("127.0.0.1", site.port), 30) as other:
+                other.sendall(sent)
+                while other.recv(65_536):
+                    pass
         serve("qwen")
         assert next_message(connection, "change")["models"][0]["name"] == "qwen"
 

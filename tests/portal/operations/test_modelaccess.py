@@ -44,9 +44,11 @@ def test_it_is_opened_to_all_again(tenants, capsys):
     assert callers(tenants) == ["alpha", "beta", "gamma"]
 
 
-@pytest.mark.parametrize("args", [("m", "--tenant=alpha", "--tenant=delta"), ("other", "--all")])
-def test_what_does_not_exist_is_told_and_changes_nothing(tenants, capsys, args):
+@pytest.mark.parametrize(
+    ("args", "named"), [(("m", "--tenant=alpha", "--tenant=delta"), "delta"), (("other", "--all"), "other")]
+)
+def test_what_does_not_exist_is_told_and_changes_nothing(tenants, capsys, args, named):
     access(capsys, "--tenant=beta")
-    with pytest.raises(CommandError, match=r"no such tenant: delta|There is no model other"):
+    with pytest.raises(CommandError, match=named):
         call_command("modelaccess", *args)
     assert access(capsys) == ["beta"]

@@ -34,10 +34,7 @@ def test_e11_operators_are_told_once_of_each_version_that_failed(model, olivia, 
     for language in ("en", "ja"):
         with translation.override(language):
             text = KINDS[notice.kind].text(notice.facts)
-            assert {"gpu-01", "0.33.0"} <= set(text.replace("、", " ").replace("に", " ").split()) | {
-                "0.33.0",
-                "gpu-01",
-            }
+            assert ["gpu-01" in text, "0.33.0" in text] == [True, True]
             assert "0.33.0" in KINDS[notice.kind].title(notice.facts)
     failed.stamp = "anew"
     failed.save()

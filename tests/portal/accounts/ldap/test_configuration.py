@@ -16,7 +16,8 @@ from portal.accounts import ldap as company
 from portal.accounts.checks import directory_is_encrypted
 from portal.accounts.directory_sync import Outcome
 from portal.accounts.ldap.configuration import VARIABLES, InvalidSetting
-from tests.slapd import GROUP_BASE, SERVICE_PASSWORD, USER_BASE, group_dn, unused_port
+from tests.ports import unused_port
+from tests.slapd import GROUP_BASE, SERVICE_PASSWORD, USER_BASE, group_dn
 
 
 @pytest.fixture
