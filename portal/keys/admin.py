@@ -34,8 +34,8 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     autocomplete_fields = ["responsible"]
     fields = [
         "prefix", "name", "purpose", "tenant", "user", "service", "responsible", "key_class", "every_model",
-        "allowed_models", "networks", "takes_user_headers", "expires_at", "state", "revoked_at", "revoked_because",
-        "replaces", "last_used_at", "last_used_from", "last_used_with", "created_at", "created_by",
+        "allowed_models", "networks", "takes_user_headers", "loop_guard", "expires_at", "state", "revoked_at",
+        "revoked_because", "replaces", "last_used_at", "last_used_from", "last_used_with", "created_at", "created_by",
     ]  # fmt: skip
     # The owner of a key cannot change: the person who holds its text stays the same.
     readonly_fields = [

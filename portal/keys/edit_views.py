@@ -93,6 +93,7 @@ def create_key(request: HttpRequest, form: NewKeyForm, back: str, **holder: Any)
             key_class=form.cleaned_data["key_class"],
             networks=form.cleaned_data["networks"],
             takes_user_headers=form.cleaned_data["takes_user_headers"],
+            loop_guard=not form.cleaned_data["without_loop_guard"],
             expires_at=form.expires_at(),
             allowed_models=form.cleaned_data["models"],
             created_by=current_user(request),

@@ -90,9 +90,18 @@ class KeyForm(forms.Form):
         required=False,
         help_text=_("Usage is then listed by the people that Open WebUI names in the headers of its requests."),
     )
+    # Asked for the other way around: a form that lacks the field, as one of an older page, leaves the guard on.
+    without_loop_guard = forms.BooleanField(
+        label=_("Do not watch answers for word loops"),
+        required=False,
+        help_text=_(
+            "For programs whose answers repeat themselves on purpose, such as long tables of equal lines. An answer in"
+            " a loop then runs on to its greatest length and counts as usage."
+        ),
+    )
 
     # Folded away, as most keys need none of these. The fold opens by itself when one of them has an error.
-    FOLDED: tuple[str, ...] = ("models", "purpose", "key_class", "networks", "takes_user_headers")
+    FOLDED: tuple[str, ...] = ("models", "purpose", "key_class", "networks", "takes_user_headers", "without_loop_guard")
 
     def model_field(self, name: str) -> forms.ModelChoiceField:  # type: ignore[type-arg]
         field = self.fields[name]
@@ -233,7 +242,7 @@ class ChangeKeyForm(KeyForm):
 
     field_order = (
         *("name", "purpose", "responsible", "expires_on", "every_model", "models", "key_class", "networks"),
-        "takes_user_headers",
+        *("takes_user_headers", "without_loop_guard"),
     )
     FOLDED = ()
 
@@ -263,6 +272,7 @@ class ChangeKeyForm(KeyForm):
             "key_class": key.key_class,
             "networks": key.networks,
             "takes_user_headers": key.takes_user_headers,
+            "without_loop_guard": not key.loop_guard,
             "expires_on": last,
             "every_model": "yes" if key.every_model else "no",
             "models": chosen,
@@ -302,6 +312,8 @@ class ChangeKeyForm(KeyForm):
             for name in ("name", "purpose", "key_class", "networks", "takes_user_headers", "responsible")
             if name in changed and name in given
         }
+        if "without_loop_guard" in changed:
+            changes["loop_guard"] = not given["without_loop_guard"]
         if "expires_on" in changed:
             day = given["expires_on"]
             changes["expires_at"] = end_of(day, self.key.tenant.zone) if day else None

@@ -58,6 +58,7 @@ class Changes(TypedDict, total=False):
     key_class: str
     networks: Sequence[str]
     takes_user_headers: bool
+    loop_guard: bool
     expires_at: datetime | None
     allowed_models: Iterable[ServedModel] | None
     responsible: User | None
@@ -74,6 +75,7 @@ def issue_key(
     key_class: str = ApiKey.Class.INTERACTIVE,
     networks: Sequence[str] = (),
     takes_user_headers: bool = False,
+    loop_guard: bool = True,
     allowed_models: Iterable[ServedModel] = (),
     expires_at: datetime | None = None,
     created_by: User | None = None,
@@ -102,6 +104,7 @@ def issue_key(
         key_class=key_class,
         networks=list(networks),
         takes_user_headers=takes_user_headers,
+        loop_guard=loop_guard,
         every_model=not chosen,
         expires_at=expires_at,
         created_by=created_by,
@@ -137,6 +140,7 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
             key_class=key.key_class,
             networks=key.networks,
             takes_user_headers=key.takes_user_headers,
+            loop_guard=key.loop_guard,
             every_model=key.every_model,
             expires_at=key.expires_at and now + min(key.expires_at - key.created_at, timedelta(days=365 * MAX_YEARS)),
             created_by=by,

@@ -41,6 +41,7 @@ class KeyRow:
     class_name: str
     networks: tuple[str, ...]
     takes_user_headers: bool
+    loop_guard: bool
     service: str  # "" for a personal key
     responsible: str  # a name, or ""
     responsible_is_member: bool  # still a member of the tenant
@@ -195,6 +196,7 @@ def _row_of(key: ApiKey, now: datetime) -> KeyRow:
         class_name=str(ApiKey.Class(key.key_class).label),
         networks=tuple(key.networks),
         takes_user_headers=key.takes_user_headers,
+        loop_guard=key.loop_guard,
         service=key.service,
         responsible=person(key.responsible) if key.responsible else "",
         responsible_is_member=key.responsible_is_member,  # type: ignore[attr-defined]

@@ -38,6 +38,7 @@ class Key(serializers.Serializer[ApiKey]):
     key_class = serializers.ChoiceField(ApiKey.Class.choices)
     networks = serializers.ListField(child=CharField(), help_text="Empty: from everywhere.")
     takes_user_headers = serializers.BooleanField()
+    loop_guard = serializers.BooleanField(help_text="Whether its answers are watched for word loops.")
     models = serializers.SerializerMethodField(help_text="Null: all that the tenant may use.")
     state = serializers.SerializerMethodField(
         help_text="`stopped`: its person or tenant is switched off, or the person has left the tenant."
@@ -94,6 +95,9 @@ class KeySettings(serializers.Serializer[Any]):
     )
     takes_user_headers = serializers.BooleanField(
         required=False, help_text="Usage is listed by the people that Open WebUI names in its headers."
+    )
+    loop_guard = serializers.BooleanField(
+        required=False, help_text="False: answers are not watched for word loops, whatever their model's settings say."
     )
     # Not by `many=True`, which does not pass `allow_null` on.
     models = serializers.ManyRelatedField(

@@ -79,10 +79,12 @@ def test_createkey_keeps_all_that_was_said(research, alice):
         "--networks",
         "10.1.0.0/16,192.168.7.5",
         "--takes-user-headers",
+        "--no-loop-guard",
     )
     key = ApiKey.objects.get()
     assert (key.responsible, key.name, key.purpose, key.key_class) == (alice, "bot", "help desk", "batch")
     assert (key.networks, key.takes_user_headers) == (["10.1.0.0/16", "192.168.7.5/32"], True)
+    assert not key.loop_guard
 
 
 @pytest.mark.parametrize(

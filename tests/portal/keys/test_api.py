@@ -181,6 +181,15 @@ def test_p6_a_key_takes_end_users_from_open_webui_as_it_is_told(call, bob, resea
     assert call(bob)("PATCH", f"keys/{prefix}/", {"takes_user_headers": False}).json()["takes_user_headers"] is False
 
 
+def test_a_key_s_answers_are_watched_for_loops_until_that_is_switched_off(call, bob, research):
+    body = {"tenant": "research", "name": "chat", "service": "Dify"}
+    watched = call(bob)("POST", "keys/", body).json()
+    assert watched["loop_guard"] is True
+    off = call(bob)("PATCH", f"keys/{watched['prefix']}/", {"loop_guard": False}).json()
+    assert (off["loop_guard"], call(bob).get(f"keys/{watched['prefix']}/")["loop_guard"]) == (False, False)
+    assert call(bob)("POST", "keys/", {**body, "loop_guard": False}).json()["loop_guard"] is False
+
+
 def test_changing_only_what_is_sent(call, alice, research):
     serve("qwen")
     key = key_of(alice, research, purpose="try")

@@ -102,12 +102,13 @@ class TestRotating:
         model = serve()
         old = service_key_of(
             research, responsible=alice, purpose="bot", key_class="batch", networks=["10.0.0.0/8"],
-            takes_user_headers=True, allowed_models=[model], expires_at=timezone.now() + 90 * timedelta(days=1),
+            takes_user_headers=True, loop_guard=False, allowed_models=[model],
+            expires_at=timezone.now() + 90 * timedelta(days=1),
         )  # fmt: skip
         new, text = lifecycle.rotate_key(old, timedelta(days=7), by=bob)
         same = (
             *("tenant", "user", "service", "responsible", "name", "purpose", "key_class", "networks", "every_model"),
-            "takes_user_headers",
+            *("takes_user_headers", "loop_guard"),
         )
         assert [getattr(new, name) for name in same] == [getattr(old, name) for name in same]
         assert list(new.allowed_models.all()) == [model]

@@ -56,6 +56,11 @@ class TestMaking:
             ask(as_bob, **asked)
         assert [key.takes_user_headers for key in ApiKey.objects.order_by("pk")] == [False, True]
 
+    def test_its_answers_are_watched_for_loops_unless_that_is_declined(self, as_bob):
+        for asked in ({}, {"without_loop_guard": "on"}):
+            ask(as_bob, **asked)
+        assert [key.loop_guard for key in ApiKey.objects.order_by("pk")] == [True, False]
+
     def test_who_makes_it_is_proposed_as_responsible(self, as_bob, bob):
         ask(as_bob)
         assert ApiKey.objects.get().responsible == bob
@@ -296,6 +301,18 @@ class TestChanging:
             assert told.after == {"takes_user_headers": bool(sent)}
             shown = as_bob.get(f"/keys/{key.prefix}/").content.decode()
             assert ('id="user-headers"' in shown) == bool(sent)
+
+    def test_its_answers_may_cease_to_be_watched_for_loops_and_be_again(self, as_bob, research):
+        key = service_key_of(research)
+        for sent in ({"without_loop_guard": "on"}, {}):
+            form = {"name": key.name, "every_model": "yes", "key_class": "interactive", **sent}
+            as_bob.post(f"/keys/{key.prefix}/edit/", form)
+            key.refresh_from_db()
+            assert key.loop_guard == (not sent)
+            assert AuditEvent.objects.filter(action="key.change").latest("pk").after == {"loop_guard": not sent}
+            assert ('id="no-loop-guard"' in as_bob.get(f"/keys/{key.prefix}/").content.decode()) == bool(sent)
+            edited = as_bob.get(f"/keys/{key.prefix}/edit/")
+            assert has(edited, "input[name=without_loop_guard][checked]") == bool(sent)
 
     def test_a_key_whose_models_are_gone_does_not_open_all(self, as_alice, alice, research):
         model = serve("qwen")

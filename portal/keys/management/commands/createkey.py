@@ -96,6 +96,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--takes-user-headers", action="store_true", help="list usage by the people that Open WebUI names"
         )
+        parser.add_argument(
+            "--no-loop-guard", dest="loop_guard", action="store_false", help="do not watch its answers for word loops"
+        )
 
     def handle(self, *, tenant: str, user: str, service: str, name: str, models: str, **options: Any) -> None:
         if options["responsible"] and not service:
@@ -112,6 +115,7 @@ class Command(BaseCommand):
                 key_class=options["key_class"],
                 networks=networks.parse_networks(options["networks"]),
                 takes_user_headers=options["takes_user_headers"],
+                loop_guard=options["loop_guard"],
                 allowed_models=named_models(models),
                 expires_at=choose_expiry(options["expires"], department),
             )
