@@ -75,6 +75,7 @@ class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic i
             _("Time-outs"),
             {"fields": ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")},
         ),
+        (_("Word loops and sampling"), {"fields": ("loops", "loop_sensitivity", "sampling")}),
         (_("External engine"), {"fields": ("url", "upstream_model", "upstream_key")}),
     )
 

@@ -107,10 +107,15 @@ def served_models() -> list[Served]:
             total_timeout=model.total_timeout,
             loops=model.loops,
             loop_sensitivity=model.loop_sensitivity,
-            presets=read_presets(model.sampling, engine_named(model.engine).sampling_members),
+            presets=presets_of(model),
         )
         for model in ServedModel.objects.filter(enabled=True)
     ]
+
+
+def presets_of(model: ServedModel) -> tuple[SamplingPreset, ...]:
+    """Return how the model samples where its clients do not say, and within which bounds they may."""
+    return read_presets(model.sampling, engine_named(model.engine).sampling_members)
 
 
 def names_by_alias() -> dict[str, str]:

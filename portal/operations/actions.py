@@ -15,7 +15,8 @@ from django.db import transaction
 from django.db.models import Model
 from django.utils.translation import gettext as _
 
-from modelregistry import hosts
+from modelregistry import hosts, sampling
+from modelregistry.engines.registry import engine_named
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
@@ -101,6 +102,22 @@ def change_model(by: User | None, model: ServedModel, **values: Any) -> ServedMo
         row = _lock_row(by, model)
         _save_values(row, values)
     return row
+
+
+def calm_model(by: User | None, model: ServedModel) -> ServedModel:
+    """Set what makes word loops rarer (`sampling.CALM`) where nothing is set."""
+    permissions.check_access(by)
+    with transaction.atomic():
+        row = _lock_row(by, model)
+        calmer = calmer_sampling(row)
+        if calmer != row.sampling:
+            _save_values(row, {"sampling": calmer})
+    return row
+
+
+def calmer_sampling(model: ServedModel) -> dict[str, Any]:
+    """Return what `calm_model` would set."""
+    return sampling.calm_down(model.sampling, engine_named(model.engine).sampling_members)
 
 
 def unregister_model(by: User | None, model: ServedModel) -> None:

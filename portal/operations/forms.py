@@ -10,7 +10,8 @@ from django.forms import BoundField
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import hosts
+from modelregistry import hosts, sampling
+from modelregistry.engines.registry import all_engines, engine_named
 from modelregistry.models import Host, HostReport, ServedModel, engine_choices, launcher_choices
 from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
@@ -53,17 +54,19 @@ class NumbersField(WordsField):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fieldset:
-    """Fields that belong together. `folded`: most models need none of them."""
+    """Fields that belong together. `folded`: most models need none of them. `samples`: also sampling."""
 
     title: Promise | str
     fields: tuple[str, ...]
     folded: bool = False
+    samples: bool = False
 
 
 GROUPS = (
     Fieldset(title=_("What clients see"), fields=("name", "aliases", "task", "description_ja", "description_en")),
     Fieldset(title=_("Files and engine"), fields=("engine", "path", "args", "launcher", "engine_version")),
     Fieldset(title=_("Size"), fields=("context", "slots", "replicas")),
+    Fieldset(title=_("Word loops and sampling"), fields=("loops", "loop_sensitivity"), folded=True, samples=True),
     Fieldset(title=_("Where it runs"), fields=("host", "gpus", "tensor_parallel", "overcommit"), folded=True),
     Fieldset(title=_("Who may use it, and how long"), fields=("tenants", "idle_after", "retires_on"), folded=True),
     Fieldset(title=_("An engine that runs elsewhere"), fields=("url", "upstream_model", "upstream_key"), folded=True),
@@ -95,6 +98,50 @@ class HostForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stu
                 self.add_error(name if name in self.fields else None, [forms.ValidationError(one) for one in sentences])
             return False
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterRow:
+    """A parameter of sampling: its fields default, least and most. `engines`: those that have it; "": all."""
+
+    name: str
+    fields: tuple[BoundField, ...]
+    engines: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [str(error) for field in self.fields for error in field.errors]
+
+    @property
+    def range(self) -> str:
+        """What engines accept."""
+        return "{:g} – {:g}".format(*sampling.PARAMETERS[self.name])
+
+    @property
+    def is_set(self) -> bool:
+        return any(field.value() not in (None, "") for field in self.fields)
+
+
+SETTING_LABELS = {"default": _("Default"), "least": _("Least"), "most": _("Most")}
+
+
+def sampling_fields() -> dict[str, forms.FloatField]:
+    """Return a field for each setting of each parameter, by `field_of`."""
+    made = {}
+    for name, (least, most) in sampling.PARAMETERS.items():
+        for setting, label in SETTING_LABELS.items():
+            made[field_of(name, setting)] = forms.FloatField(
+                label=label,
+                required=False,
+                min_value=least,
+                max_value=most,
+                widget=forms.NumberInput(attrs={"step": "any", "inputmode": "decimal"}),
+            )
+    return made
+
+
+def field_of(name: str, setting: str) -> str:
+    return f"{name}_{setting}"
 
 
 class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
@@ -142,6 +189,8 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
             "retires_on": forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
             "task": forms.RadioSelect,
             "engine": forms.RadioSelect,
+            "loops": forms.RadioSelect,
+            "loop_sensitivity": forms.RadioSelect,
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -153,6 +202,11 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
                 "Empty: the newest one that has worked with this model. Installed: %(versions)s."
             ) % {"versions": "; ".join(installed)}
         self.fields["engine"].choices = engine_choices()  # type: ignore[attr-defined]  # none is no choice
+        for name in ("loops", "loop_sensitivity"):
+            self.fields[name].required = False  # a form without it leaves it as it is
+        self.fields.update(sampling_fields())
+        for name, settings in self.instance.sampling.items():
+            self.initial.update({field_of(name, setting): value for setting, value in settings.items()})
         self.fields["launcher"].choices = launcher_choices()  # type: ignore[attr-defined]
         if self.instance.pk:
             self.fields["name"].disabled = True
@@ -164,12 +218,49 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         entered: str = self.cleaned_data["upstream_key"]
         return entered or self.instance.upstream_key
 
+    def clean_loops(self) -> str:
+        chosen: str = self.cleaned_data["loops"]
+        return chosen or self.instance.loops
+
+    def clean_loop_sensitivity(self) -> str:
+        chosen: str = self.cleaned_data["loop_sensitivity"]
+        return chosen or self.instance.loop_sensitivity
+
+    def clean(self) -> dict[str, Any]:
+        """Gather the parameters of sampling, and check each, so that what is wrong is shown in its row."""
+        super().clean()
+        values = self.cleaned_data
+        members = engine_named(values.get("engine", "")).sampling_members
+        values["sampling"] = {}
+        for name in sampling.PARAMETERS:
+            given = {setting: values.pop(field_of(name, setting), None) for setting in sampling.SETTINGS}
+            settings = {setting: value for setting, value in given.items() if value is not None}
+            if not settings:
+                continue
+            values["sampling"][name] = settings
+            try:
+                sampling.check_sampling({name: settings}, members)
+            except forms.ValidationError as error:
+                self.add_error(field_of(name, sampling.SETTINGS[0]), error)
+        return values
+
+    def parameter_rows(self) -> list[ParameterRow]:
+        """Return the parameters that the chosen engine has, or any while none is chosen, and those with a value."""
+        engine = self["engine"].value()
+        chosen = engine_named(engine).sampling_members if engine else None
+        rows = [
+            ParameterRow(name, tuple(self[field_of(name, setting)] for setting in SETTING_LABELS), engines_with(name))
+            for name in sampling.PARAMETERS
+        ]
+        return [row for row in rows if chosen is None or row.name in chosen or row.is_set]
+
     def field_groups(self) -> Iterator[tuple[Fieldset, list[BoundField], bool]]:
         """Yield (group, its fields, whether it is open): a group with an error or a set value is not folded."""
         for group in GROUPS:
             fields = [self[name] for name in group.fields]
             failed = any(field.errors for field in fields)
             forced = self.refused and "overcommit" in group.fields
+            forced |= group.samples and any(row.is_set for row in self.parameter_rows())
             yield group, fields, failed or forced or not group.folded or any(self._is_set(field) for field in fields)
 
     @property
@@ -196,6 +287,12 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
             for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
                 self.add_error(name if name in self.fields else None, [forms.ValidationError(one) for one in sentences])
             return None
+
+
+def engines_with(name: str) -> str:
+    """Return the titles of the engines that have this parameter, or "" if all have it."""
+    having = [engine for engine in all_engines() if name in engine.sampling_members]
+    return "" if len(having) == len(all_engines()) else ", ".join(str(_(engine.title)) for engine in having)
 
 
 def list_installed_versions() -> list[str]:

@@ -182,6 +182,11 @@ class Model(KnownFields, ModelSerializer[ServedModel]):
     args = Texts(required=False)
     gpus = serializers.ListField(child=serializers.IntegerField(min_value=0), required=False)
     allowed_risks = serializers.ListField(child=serializers.ChoiceField(ServedModel.Risk.choices), required=False)
+    sampling = serializers.DictField(
+        child=serializers.DictField(),
+        required=False,
+        help_text="By parameter: `default` where a request does not set it, `least` and `most` that it may set.",
+    )
     aliases = AliasNames(required=False)
     tenants = TenantSlugs(many=True, required=False)
     trials = Trial(many=True, read_only=True)
@@ -213,6 +218,7 @@ class Model(KnownFields, ModelSerializer[ServedModel]):
             ),
             *("replicas", "context", "slots", "gpus", "tensor_parallel", "overcommit", "idle_after"),
             *("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"),
+            *("loops", "loop_sensitivity", "sampling"),
             *("unplanned", "args_checked", "trials", "generation", "created_at", "now"),
         ]
         read_only_fields: ClassVar = ["generation", "created_at"]

@@ -13,6 +13,7 @@ urlpatterns = [
     path("models/new/", views.new_model, name="operations-new"),
     path("models/<path:name>/", views.show_model, name="operations-model"),
     path("start/<path:name>/", views.start, name="operations-start"),
+    path("calm/<path:name>/", views.calm, name="operations-calm"),
     path("stop/<path:name>/", views.stop, name="operations-stop"),
     path("restart/<path:name>/", views.restart, name="operations-restart"),
     path("edit/<path:name>/", views.edit_model, name="operations-edit"),

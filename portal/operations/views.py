@@ -19,6 +19,8 @@ from modelregistry.fit import estimate
 from modelregistry.hosts import find_removal_obstacle
 from modelregistry.models import Host, LogTail, Replica, ServedModel
 from modelregistry.overview import ALIVE
+from modelregistry.routes import presets_of
+from modelregistry.sampling import describe_sampling
 from portal.accounts.decorators import operator_required
 from portal.accounts.models import DirectoryState
 from portal.accounts.permissions import current_user
@@ -65,6 +67,8 @@ def show_model(request: HttpRequest, name: str) -> HttpResponse:
         "facts": describe_files(model),
         "tenants": permitted_tenants(model),
         "timeouts": own_timeouts(model),
+        "sampling": describe_sampling(presets_of(model)),
+        "may_calm": model.task == ServedModel.Task.CHAT and actions.calmer_sampling(model) != model.sampling,
         "history": read_history(model),
         "log": request_log_tail(model, request.GET.get("log", ""), now),
     }
@@ -179,6 +183,15 @@ def start(request: HttpRequest, name: str) -> HttpResponse:
     return run_action(
         request, name, lambda: actions.start_model(current_user(request), model), _("%(model)s is being started.")
     )
+
+
+@operator_required
+@posted_forms.only_posted
+def calm(request: HttpRequest, name: str) -> HttpResponse:
+    """Set what makes word loops rarer, without a question: the form takes it back."""
+    model = get_object_or_404(ServedModel, name=name)
+    done = _("%(model)s samples more calmly from now on. Its form can take that back.")
+    return run_action(request, name, lambda: actions.calm_model(current_user(request), model), done)
 
 
 @operator_required

@@ -574,9 +574,12 @@ def test_the_admin_checks_what_the_command_checks(admin):
 def test_the_admin_registers(admin, gguf):
     form = {"name": "m", "engine": "llama.cpp", "task": "chat", "path": gguf, "replicas": 1, "args": "[]"}
     form |= {"gpus": "[]", "allowed_risks": "[]", "tensor_parallel": 1}
+    form |= {"loops": "stop", "loop_sensitivity": "low", "sampling": '{"temperature": {"default": 0.6}}'}
     inline = {f"replica_set-{name}": 0 for name in ("TOTAL_FORMS", "INITIAL_FORMS")}
     admin.post(reverse("admin:modelregistry_servedmodel_add"), form | inline)
-    assert ServedModel.objects.get().name == "m"
+    model = ServedModel.objects.get()
+    assert (model.name, model.loops, model.loop_sensitivity) == ("m", "stop", "low")
+    assert model.sampling == {"temperature": {"default": 0.6}}
 
 
 def test_the_admin_moves_an_alias(admin, two):
@@ -621,6 +624,64 @@ def test_a_total_that_would_always_come_first_is_refused():
     given = ("--first-byte-timeout=60", "--total-timeout=30")
     problems = problems_of("m", "--engine=external", "--url=http://10.0.0.5:8000", *given)
     assert problems == {"--total-timeout": "shorter-than-a-part"}
+
+
+FAR = ("m", "--engine=external", "--url=http://10.0.0.5:8000")
+
+
+def test_word_loops_and_sampling_are_registered_listed_and_become_a_routes(capsys):
+    given = ("--loops=stop", "--loop-sensitivity=low", "--sampling=temperature=0.6:0.3..1", "--sampling=top_p=..0.9")
+    register(capsys, *FAR, *given)
+    stored = {"temperature": {"default": 0.6, "least": 0.3, "most": 1.0}, "top_p": {"most": 0.9}}
+    (served,) = routes.served_models()
+    assert (served.loops, served.loop_sensitivity) == ("stop", "low")
+    assert served.presets == (("temperature", 0.6, 0.3, 1.0), ("top_p", None, None, 0.9))
+    call_command("models", "--json")
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["loops"], shown["loop_sensitivity"], shown["sampling"]) == ("stop", "low", stored)
+
+
+def test_sampling_is_changed_by_parameter(capsys):
+    register(capsys, *FAR, "--sampling=temperature=0.6:0.3..1", "--sampling=top_p=0.9")
+    for given, stored in (
+        (["--sampling=temperature=..0.8"], {"temperature": {"most": 0.8}, "top_p": {"default": 0.9}}),
+        (["--sampling=top_p=none"], {"temperature": {"most": 0.8}}),
+        (["--loops=off"], {"temperature": {"most": 0.8}}),
+        (["--sampling=none", "--sampling=top_p=0.5:0.1.."], {"top_p": {"default": 0.5, "least": 0.1}}),
+        (["--sampling=none"], {}),
+    ):
+        register(capsys, "m", "--update", *given)
+        assert ServedModel.objects.get().sampling == stored
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--loops=end", "--loops"),
+        ("--loop-sensitivity=1", "--loop-sensitivity"),
+        ("--sampling=warmth=1", "'warmth=1'"),
+        ("--sampling=temperature", "'temperature'"),
+        ("--sampling=temperature=", "temperature: ''"),
+        ("--sampling=temperature=hot", "'hot'"),
+        ("--sampling=temperature=0.6:1", "'0.6:1'"),
+        ("--sampling=temperature=..", "'..'"),
+    ],
+)
+def test_what_is_no_setting_of_loops_or_sampling_is_refused_by_its_name(option, said):
+    assert said in str(error_of(*FAR, option))
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [
+        ("temperature=nan", "out-of-range"),
+        ("temperature=3", "out-of-range"),
+        ("temperature=0.9:..0.5", "out-of-order"),
+        ("dry_multiplier=0.8", "unknown-parameter"),
+    ],
+)
+def test_sampling_that_the_engine_cannot_do_is_refused_at_its_option(setting, code):
+    assert problems_of(*FAR, f"--sampling={setting}") == {"--sampling": code}
 
 
 def test_a_model_that_transcribes_is_registered_with_an_engine_that_can(capsys, directory, gguf):

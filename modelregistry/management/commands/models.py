@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from modelregistry import overview
 from modelregistry.failure_advice import ADVICE, UNKNOWN
-from modelregistry.models import Replica
+from modelregistry.models import Replica, ServedModel
 from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow
 from modelregistry.terminal import clean, format_table
 
@@ -26,6 +26,7 @@ HEAD = [
     "SINCE",
     "DETAIL",
 ]
+STORED = ("loops", "loop_sensitivity", "sampling")  # settings that no overview has
 WIDTH = 40  # characters of a device's bar
 UNSUPERVISED = "(no supervisor: may be out of date)"
 PARTS = {"weights": "#", "cache": "=", "overhead": "-", "others": "~"}
@@ -40,7 +41,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> str:
         seen = overview.read_overview(timezone.now())
         if options["json"]:
-            return json.dumps([_as_object(model) for model in seen.models], ensure_ascii=False, indent=2)
+            rows = {row["name"]: row for row in ServedModel.objects.values("name", *STORED)}
+            shown = [{**_as_object(model), **rows.get(model.name, {})} for model in seen.models]
+            return json.dumps(shown, ensure_ascii=False, indent=2)
         return "\n".join(_lines(seen))
 
 

@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 from django.utils.translation import gettext
 
-from modelregistry import validation
+from modelregistry import sampling, validation
 from modelregistry.engines.presets import PRESETS, Preset
 from modelregistry.engines.registry import ENGINES
 from modelregistry.files import model_files
@@ -27,6 +27,7 @@ FIELDS = {
         *("engine", "launcher", "engine_version", "task", "path", "url", "description_ja", "description_en"),
         *("replicas", "context", "slots", "overcommit", "tensor_parallel", "idle_after"),
         *("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "upstream_model", "upstream_key"),
+        *("loops", "loop_sensitivity"),
     )
 } | {"arg": "args"}
 
@@ -64,6 +65,18 @@ class Command(BaseCommand):
         parser.add_argument("--first-byte-timeout", type=float, help="seconds until an engine begins to answer")
         parser.add_argument("--idle-timeout", type=float, help="seconds between two parts of an answer")
         parser.add_argument("--total-timeout", type=float, help="seconds that a request may take in all")
+        parser.add_argument(
+            "--loops", choices=ServedModel.Loops.values, help="what is done about word loops; default: they are counted"
+        )
+        parser.add_argument("--loop-sensitivity", choices=ServedModel.LoopSensitivity.values)
+        parser.add_argument(
+            "--sampling",
+            action="append",
+            type=_parse_sampling,
+            metavar="P=DEFAULT:LEAST..MOST",
+            help="a parameter where clients do not set it, and its bounds, as temperature=0.6:0.3..1, top_p=0.9 or "
+            f"temperature=..1; P={NONE} removes it, {NONE} removes all",
+        )
         parser.add_argument("--host", help="which host serves it; default: where its files are and it fits")
         parser.add_argument("--upstream-model", help="what an external engine calls it")
         parser.add_argument("--upstream-key", help="the key that an external engine requires")
@@ -131,6 +144,8 @@ def _set_fields(model: ServedModel, options: dict[str, Any], preset: Preset | No
         model.gpus = options["gpus"]
     if options["allow"]:
         model.allowed_risks = sorted(set(options["allow"]) - {NONE})
+    if options["sampling"]:
+        model.sampling = _apply_sampling(model.sampling, options["sampling"])
     if options["retires_on"]:
         model.retires_on = None if options["retires_on"] == NONE else options["retires_on"]
 
@@ -181,6 +196,23 @@ def _parse_day(text: str) -> date | str:
         return datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not a date like 2027-03-31, nor {NONE}") from None
+
+
+def _parse_sampling(text: str) -> tuple[str, dict[str, float] | None]:
+    return (NONE, None) if text == NONE else sampling.parse_option(text)
+
+
+def _apply_sampling(stored: dict[str, Any], given: Iterable[tuple[str, dict[str, float] | None]]) -> dict[str, Any]:
+    """Return the stored parameters with the given ones in their place."""
+    result = dict(stored)
+    for name, settings in given:
+        if name == NONE:
+            result.clear()
+        elif settings is None:
+            result.pop(name, None)
+        else:
+            result[name] = settings
+    return result
 
 
 def _parse_numbers(text: str) -> list[int]:
@@ -238,7 +270,7 @@ def _describe_preset(preset: Preset) -> str:
 def _describe_problems(error: ValidationError) -> str:
     """Return `--context: Ensure that …`, each problem on a line of its own."""
     options = {field: "--" + option.replace("_", "-") for option, field in FIELDS.items()}
-    options |= {"allowed_risks": "--allow", "gpus": "--gpus", "retires_on": "--retires-on"}
+    options |= {"allowed_risks": "--allow", "gpus": "--gpus", "retires_on": "--retires-on", "sampling": "--sampling"}
     return "\n".join(
         f"{options.get(field, field)}: {clean_lines(message)}"
         for field, messages in error.message_dict.items()

@@ -415,6 +415,36 @@ def test_changing_only_what_is_sent(operator, research):
     assert audited(via="api") == ["model.change", "access.add"]
 
 
+def test_word_loops_and_sampling_are_read_and_written(operator):
+    body = {"loops": "stop", "loop_sensitivity": "high", "sampling": {"temperature": {"default": 0.6, "most": 1.0}}}
+    made = operator("POST", "models/", {"name": "far", **FAR, **body}).json()
+    assert {name: made[name] for name in body} == body
+    changed = operator("PATCH", f"models/{made['id']}/", {"sampling": {}, "loops": "off"}).json()
+    assert (changed["sampling"], changed["loops"], changed["loop_sensitivity"]) == ({}, "off", "high")
+    fresh = operator("POST", "models/", {"name": "other", **FAR}).json()
+    assert (fresh["loops"], fresh["loop_sensitivity"], fresh["sampling"]) == ("count", "normal", {})
+
+
+@pytest.mark.parametrize(
+    ("pointer", "body"),
+    [
+        ("#/loops", {"loops": "end"}),
+        ("#/loop_sensitivity", {"loop_sensitivity": 7}),
+        ("#/sampling", {"sampling": {"warmth": {"default": 1}}}),
+        ("#/sampling", {"sampling": {"dry_multiplier": {"default": 1}}}),
+        ("#/sampling", {"sampling": {"temperature": {"default": "0.6"}}}),
+        ("#/sampling", {"sampling": {"temperature": {"default": True}}}),
+        ("#/sampling", {"sampling": {"temperature": {"usual": 1}}}),
+        ("#/sampling", {"sampling": {"temperature": {"least": 1, "most": 0.5}}}),
+        ("#/sampling/temperature", {"sampling": {"temperature": 1}}),
+    ],
+)
+def test_what_a_model_cannot_do_about_loops_is_refused_at_its_place(operator, pointer, body):
+    answer = operator("POST", "models/", {"name": "far", **FAR, **body})
+    assert (answer.status_code, [one["pointer"] for one in answer.json()["errors"]]) == (400, [pointer])
+    assert not ServedModel.objects.exists()
+
+
 def test_a_change_that_is_half_wrong_changes_nothing(operator):
     model = ServedModel.objects.create(name="far", **FAR)
     serve("taken")

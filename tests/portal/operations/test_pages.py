@@ -10,9 +10,11 @@ from django.utils import timezone, translation
 from django.utils.html import escape
 
 from modelregistry.addresses import AddressFault
+from modelregistry.engines.registry import engine_named
 from modelregistry.failure_advice import ADVICE
 from modelregistry.fit import estimate
 from modelregistry.models import Host, LogSubscription, LogTail, Replica, ServedModel
+from modelregistry.sampling import check_sampling
 from portal.audit.models import AuditEvent
 from portal.operations import model_history
 from portal.operations.callers import Callers, count_callers
@@ -182,6 +184,37 @@ class TestForms:
         assert str(model.retires_on) == "2999-03-31"
         assert AuditEvent.objects.filter(action="model.add", actor__username="olivia").exists()
 
+    def test_word_loops_and_sampling_are_set_in_fields_of_their_own(self, as_olivia):
+        register(as_olivia, loops="stop", loop_sensitivity="high", temperature_default="0", temperature_most="0.9")
+        model = ServedModel.objects.get()
+        assert (model.loops, model.loop_sensitivity) == ("stop", "high")
+        assert model.sampling == {"temperature": {"default": 0, "most": 0.9}}
+        page = read(as_olivia, "/operations/edit/new-one/")
+        assert has(page, "details[open] input[name=temperature_most][value='0.9']")
+        assert has(page, "input[name=temperature_default][value='0.0']")
+        assert has(page, "[name=loops][value=stop][checked]")
+        assert not has(page, "[data-parameter=dry_multiplier]")  # an external engine has none
+        assert has(read(as_olivia, "/operations/models/new-one/"), "#sampling [data-parameter=temperature]")
+
+    @pytest.mark.parametrize(
+        ("name", "more"),
+        [
+            ("temperature", {"temperature_default": "0.9", "temperature_most": "0.5"}),
+            ("top_p", {"top_p_least": "nan"}),
+            ("dry_multiplier", {"dry_multiplier_default": "0.8"}),
+        ],
+    )
+    def test_a_parameter_that_cannot_be_is_refused_in_its_row(self, as_olivia, name, more):
+        response = register(as_olivia, **more)
+        assert has(response.content.decode(), f"details[open] [data-parameter={name}].wrong .error")
+        assert not ServedModel.objects.exists()
+
+    def test_a_form_that_says_nothing_of_loops_leaves_them_as_they_are(self, as_olivia):
+        register(as_olivia, loops="stop", loop_sensitivity="low")
+        as_olivia.post("/operations/edit/new-one/", {"tensor_parallel": "1", **REGISTRATION, "description_en": "Fine"})
+        model = ServedModel.objects.get(description_en="Fine")
+        assert (model.loops, model.loop_sensitivity) == ("stop", "low")
+
     def test_an_error_stands_at_its_field_and_what_was_typed_is_kept(self, as_olivia):
         response = register(as_olivia, url="ftp://nowhere", description_en="For summaries")
         page = response.content.decode()
@@ -288,6 +321,30 @@ class TestOneModel:
         assert not LogSubscription.objects.exists()
         assert "&lt;b&gt;INFO&lt;/b&gt; ready" in read(as_olivia, f"/operations/models/qwen/?log={row.pk}")
         assert LogSubscription.objects.get().until > timezone.now()
+
+    @pytest.mark.parametrize(
+        ("engine", "calm"),
+        [
+            ("external", {"temperature"}),
+            ("vllm", {"temperature", "repetition_penalty"}),
+            ("llama.cpp", {"temperature", "repetition_penalty", "dry_multiplier"}),
+        ],
+    )
+    def test_one_button_makes_it_sample_more_calmly(self, as_olivia, engine, calm):
+        model = serve()
+        where = {"path": "", "url": "http://10.0.0.5:8000"} if engine == "external" else {}
+        ServedModel.objects.update(engine=engine, sampling={"temperature": {"most": 0.5}}, **where)
+        button = "form[action='/operations/calm/qwen/']"
+        assert has(read(as_olivia, "/operations/models/qwen/"), button)
+        assert has(as_olivia.post("/operations/calm/qwen/", follow=True), ".notice.success")
+        model.refresh_from_db()
+        assert set(model.sampling) == calm
+        assert model.sampling["temperature"] == {"default": 0.5, "least": 0.3, "most": 0.5}
+        check_sampling(model.sampling, engine_named(engine).sampling_members)
+        assert not has(read(as_olivia, "/operations/models/qwen/"), button)
+        as_olivia.post("/operations/calm/qwen/")
+        (told,) = AuditEvent.objects.filter(action="model.change", actor__username="olivia")
+        assert list(told.after) == ["sampling"]
 
     @pytest.mark.parametrize("number", ["", "x", "-1", "999999", "9" * 30, "²"])
     def test_a_log_of_nobody_is_no_fault(self, as_olivia, number):
