@@ -14,6 +14,7 @@ from modelregistry.engines.base import Engine
 from modelregistry.engines.registry import engine_named
 from modelregistry.models import Replica, ServedModel
 from modelregistry.overview import is_supervised
+from modelregistry.sampling import describe_sampling
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey, ModelAccess
 
@@ -41,6 +42,8 @@ class AvailableModel:
     retires_on: date | None = None  # from that day on it is no longer offered
     tools: bool = False  # see `capabilities`
     vision: bool = False
+    loops: str = ServedModel.Loops.OFF  # what is done about word loops
+    sampling: tuple[tuple[str, str], ...] = ()  # parameters that it sets or bounds, and how
 
 
 def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
@@ -71,6 +74,8 @@ def available_models(served: QuerySet[ServedModel]) -> list[AvailableModel]:
             retires_on=model.retires_on,
             tools=_engine(model).calls_tools(model.args),
             vision=_engine(model).sees_images(model.args),
+            loops=model.loops,
+            sampling=tuple(describe_sampling(routes.presets_of(model))),
         )
         for model in served.prefetch_related(replicas, "aliases")
     ]

@@ -6,11 +6,12 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from rest_framework import serializers
 
+from modelregistry.models import ServedModel
 from portal.accounts.api_fields import AnyTenant, Colleague
 from portal.accounts.models import Tenant
 from portal.keys import networks, queries
 from portal.keys.api_fields import AnyModel
-from portal.keys.model_access import Liveness, open_to
+from portal.keys.model_access import AvailableModel, Liveness, open_to
 from portal.keys.models import ApiKey, check_expiry
 from portal.web.rest import scopes
 from portal.web.rest.strict_fields import CharField
@@ -201,6 +202,13 @@ class CatalogueModel(serializers.Serializer[Any]):
     )
     state = serializers.ChoiceField(Liveness.choices, help_text="Whether it would answer a call now.")
     retires_on = serializers.DateField(allow_null=True)
+    loops = serializers.ChoiceField(ServedModel.Loops.choices, help_text="What is done about an answer in a word loop.")
+    sampling = serializers.SerializerMethodField(
+        help_text="Parameters that are set or bounded for you, and how, in the language that the request accepts."
+    )
+
+    def get_sampling(self, model: AvailableModel) -> dict[str, str]:
+        return dict(model.sampling)
 
 
 class ManagementKey(serializers.Serializer[Any]):

@@ -261,6 +261,7 @@ async function read(answer, sent, facts, place) {
       place.text.append(said);
     }
     if (choice?.finish_reason === "length") facts.ending = "cut";
+    if (event.madoguchi?.stopped === "repetition") facts.ending = "repetition"; // its finish_reason is "length", too
     const made = facts.usage?.completion_tokens ?? parts; // a part is a token or nearly so, until the usage is told
     if (made > 1 && last > sent + facts.first) facts.speed = (1000 * (made - 1)) / (last - sent - facts.first);
     showFigures(facts);
@@ -274,6 +275,13 @@ function thoughtsOf(place) {
   folded.append(element("summary", "", say("thoughts")), text);
   place.text.before(folded);
   return text;
+}
+
+// Why the answer ended before its model ended it, and what to do.
+function tellRepetition(place) {
+  const notice = element("p", "notice warning", say("repeated"));
+  notice.dataset.ended = "repetition";
+  place.text.after(notice);
 }
 
 let answers = 0;
@@ -316,8 +324,9 @@ async function send() {
   if (facts.text || (facts.first !== null && !facts.ending)) {
     history.push({ role: "user", content: text }, { role: "assistant", content: facts.text });
     showFigures(facts);
+    if (facts.ending === "repetition") tellRepetition(place);
     copyButton(place);
-    status.textContent = `${say("done")} ${facts.line.textContent}`;
+    status.textContent = `${say(facts.ending === "repetition" ? "repeated" : "done")} ${facts.line.textContent}`;
   } else {
     // Nothing was said: the message is there again, to be changed or sent once more.
     mine.article.remove();

@@ -327,6 +327,23 @@ def test_the_code_is_the_very_same_call_and_runs_as_it_stands(page, serve, engin
     assert calls(engine_)[-1] == sent
 
 
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_an_answer_that_is_ended_because_it_repeats_itself_says_so(page, serve, language):
+    serve(loops="stop")
+    tab = page(language, width=390)
+    loop = [delta(content=word) for _ in range(60) for word in ("申し訳", "ございませんが、", "お答え", "できません。")]
+    play(tab, [{"send": SSE}, *({"send": part} for part in loop), {"hang": True}])
+    say(tab, "Hello")
+    notice = tab.locator(".turn.model [data-ended=repetition]")
+    expect(notice).to_be_visible()
+    expect(tab.locator(".turn.model .figures")).to_have_attribute("data-ending", "repetition")
+    expect(tab.locator("[data-status]")).to_contain_text(notice.inner_text())
+    expect(tab.locator("[data-stop]")).to_be_hidden()
+    assert bool(JAPANESE.search(notice.inner_text())) == (language == "ja")
+    assert looks(tab, "tooWide") == []
+    assert looks(tab, "faint") == []
+
+
 def test_it_is_used_with_the_keyboard_alone(page, serve):
     serve()
     tab = page()

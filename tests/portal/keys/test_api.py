@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 from django.utils import timezone
 
+from modelregistry.models import ServedModel
 from portal.accounts.models import Membership
 from portal.audit.models import AuditEvent
 from portal.keys import secret
@@ -237,6 +238,13 @@ def test_a_found_key_is_ended_by_anybody(call, alice, charlie, research):
 
 
 # --- models
+
+
+def test_the_catalogue_says_what_is_set_for_callers_and_done_about_loops(call, alice):
+    serve("qwen")
+    ServedModel.objects.update(loops="stop", sampling={"repetition_penalty": {"default": 1.05}})
+    (found,) = call(alice).get("catalogue/")["results"]
+    assert (found["loops"], list(found["sampling"])) == ("stop", ["repeat_penalty"])  # as llama.cpp calls it
 
 
 def test_the_catalogue_is_what_one_may_call(call, alice, charlie, olivia, research, sales):

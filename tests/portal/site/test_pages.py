@@ -9,14 +9,14 @@ from django.test import RequestFactory
 from django.utils import dateformat, timezone, translation
 from django.views.defaults import server_error
 
-from modelregistry.models import Alias, Host
+from modelregistry.models import Alias, Host, ServedModel
 from portal.audit.models import AuditEvent
 from portal.keys.models import ApiKey, ModelAccess
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
 from portal.web.templatetags import formatting
 from tests.conftest import person
-from tests.html import has, one_of, parse, texts
+from tests.html import all_of, has, one_of, parse, texts
 from tests.pages import key_of, serve, use
 from tests.portal.browsing import read
 
@@ -184,6 +184,7 @@ class TestModels:
     def test_each_is_shown_with_what_it_is_for_and_how_it_is(self, as_alice):
         serve("qwen", context=32768)
         serve("e5", task="embedding", state="asleep")
+        ServedModel.objects.update(loops="off")
         page = read(as_alice, "/models/")
         chat, embedding = parse(page).all("article.model")
         assert "32,768" in chat.text
@@ -215,6 +216,16 @@ class TestModels:
         assert "default" in texts(page, "dd code")
         assert has(page, "article.model .notice.warning")
         assert dateformat.format(model.retires_on, "j M Y") in page  # as all other days, not Django's Dec. 23, 2026
+
+    @pytest.mark.parametrize("loops", ["off", "count", "stop"])
+    def test_what_is_set_for_callers_and_done_about_loops_is_told(self, as_alice, loops):
+        serve("qwen")
+        serve("e5", task="embedding")
+        ServedModel.objects.update(loops=loops, sampling={"repetition_penalty": {"default": 1.05}})
+        page = read(as_alice, "/models/")
+        assert len(all_of(page, "[data-parameter=repeat_penalty]")) == 1  # as llama.cpp calls it; none for embeddings
+        assert len(all_of(page, f"[data-loops={loops}]")) == (loops != "off")
+        assert ("x-madoguchi-loops" in page) == (loops != "off")
 
     def test_a_description_is_in_the_page_s_language_or_else_the_other(self, as_alice):
         model = serve("qwen")
