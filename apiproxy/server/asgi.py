@@ -43,6 +43,7 @@ from portal.quotas import windows
 from portal.version import VERSION
 
 log = logging.getLogger("madoguchi.gateway")
+HELD = "another gateway holds %s: limits are counted in the memory of one process. Run one, or set REDIS_URL"
 STAYS_IN_SPOOL = "usage stays in the spool: %s"
 
 POLL = 1.0  # seconds between two looks at the catalogue's revision; a revoked key lives no longer than two of them
@@ -487,9 +488,7 @@ def lock(path: Path, kind: int) -> int:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise SecondGateway(
-            f"another gateway holds {path}: limits are counted in the memory of one process. Run one, or set REDIS_URL"
-        ) from None
+        raise SecondGateway(HELD % path) from None
     return descriptor
 
 

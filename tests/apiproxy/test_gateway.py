@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import socket
+import threading
 import time
 from datetime import timedelta
 
@@ -10,11 +11,9 @@ import httpx2
 import pytest
 from django.utils import timezone
 
-from apiproxy.dataplane.call_meter import CallMeter
+from apiproxy.dataplane.engine_pools import EnginePools
 from apiproxy.dataplane.errors import ModelUnavailable, UnknownModel
-from apiproxy.dataplane.forwarding import Forwarder
-from apiproxy.dataplane.relay import Exchange
-from apiproxy.dataplane.scheduler import Lease
+from apiproxy.dataplane.upstream import Connection
 from apiproxy.server.asgi import Application, SecondGateway
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.keys.lifecycle import issue_key, revoke_key
@@ -534,13 +533,18 @@ def test_probes_answer_without_a_key(counter):
 def test_a_refusal_after_heartbeats_is_an_event_of_the_stream(counter, monkeypatch):
     monkeypatch.setattr("apiproxy.dataplane.forwarding.HEARTBEAT", 0.1)
 
-    async def wait_in_vain(self: Forwarder, exchange: Exchange, meter: CallMeter, lease: Lease) -> bool:
-        await eventually(lambda: meter.context.head_sent, 30)
+    has_heartbeats = threading.Event()
+
+    async def wait_in_vain(*_: object, **more: object) -> Connection:
+        await eventually(has_heartbeats.is_set, 30)
         raise ModelUnavailable("model_unavailable", model="fake")
 
-    monkeypatch.setattr(Forwarder, "_try", wait_in_vain)
+    monkeypatch.setattr(EnginePools, "connect", wait_in_vain)
     with counter.stream() as response:
-        text = response.read().decode()
+        pieces = response.iter_text()
+        text = next(pieces)
+        has_heartbeats.set()
+        text += "".join(pieces)
     assert response.status_code == 200
     assert text.startswith(":")
     got = events(text)
