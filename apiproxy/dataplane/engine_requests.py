@@ -6,7 +6,7 @@ from apiproxy.dataplane.catalogue import Model, Replica
 from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.requests import Call, Endpoint, RequestPolicy
-from apiproxy.dataplane.loops import COPIES, TOKEN_BYTES, LoopPolicy
+from apiproxy.dataplane.loops import COPIES, LoopPolicy
 from apiproxy.dataplane.memory_budget import SMALL
 from apiproxy.dataplane.upstream import Address
 
@@ -68,7 +68,7 @@ def detection_members(policy: LoopPolicy) -> dict[str, int]:
     vLLM counts copies alone, so that four dashes would be a loop. But a text of a short period has a multiple of it as
     a period as well: only periods of at least `least` tokens are looked for, and four copies then are long enough.
     """
-    least = max(1, policy.least // TOKEN_BYTES // COPIES)
+    least = max(1, policy.least // COPIES)
     return {"min_pattern_size": least, "max_pattern_size": 2 * least, "min_count": COPIES}
 
 

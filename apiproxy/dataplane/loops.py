@@ -5,7 +5,9 @@ generated before; where they occur gives the period, and one comparison shows wh
 it for long enough. A look takes 2 µs, and there is one for every 16 tokens or so.
 """
 
+import re
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 # Bytes of the end of a text that are kept. Three copies of 450 Japanese characters; longer periods are not found.
@@ -13,21 +15,25 @@ TAIL = 4096
 ANCHOR = 16
 # The anchor may occur within a period as well: "no, no, no!" repeated. So many occurrences are tried.
 TRIES = 8
-# A loop is at least this many copies of one text; of a long one fewer, because a person seldom repeats 256 bytes.
-COPIES, LONG_COPIES, LONG = 4, 3, 256
-# A text too short for a loop is one if it came in a fifth as many events (about as many tokens) as it would have to
-# have bytes: the same two letters 128 times.
-BYTES_PER_EVENT, LEAST_SHORT = 5, 160
-
-TOKEN_BYTES = 4  # of a token's text, on average
+# A loop is at least this many copies of one text; of one that is LONG (tokens) fewer, because a person seldom repeats
+# three lines.
+COPIES, LONG_COPIES, LONG = 4, 3, 48
+# About what tokenizers make one token of: a word or half of one with the blank before it, three digits, two characters
+# of Japanese, a row of the same sign. 300 dashes are a line that a writer wants, 300 words are not.
+TOKEN = re.compile(
+    rb" ?[A-Za-z]{1,6}|[0-9]{1,3}|(?:\\.){1,8}|(?:[\xc2-\xf4][\x80-\xbf]+){1,2}| ?(.)\1{0,15}", re.DOTALL
+)
+SAMPLE = 16  # copies whose tokens are counted, because rows of signs join from copy to copy
+# Rows of a form, a table or a matrix that is to be filled in: short lines with more signs than words, in bytes. As many
+# are allowed as fit on a page.
+ROW, ROWS = 64, 48
+WORD = re.compile(rb"[A-Za-z\xe3-\xe9][\x80-\xbf]*")
+TOKEN_BYTES = 4  # of a token, on average
 
 Mode = Literal["off", "count", "stop"]
 MODES: tuple[Mode, ...] = ("off", "count", "stop")
-# Bytes that a loop must have, by sensitivity. "normal" is the least without a false stop in 24 million characters of
-# real text.
-SENSITIVITIES = {"low": 1600, "normal": 640, "high": 480}
-
-
+# Tokens that a loop must have, by sensitivity.
+SENSITIVITIES = {"low": 400, "normal": 128, "high": 96}
 NORMAL = SENSITIVITIES["normal"]
 
 
@@ -36,7 +42,7 @@ class LoopPolicy:
     """What is done about a model's loops: nothing, they are counted, or the answer is ended as well."""
 
     mode: Mode = "off"
-    least: int = NORMAL  # bytes
+    least: int = NORMAL  # tokens
 
 
 def read_mode(text: str) -> Mode | None:
@@ -92,24 +98,31 @@ class LoopDetector:
     def _find_period(self, tail: bytes) -> int:
         """Return the period of a loop at the text's end, or 0."""
         size, anchor = len(tail), tail[-ANCHOR:]
-        end = size - 1
+        end, inner = size - 1, 0
         for _ in range(TRIES):
             at = tail.rfind(anchor, 0, end)
             if at < 0:
                 return 0
             period = size - ANCHOR - at
-            if tail[-period:] == tail[-2 * period : -period] and self._is_long(tail, period):
-                return period
+            # Several copies of a shorter period, which were too few, are no period of their own.
+            if repeats(tail, period, 2 * period) and not (inner and repeats(tail, inner, period)):
+                if self._is_long(tail, period):
+                    return period
+                inner = period
             end = at + ANCHOR - 1
         return 0
 
     def _is_long(self, tail: bytes, period: int) -> bool:
         """Return whether the text has repeated itself with this period for long enough to be a loop."""
-        copies = period * (LONG_COPIES if period > LONG else COPIES)
-        if repeats(tail, period, max(copies, self._least)):
-            return True
-        short = max(copies, LEAST_SHORT, int(self._least / BYTES_PER_EVENT * self._sizes / self._events))
-        return short < self._least and repeats(tail, period, short)
+        one = tail[-period:]
+        tokens = sum(1 for _ in TOKEN.finditer(one * SAMPLE)) / SAMPLE
+        copies = LONG_COPIES if tokens >= LONG else COPIES
+        if period <= ROW and (b"\\n" in one or b"\n" in one) and sum(map(len, WORD.findall(one))) * 3 < period * 2:
+            copies = ROWS
+        # Several tokens may come as one event, or one of many signs: whichever makes them more.
+        each = max(tokens, period * self._events / self._sizes)
+        length = period * max(copies, ceil(self._least / each))
+        return repeats(tail, period, min(length, TAIL // period * period))
 
 
 def repeats(tail: bytes, period: int, length: int) -> bool:

@@ -351,7 +351,7 @@ def test_only_calls_in_one_piece_ask_a_vllm_that_can_to_end_loops_itself(counter
         set_loops(counter, "stop", description_en=version)  # is a change of the catalogue
         counter.chat(stream=stream)
         sent = counter.engine.seen()["requests"][-1]["body"].get("repetition_detection")
-        assert sent == ({"min_pattern_size": 40, "max_pattern_size": 80, "min_count": 4} if asked else None)
+        assert sent == ({"min_pattern_size": 32, "max_pattern_size": 64, "min_count": 4} if asked else None)
 
 
 def test_models_are_watched_unless_an_operator_says_otherwise(counter):

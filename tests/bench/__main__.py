@@ -9,7 +9,20 @@ import subprocess
 import sys
 from time import monotonic
 
-from tests.bench import clicks, compare, curve, footprint, large, memory, pages, profiling, refused, report, workers
+from tests.bench import (
+    clicks,
+    compare,
+    curve,
+    footprint,
+    large,
+    loops,
+    memory,
+    pages,
+    profiling,
+    refused,
+    report,
+    workers,
+)
 from tests.bench.measuring import default_settings
 
 PARTS = {
@@ -22,6 +35,7 @@ PARTS = {
     "clicks": clicks.part,
     "curve": curve.part,
     "profile": profiling.part,
+    "loops": loops.part,
     "memory": footprint.part,
     "pages": pages.part,
 }

@@ -49,15 +49,12 @@ class ContentExtractor:
         The texts are as JSON has them, but UTF-8 without \\uXXXX: a line feed is two bytes.
         """
         before, after, part = self._envelope
-        start, rest = len(before), len(after)
-        # `after` has the event's empty line, which no JSON has: where it is found first, the event ends.
-        texts = [
-            piece[start:-rest]
-            for piece in pieces
-            if piece.startswith(before) and piece.find(after) == len(piece) - rest
-        ]
-        if len(texts) == len(pieces):  # as nearly always
-            return [(part, unescape(b"".join(texts)), len(texts))]
+        start, end = len(before), -len(after)
+        texts = [piece[start:end] for piece in pieces if piece.startswith(before) and piece.endswith(after)]
+        if len(texts) == len(pieces):
+            text = b"".join(texts)
+            if text.find(b"\n") < 0:  # which no JSON has: each piece was one event, as nearly always
+                return [(part, unescape(text), len(texts))]
         return [found for piece in pieces for found in self._extract_slowly(piece)]
 
     def _extract_slowly(self, piece: bytes) -> Iterator[tuple[Part, bytes, int]]:
@@ -144,7 +141,7 @@ def read_item(item: dict[str, Any], index: int) -> Iterator[tuple[Part, str]]:
 
 def unescape(text: bytes) -> bytes:
     r"""Return a JSON text with its \uXXXX decoded. Half of a surrogate pair becomes a question mark."""
-    if b"\\u" not in text:
+    if text.find(b"\\u") < 0:
         return text
     try:
         return escape(json.loads(b'"' + text + b'"'))

@@ -15,7 +15,7 @@ NOTICE = {"stopped": "repetition"}
 STOPPED_HEADER = (b"x-madoguchi-stopped", b"repetition")
 # There is a look for every BATCH events, or for about so many bytes of text where events have more than one token.
 BATCH = 16
-LOOK_BYTES = 128
+LOOK_BYTES = 64
 # Bytes of a piece that is looked at at once: it has several events, which came while this process was busy.
 BULK = 2048
 # Parts of one answer that are watched; each keeps 4 KB.
@@ -78,7 +78,7 @@ class LoopGuard:
         for part, text, count in self._extractor.extract(pieces):
             size, events = size + len(text), events + count
             loops = self._detector(part).feed(text, count)
-            if loops and stop is None and self.may_stop and part.choice not in self.stopped:
+            if loops and stop is None and part.choice not in self.stopped and self.may_stop:
                 self.stopped.add(part.choice)
                 stop = Stop(NOTICE, part.choice)
         self._batch = min(BATCH, max(1, LOOK_BYTES * events // size)) if size else 1
