@@ -85,10 +85,11 @@ def _differences(call: Call, row: Mapping[str, Any]) -> Iterator[Discrepancy]:
     if call.model != row["model"]:
         yield Discrepancy("another-model", f"{call.name} asked {call.model}, its row says {row['model']}")
     if call.outcome == "finished":
-        told = ("finished", False, call.usage["prompt_tokens"], call.usage["completion_tokens"])
-        written = (row["status"], bool(row["estimated"]), row["prompt_tokens"], row["completion_tokens"])
+        told = (True, False, call.usage["prompt_tokens"], call.usage["completion_tokens"])
+        whole = row["status"] in ("finished", "looped")  # small models do loop
+        written = (whole, bool(row["estimated"]), row["prompt_tokens"], row["completion_tokens"])
         if told != written:
             text = f"{call.name} ({call.kind} of {call.model}) was told {told}, its row says {written}"
             yield Discrepancy("other-usage", text)
-    if call.outcome == "refused" and row["status"] == "finished":
+    if call.outcome == "refused" and row["status"] in ("finished", "looped"):
         yield Discrepancy("refused", f"{call.name} was refused ({call.why}), its row says it finished")
