@@ -257,7 +257,9 @@ class _Progress:
 
 
 def _list_packages(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.name.endswith((".whl", ".tar.gz"))]
+    # Not `rglob`, which raises FileNotFoundError for a directory that a pip removes meanwhile.
+    files = (Path(directory, name) for directory, _, names in os.walk(folder) for name in names)
+    return [path for path in files if path.name.endswith((".whl", ".tar.gz"))]
 
 
 def _newest(folder: Path) -> Path | None:
@@ -265,8 +267,11 @@ def _newest(folder: Path) -> Path | None:
 
 
 def count_megabytes(folder: Path) -> int:
-    """Return all that a folder has by now, also what is on its way."""
-    return sum(_stat(path)[1] for path in folder.rglob("*")) // MB
+    """Return the packages that a folder has by now, also those on their way; not what pip unpacks of a source."""
+    sizes: dict[str, int] = {}
+    for path in _list_packages(folder):  # one may lie in two places while it is moved
+        sizes[path.name] = max(sizes.get(path.name, 0), _stat(path)[1])
+    return sum(sizes.values()) // MB
 
 
 def _stat(path: Path) -> tuple[float, int]:

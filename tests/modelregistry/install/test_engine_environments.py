@@ -259,6 +259,25 @@ def test_it_shows_what_is_being_fetched_and_how_much_there_is(line, cache, monke
     thread.join(60)
 
 
+def test_what_pip_unpacks_and_removes_meanwhile_is_no_package(tmp_path):
+    (tmp_path / "tiny-1.0.tar.gz").write_bytes(bytes(2 * wheelhouse.MB))
+    ended = threading.Event()
+
+    def unpack_and_remove() -> None:
+        while not ended.is_set():
+            (tmp_path / "scratch" / "one" / "two").mkdir(parents=True)
+            (tmp_path / "scratch" / "one" / "large").write_bytes(bytes(wheelhouse.MB))
+            shutil.rmtree(tmp_path / "scratch")
+
+    thread = threading.Thread(target=unpack_and_remove)
+    thread.start()
+    try:
+        assert {wheelhouse.count_megabytes(tmp_path) for _ in range(2000)} == {2}
+    finally:
+        ended.set()
+        thread.join()
+
+
 def test_an_interrupted_installation_leaves_no_pip_behind(line, cache):
     cut = subprocess.Popen([sys.executable, "-c", INSTALL, cache, *line.environment.pins], stderr=subprocess.DEVNULL)
     assert line.stuck.wait(60)
