@@ -11,7 +11,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,8 +24,8 @@ from django.conf import settings
 from modelregistry.engines.base import Spec
 from modelregistry.engines.programs import find_engines
 from modelregistry.memory import estimate
-from modelregistry.memory.allocation import Allocation
-from modelregistry.process import probe, process
+from modelregistry.memory.allocation import Allocation, MemoryUse, measure_use
+from modelregistry.process import gpus, probe, process
 from modelregistry.supervisor import launching
 from modelregistry.supervisor.launching import RunMetadata, SupervisorConfig
 from modelregistry.supervisor.plan import ReplicaKey
@@ -89,6 +89,7 @@ LLAMA = Shape(
     head_dim=64,
     vocabulary=32_000,
     context=8192,
+    tied=False,
 )
 
 
@@ -100,12 +101,17 @@ class Combination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """Bytes: after the first answer, and after a prompt that fills a batch."""
+    """Bytes, on cards or in RAM: after the first answer, and after a prompt that fills a batch.
+
+    `ram`: of RAM, also beside a card, what the kernel cannot take back. `run`: its directory, with its log.
+    """
 
     combination: Combination
     allocation: Allocation
     first: int
     worked: int
+    ram: int
+    run: Path
 
     @property
     def error(self) -> float:
@@ -196,7 +202,7 @@ def part(rounds: int) -> Part:
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as directory:
         taken = []
         for combination in combinations(Path(directory)):
-            taken.append(asyncio.run(_taken(combination, Path(directory))))
+            taken.append(asyncio.run(measure(combination, Path(directory))))
             print(" | ".join(taken[-1].line()), file=sys.stderr, flush=True)
     errors = [abs(one.error) for one in taken]
     columns = ["model", "engine", "context × slots", "arguments", "weights", "cache", "engine’s own", "**predicted**"]
@@ -221,37 +227,60 @@ def part(rounds: int) -> Part:
     )
 
 
-async def _taken(combination: Combination, workspace: Path) -> Taken:
-    house = SupervisorConfig(
+async def measure(
+    combination: Combination, workspace: Path, *, prompt: int = 600, commands: Mapping[str, str] | None = None
+) -> Taken:
+    """Start it as the supervisor does, ask it, and measure it where its model is: in RAM or on a card.
+
+    `prompt`: tokens, as far as the context holds them. `commands`: programs that are not in the cache, by launcher.
+    """
+    config = SupervisorConfig(
         host="bench",
         runs=workspace / "runs",
         cache=settings.CACHE,
-        commands={},
+        commands=commands or {},
         ports=range(39_400, 39_500),
         start_limit=READY_WITHIN,
         stop_grace=3,
         claim=workspace / "claim",
     )
-    spec, runs = combination.spec, process.Runs(house.runs)
-    engine = launching.choose_engine(house, spec)
-    granted = launching.allocate(house, spec, engine, before=[], hosted=[], measurements=[], versions={})
+    spec, runs = combination.spec, process.Runs(config.runs)
+    engine = launching.choose_engine(config, spec)
+    granted = launching.allocate(config, spec, engine, before=[], hosted=[], measurements=[], versions={})
     assert granted, "all of these can be read"
-    port = launching.free_port("127.0.0.1", house.ports, [], random.Random())
+    before = _used(granted)
+    port = launching.free_port("127.0.0.1", config.ports, [], random.Random())
     run, label = launching.launch(
-        house, runs, ReplicaKey(1, 0), spec, engine, address="127.0.0.1", port=port, granted=granted
+        config, runs, ReplicaKey(1, 0), spec, engine, address="127.0.0.1", port=port, granted=granted
     )
     try:
         await _answers(run, label)
-        first = estimate.measure_held(process.process_tree(run)).taken
-        await _works(label, spec)
-        return Taken(
-            combination=combination,
-            allocation=granted,
-            first=first,
-            worked=estimate.measure_held(process.process_tree(run)).taken,
-        )
+        first = _use(run, granted, before)
+        await _works(label, spec, prompt)
+        worked = _use(run, granted, before)
     finally:
-        process.stop(run, grace=house.stop_grace)
+        process.stop(run, grace=config.stop_grace)
+    return Taken(
+        combination=combination,
+        allocation=granted,
+        first=first.total,
+        worked=worked.total,
+        ram=worked.fixed,
+        run=run.directory,
+    )
+
+
+def _use(run: process.Run, granted: Allocation, before: int) -> MemoryUse:
+    """Return what it holds; where the driver does not tell whose memory it is, what came since `before`."""
+    if use := measure_use(run, granted.devices):
+        return use
+    in_ram = estimate.measure_held(process.process_tree(run)).fixed
+    return MemoryUse(total=_used(granted) - before, by_device={}, fixed=in_ram)
+
+
+def _used(granted: Allocation) -> int:
+    """Return what all processes hold of its cards."""
+    return sum(device.used for device in gpus.list_devices() if device.index in granted.devices)
 
 
 def _target(label: RunMetadata) -> probe.Target:
@@ -267,16 +296,17 @@ async def _answers(run: process.Run, label: RunMetadata) -> None:
             try:
                 return await probe.ask_question(client, _target(label))
             except probe.ProbeFailed:
-                await asyncio.sleep(0.5)
-    raise SystemExit(f"{label.name} did not answer:\n{process.log_tail(run.directory)}")
+                await asyncio.sleep(0.2)
+    raise AssertionError(f"{label.name} did not answer:\n{process.log_tail(run.directory)}")
 
 
-async def _works(label: RunMetadata, spec: Spec) -> None:
-    """Send a prompt of more than one batch of llama.cpp's (512 tokens), if its context holds so many."""
-    length = min((spec.context or 256) - 32, 600)
+async def _works(label: RunMetadata, spec: Spec, prompt_length: int) -> None:
+    """Send a prompt of that many tokens, if its context holds so many; one batch of llama.cpp's are 512."""
+    length = min((spec.context or 256) - 32, prompt_length)
     prompt: list[int] | str = [65] * length
     if label.launcher == "llama-cpp-python":
         prompt = " a" * length  # it takes no tokens by number
+    path = "/v1/completions"
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": 16}
     if spec.task == "embedding":
         # As many at a time as it takes: together they fill a batch.
