@@ -43,7 +43,7 @@ class Shape:
 
 def write(path: Path, shape: Shape) -> Path:
     """Take about 10 s for 300 MB. The same weights for every shape; not in Q4_K, which `gguf` only reads."""
-    writer = _described(path, shape)
+    writer = _describe(path, shape)
     chance = np.random.default_rng(1)
     for name, size in _tensors(shape).items():
         if len(size) == 1:
@@ -59,9 +59,12 @@ def write(path: Path, shape: Shape) -> Path:
     return path
 
 
-def write_hollow(path: Path, shape: Shape) -> Path:
-    """Write a file of the same size whose weights are zeros, which take neither time nor disk."""
-    writer = _described(path, shape)
+def write_hollow(path: Path, shape: Shape, *, words: bool = True) -> Path:
+    """Write a file of the same size whose weights are zeros, which take neither time nor disk.
+
+    Without `words` it says only how many there are: no engine reads that, and it takes 10 ms instead of 2 s.
+    """
+    writer = _describe(path, shape, words=words)
     size = 0
     for name, numbers in _tensors(shape).items():
         kind = gguf.GGMLQuantizationType.F32 if len(numbers) == 1 else TYPES[shape.quantisation]
@@ -79,10 +82,13 @@ def write_hollow(path: Path, shape: Shape) -> Path:
     return path
 
 
-def _described(path: Path, shape: Shape) -> gguf.GGUFWriter:
+def _describe(path: Path, shape: Shape, *, words: bool = True) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(path, shape.architecture)
     _about(writer, shape)
-    _tokenizer(writer, shape.vocabulary)
+    if words:
+        _tokenizer(writer, shape.vocabulary)
+    else:
+        writer.add_vocab_size(shape.vocabulary)
     return writer
 
 

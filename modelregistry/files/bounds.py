@@ -98,6 +98,9 @@ def check_metadata(facts: ModelMetadata) -> ModelMetadata:
         **{"parameters": (facts.parameters, ELEMENTS), "largest item": (facts.whole, CONTEXT)},
         **{"bytes of weights": (facts.weight_bytes, BYTES), "bytes of experts": (sum(facts.experts), BYTES)},
         "bytes of the embedding": (facts.embedding_weight_bytes, BYTES),
+        "bytes of the output": (facts.output_weight_bytes, BYTES),
+        "feed-forward size": (facts.feed_forward, SIZE),
+        "experts of a token": (facts.experts_per_token, HEADS),
         "bytes that guess ahead": (facts.unused_weight_bytes, BYTES),
     }
     for name, (value, most) in sizes.items():

@@ -326,17 +326,35 @@ def _build_metadata(path: Path, values: Mapping[str, Any], tensors: list[_Tensor
         context=_read_optional(own, HeaderKeys.LLM.CONTEXT_LENGTH, bounds.CONTEXT),
         has_chat_template=bool(values.get(HeaderKeys.Tokenizer.CHAT_TEMPLATE)),
         weight_bytes=size,
-        embedding_weight_bytes=sum(tensor.size for tensor in tensors if tensor.name == "token_embd.weight"),
+        embedding_weight_bytes=_size_of(tensors, "token_embd.weight"),
+        output_weight_bytes=_size_of(tensors, "output.weight"),
         layers=layers or None,
         attention=() if ENCODERS.fullmatch(architecture) else tuple(_attention(architecture, own, layers)),
         states=tuple(_states(architecture, own, layers)),
         experts=_experts(tensors, layers),
         heads=max(_read_each_layer(own, HeaderKeys.Attention.HEAD_COUNT, layers, HEADS)) or None,
         hidden=_read_required(own, HeaderKeys.LLM.EMBEDDING_LENGTH),
+        feed_forward=_feed_forward(own, layers) or None,
+        experts_per_token=_read_number(own, HeaderKeys.LLM.EXPERT_USED_COUNT, most=HEADS),
         vocabulary=_vocabulary(values, own),
         pooling=pooling,
         files=files,
     )
+
+
+def _size_of(tensors: list[_Tensor], name: str) -> int:
+    return sum(tensor.size for tensor in tensors if tensor.name == name)
+
+
+def _feed_forward(own: Mapping[str, Any], layers: int) -> int:
+    """Return the numbers of a token within the widest layer; of experts those that work on a token, and shared ones."""
+    dense = max(_read_each_layer(own, HeaderKeys.LLM.FEED_FORWARD_LENGTH, layers))
+    chosen = _read_number(own, HeaderKeys.LLM.EXPERT_USED_COUNT, most=HEADS)
+    expert = _read_number(own, HeaderKeys.LLM.EXPERT_FEED_FORWARD_LENGTH, default=dense)
+    shared = _read_number(own, HeaderKeys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH) or (
+        expert * _read_number(own, HeaderKeys.LLM.EXPERT_SHARED_COUNT, most=HEADS)
+    )
+    return max(dense, chosen * expert + shared)
 
 
 def _experts(tensors: list[_Tensor], layers: int) -> tuple[int, ...]:

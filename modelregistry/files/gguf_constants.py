@@ -175,6 +175,10 @@ class HeaderKeys:
         EMBEDDING_LENGTH = "{arch}.embedding_length"
         BLOCK_COUNT = "{arch}.block_count"
         FEED_FORWARD_LENGTH = "{arch}.feed_forward_length"
+        EXPERT_FEED_FORWARD_LENGTH = "{arch}.expert_feed_forward_length"
+        EXPERT_SHARED_FEED_FORWARD_LENGTH = "{arch}.expert_shared_feed_forward_length"
+        EXPERT_USED_COUNT = "{arch}.expert_used_count"
+        EXPERT_SHARED_COUNT = "{arch}.expert_shared_count"
         POOLING_TYPE = "{arch}.pooling_type"
         FULL_ATTENTION_INTERVAL = "{arch}.full_attention_interval"
 

@@ -59,9 +59,11 @@ class ModelMetadata:
     `whole`: tokens of the largest picture, film or recording, which vLLM computes in one piece; 0: piece by piece.
     `experts`: bytes of the experts' weights in each layer of a GGUF file that has some, which may be kept in RAM.
     `weight_bytes`: of the tensors on disk. `embedding_weight_bytes`: of these, the token embedding, which quantising at
-    start leaves as it is. `unused_weight_bytes`: of these, the layers that guess tokens ahead (MTP), which vLLM loads
+    start leaves as it is. `output_weight_bytes`: of a GGUF file, the output where it is not computed with the
+    embedding. `unused_weight_bytes`: of these, the layers that guess tokens ahead (MTP), which vLLM loads
     only where an argument asks for them. `task`: what the architecture was made for.
-    `risks`: what an operator had to allow. `files`: how many hold weights.
+    `feed_forward`: of a GGUF file, numbers of a token within the widest feed-forward part, those of all experts that
+    work on it (`experts_per_token`) together. `risks`: what an operator had to allow. `files`: how many hold weights.
     """
 
     architecture: str
@@ -73,6 +75,7 @@ class ModelMetadata:
     has_chat_template: bool = False
     weight_bytes: int = 0
     embedding_weight_bytes: int = 0
+    output_weight_bytes: int = 0
     layers: int | None = None
     attention: tuple[Attention, ...] = ()
     states: tuple[RecurrentState, ...] = ()
@@ -83,6 +86,8 @@ class ModelMetadata:
     unused_weight_bytes: int = 0
     heads: int | None = None
     hidden: int | None = None
+    feed_forward: int | None = None
+    experts_per_token: int = 0
     vocabulary: int | None = None
     pooling: str | None = None
     risks: tuple[str, ...] = ()

@@ -271,7 +271,7 @@ async def measure(
 
 
 def _use(run: process.Run, granted: Allocation, before: int) -> MemoryUse:
-    """Return what it holds; where the driver does not tell whose memory it is, what came since `before`."""
+    """Return what it holds; where the driver does not report whose memory it is, what came since `before`."""
     if use := measure_use(run, granted.devices):
         return use
     in_ram = estimate.measure_held(process.process_tree(run)).fixed

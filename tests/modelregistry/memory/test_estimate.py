@@ -172,7 +172,8 @@ def test_vllm_loads_weights_in_the_type_that_it_is_given(stored, args, size):
 
 def test_layers_that_stay_in_ram_are_not_on_the_card():
     demand = replace(llama_cpp(2048, 4, "--n-gpu-layers=10"), kind="gpu")
-    assert predict(SMOLLM2, demand).weights == pytest.approx(96_576_768 * 10 / 31, abs=1)
+    # Of the ten the output is one.
+    assert predict(SMOLLM2, demand).weights == pytest.approx(96_576_768 * 9 / 30, abs=1)
 
 
 def test_weights_that_llama_cpp_repacks_count_twice_and_the_file_can_be_dropped():
@@ -210,12 +211,9 @@ def test_an_encoder_of_llama_cpps_takes_a_number_for_each_word_and_token(context
     fewer = predict(replace(minilm, vocabulary=10_000), demand)
     per_word = (predict(minilm, demand).total - fewer.total) / 20_522
     assert per_word == pytest.approx(512 * 4 + llama_cpp_memory.PER_WORD)
-    # Of a model on GPUs they lie in RAM, and on the card the logits of a whole micro-batch of one that chats.
+    # Of a model on GPUs they lie in RAM.
     on_card = Demand(launcher="llama-server", task="embedding", context=512, slots=4)
     assert predict(minilm, on_card).host - predict(replace(minilm, vocabulary=1), on_card).host == 512 * 4 * 30_521
-    chat = Demand(launcher="llama-server", task="chat", context=8192, slots=1)
-    compute = predict(LLAMA_8B, chat).overhead - llama_cpp_memory.CUDA_CONTEXT
-    assert compute / MIB == pytest.approx(258.5, rel=0.05)  # as llama.cpp's log says
 
 
 # --- The models that this system was made for: not measured here, so the bounds are wide
