@@ -28,6 +28,8 @@ COLUMNS = (
     *("pk", "started_at", "duration_ms", "first_token_ms", "prompt_tokens", "completion_tokens"),
     *("status", "model", "tenant_id", "user_id", "key_id"),
 )
+# A loop that was only counted is a complete answer; one that was ended is shown among the loops.
+ANSWERED = (UsageRecord.Status.FINISHED, UsageRecord.Status.LOOPED)
 Owner = tuple[Literal["tenant", "user"], int] | None
 
 
@@ -182,7 +184,7 @@ def model_rows(
             row = rows[one.model]
             row["requests"] += 1
             row["tokens"] += one.completion_tokens
-            row["unanswered"] += one.status != UsageRecord.Status.FINISHED
+            row["unanswered"] += one.status not in ANSWERED
     for model, number in (running or {}).items():
         if number:
             rows[model]["running"] = number

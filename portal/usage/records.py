@@ -19,7 +19,13 @@ from portal.usage.models import UsageDay, UsageRecord, UsageSetAside
 COLUMNS = tuple(str(field.column) for field in UsageRecord._meta.concrete_fields if not field.primary_key)
 # Of one statement: SQLite takes 32,766 values.
 ROWS = 500
-SUMS = {name: Sum(name, default=0) for name in ("requests", "prompt_tokens", "completion_tokens", "estimated")}
+SUMS = {
+    name: Sum(name, default=0)
+    for name in (
+        *("requests", "prompt_tokens", "completion_tokens", "estimated"),
+        *("looped", "looped_tokens", "saved_tokens"),
+    )
+}
 TOTAL = {"total_tokens": F("prompt_tokens") + F("completion_tokens")}
 
 
@@ -82,7 +88,7 @@ def days_of_user(user: User) -> QuerySet[UsageDay]:
 
 
 def sum_by(days: QuerySet[Any], *fields: str) -> list[dict[str, Any]]:
-    """Return the requests, tokens and `estimated` requests of any Sums, grouped by fields. One query."""
+    """Return the sums of SUMS and TOTAL of any Sums, grouped by fields. One query."""
     return [dict(row) for row in days.values(*fields).annotate(**SUMS, **TOTAL).order_by(*fields)]
 
 

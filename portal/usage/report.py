@@ -21,9 +21,11 @@ from portal.usage.periods import Period, period_before, start_of_fiscal_year
 from portal.usage.scopes import Focus, UsageScope
 from portal.web.templatetags.formatting import person
 
-NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens", "estimated")
+LOOPS = ("looped", "looped_tokens", "saved_tokens")
+NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens", "estimated", *LOOPS)
 # The columns that a table of many groups sums up: to sum up all columns takes three times as long.
-GROUP_COLUMNS = ("requests", "prompt_tokens", "completion_tokens", "estimated", "generated_tokens", "generated_ms")
+DETAIL_COLUMNS = ("requests", "prompt_tokens", "completion_tokens", "estimated", *LOOPS)
+GROUP_COLUMNS = (*DETAIL_COLUMNS, "generated_tokens", "generated_ms")
 
 
 def sum_as_integer(expression: Any) -> Any:
@@ -73,6 +75,11 @@ class UsageSums:
         counts = self.counts[rollups.FIRST_BUCKET :]
         half, most = rollups.percentile(counts, 0.5), rollups.percentile(counts, 0.95)
         return (half / 1000, most / 1000) if half is not None and most is not None else None
+
+    @property
+    def answers(self) -> int:
+        """How many requests an engine answered to the end, or until the answer fell into a word loop."""
+        return self["requests"] - sum(self.failures.values())
 
     @property
     def failures(self) -> dict[str, int]:
@@ -341,6 +348,16 @@ def group_by_model(series: UsageSeries, before: dict[str, int]) -> Rows:
     return sorted(rows, key=lambda row: (-row["total_tokens"], row["name"]))
 
 
+def list_loops(series: UsageSeries) -> Rows:
+    """Return the models whose answers fell into word loops, most loops first: "name", "answers" and LOOPS. No query."""
+    found = [
+        {"name": model, "answers": sums.answers, **{name: sums[name] for name in LOOPS}}
+        for model, sums in series.by_model.items()
+        if sums["looped"]
+    ]
+    return sorted(found, key=lambda row: (-row["looped"], row["name"]))
+
+
 def label_values(group: str, values: Iterable[Any]) -> dict[Any, tuple[str, str]]:
     """Return for each value (what people call it, what the address takes for it; "" if there is no page of it).
 
@@ -389,11 +406,10 @@ def read_details(scope: UsageScope, period: Period) -> Iterator[dict[str, Any]]:
     users = dict(User.objects.values_list("pk", "username"))
     keys = {pk: (prefix, name) for pk, prefix, name in ApiKey.objects.values_list("pk", "prefix", "name")}
     # Without joins, which would leave out rows that refer to something deleted.
-    columns = ("day", "tenant_id", "user_id", "key_id", "model", "end_user", *GROUP_COLUMNS[:4])
+    columns = ("day", "tenant_id", "user_id", "key_id", "model", "end_user", *DETAIL_COLUMNS)
     rows = period.filter_days(scope.days).order_by("day", "tenant_id", "key_id", "model", "end_user")
-    for day, tenant, user, key, model, end_user, requests, prompt, completion, estimated in rows.values_list(
-        *columns
-    ).iterator(2000):
+    for day, tenant, user, key, model, end_user, *counts in rows.values_list(*columns).iterator(2000):
+        requests, prompt, completion, estimated, *loops = counts
         prefix, name = keys.get(key, ("", ""))
         yield {
             "day": day.isoformat(),
@@ -408,4 +424,5 @@ def read_details(scope: UsageScope, period: Period) -> Iterator[dict[str, Any]]:
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "estimated": estimated,
+            **dict(zip(LOOPS, loops, strict=True)),
         }

@@ -47,6 +47,9 @@ class Numbers(serializers.Serializer[Any]):
     completion_tokens = serializers.IntegerField()
     total_tokens = serializers.IntegerField()
     estimated = serializers.IntegerField(help_text="Requests whose tokens the gateway had to count itself.")
+    looped = serializers.IntegerField(help_text="Answers that fell into a word loop.")
+    looped_tokens = serializers.IntegerField(help_text="Tokens of these answers that repeat others.")
+    saved_tokens = serializers.IntegerField(help_text="Tokens that loops could still have taken, had they not ended.")
 
 
 class Reason(serializers.Serializer[Any]):

@@ -67,6 +67,7 @@ def usage(request: HttpRequest) -> HttpResponse:
         "groups": groups[:MAX_GROUPS],
         "left_out": left_out + len(groups[MAX_GROUPS:]),
         "reasons": reasons,
+        "loops": report.list_loops(series),
         "failed_requests": sum(reason.requests for reason in reasons),
         "all_requests": totals["requests"] + rejected,
         "charts": build_charts(request, query, series, failures),

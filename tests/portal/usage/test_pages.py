@@ -29,6 +29,7 @@ from tests.html import has, one_of, texts
 from tests.pages import key_of, serve, service_key_of, use
 
 TOKYO = ZoneInfo("Asia/Tokyo")
+NO_LOOPS = {"looped": 0, "looped_tokens": 0, "saved_tokens": 0}
 
 
 @pytest.fixture
@@ -53,6 +54,7 @@ class TestPage:
             "completion_tokens": 57,
             "total_tokens": 1_992,
             "estimated": 0,
+            **NO_LOOPS,
         }
 
     def test_numbers_are_grouped(self, as_alice, key):
@@ -233,6 +235,7 @@ class TestScopes:
         assert rows[2] == {
             **{"end_user": "=1+1", "requests": 1, "estimated": 0},
             **{"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7},
+            **NO_LOOPS,
         }
 
     def test_active_people_and_troubles_are_counted(self, client, bob, alice, research):

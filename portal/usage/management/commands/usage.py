@@ -14,7 +14,8 @@ from portal.usage.records import sum_by
 
 # What rows are named by: what other commands take as the name.
 NAMES = {"tenant": F("tenant__slug"), "user": F("user__username"), "key": F("key__prefix")}
-NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")
+SHOWN = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")  # within 80 columns of a terminal
+NUMBERS = (*SHOWN, "looped", "looped_tokens", "saved_tokens")
 
 
 def parse_day(text: str) -> date:
@@ -32,15 +33,15 @@ class Command(BaseCommand):
             "--since", type=parse_day, metavar="2026-11-01", help="from this day on, in each tenant's time zone"
         )
         parser.add_argument("--by", default="model", choices=["tenant", "user", "key", "model", "day"])
-        parser.add_argument("--json", action="store_true", help="a list of objects")
+        parser.add_argument("--json", action="store_true", help="a list of objects, with word loops")
 
     def handle(self, *, by: str, **options: Any) -> None:
         rows = read_rows(by, options["since"])
         if options["json"]:
             self.stdout.write(json.dumps(rows, ensure_ascii=False))
             return
-        lines = [[row[by], *(f"{row[name]:,}" for name in NUMBERS)] for row in rows]
-        for line in format_table([by, *NUMBERS], lines, numeric=NUMBERS):
+        lines = [[row[by], *(f"{row[name]:,}" for name in SHOWN)] for row in rows]
+        for line in format_table([by, *SHOWN], lines, numeric=SHOWN):
             self.stdout.write(line)
 
 
