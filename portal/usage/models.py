@@ -244,3 +244,43 @@ class RejectionHour(models.Model):
 
     def __str__(self) -> str:
         return f"{self.hour} {self.key_id} {self.code}"
+
+
+class LoopDay(models.Model):
+    """Answers of a model on a day of the site's calendar: how many finished, and how many fell into word loops.
+
+    By what matters for it: the quantisation of its files, the engine that answered and the temperature. "": not known,
+    because the model or the replica was gone.
+    """
+
+    class Temperature(models.TextChoices):
+        """Bands of temperature, as the engine got it."""
+
+        NONE = "none", _("not given")
+        ZERO = "0", "0"
+        LOW = "0.3", _("up to 0.3")
+        MIDDLE = "0.7", _("up to 0.7")
+        HIGH = "1", _("up to 1")
+        HIGHEST = "above", _("above 1")
+
+    model = models.CharField(max_length=100)
+    day = models.DateField()
+    quantisation = models.CharField(max_length=60, blank=True)
+    launcher = models.CharField(max_length=20, blank=True)
+    version = models.CharField(max_length=60, blank=True)
+    temperature = models.CharField(max_length=5, choices=Temperature)
+    finished = models.PositiveBigIntegerField(default=0)
+    looped = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("word loops of a day")
+        verbose_name_plural = _("word loops by day")
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["model", "day", "quantisation", "launcher", "version", "temperature"], name="one_count_of_loops"
+            ),
+        ]
+        indexes: ClassVar = [models.Index(fields=["day"], name="loop_day_by_day")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.model} {self.temperature}"

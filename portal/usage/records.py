@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from portal.accounts.models import User
 from portal.keys import last_used
-from portal.usage import rollups
+from portal.usage import loop_rates, rollups
 from portal.usage.models import UsageDay, UsageRecord, UsageSetAside
 
 COLUMNS = tuple(str(field.column) for field in UsageRecord._meta.concrete_fields if not field.primary_key)
@@ -59,6 +59,7 @@ def record_usage(rows: Sequence[Mapping[str, Any]]) -> None:
                 by_id = {row["request_id"]: row for row in reversed(rows[start : start + ROWS])}
                 written += [row for request_id, row in by_id.items() if request_id in new]
         rollups.add_records(written, cursor)
+        loop_rates.add_loops(written, cursor)
         last_used.record_use(last, cursor)
 
 
