@@ -25,7 +25,7 @@ from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.limits.units import UNITS
 from apiproxy.dataplane.loops import NORMAL, SENSITIVITIES, LoopPolicy, read_mode
 from apiproxy.dataplane.rejection_counts import RejectionGroup
-from apiproxy.dataplane.sampling import Preset
+from apiproxy.dataplane.sampling import ParameterPreset
 from apiproxy.dataplane.usage_events import Usage
 from modelregistry import routes
 from modelregistry.engines.registry import engine_named
@@ -344,7 +344,7 @@ def _models() -> dict[str, Model]:
             timeouts=_timeouts(served),
             replicas=tuple(replicas[served.model_id]),
             loops=LoopPolicy(read_mode(served.loops) or "count", SENSITIVITIES.get(served.loop_sensitivity, NORMAL)),
-            presets=tuple(Preset(*preset) for preset in served.presets),
+            presets=tuple(ParameterPreset(*preset) for preset in served.presets),
         )
         for served in routes.served_models()
     }

@@ -9,7 +9,7 @@ from apiproxy.dataplane.client_address import Network
 from apiproxy.dataplane.errors import Language
 from apiproxy.dataplane.limits.units import Unit
 from apiproxy.dataplane.loops import UNWATCHED, LoopPolicy
-from apiproxy.dataplane.sampling import Preset
+from apiproxy.dataplane.sampling import ParameterPreset
 
 Scope = Literal["tenant", "user", "member", "key"]
 
@@ -113,7 +113,7 @@ class Model:
     timeouts: Timeouts
     replicas: tuple[Replica, ...]
     loops: LoopPolicy = UNWATCHED
-    presets: tuple[Preset, ...] = ()
+    presets: tuple[ParameterPreset, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

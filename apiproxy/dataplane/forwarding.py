@@ -15,7 +15,7 @@ from apiproxy.dataplane.engine_requests import engine_request
 from apiproxy.dataplane.errors import EngineTimeout, Internal, ModelUnavailable, Refusal
 from apiproxy.dataplane.formats.requests import Call
 from apiproxy.dataplane.reachability import Reachability
-from apiproxy.dataplane.relay import Exchange, Outcome
+from apiproxy.dataplane.relay import Exchange, ExchangeOutcome
 from apiproxy.dataplane.scheduler import BACKLOGGED_AFTER, Lease
 from apiproxy.dataplane.services import Services
 from apiproxy.dataplane.upstream import Broken, Connection, Pool, Unreachable, UpstreamError
@@ -112,7 +112,7 @@ class Forwarder:
             outcome = await self._attempt(exchange, meter, replica)
             if exchange.says_dead or is_connection_lost(exchange.error):
                 await self._inquiry.inquire(exchange, meter, replica)
-            if outcome is Outcome.ANSWERED or outcome is Outcome.LEFT:
+            if outcome is ExchangeOutcome.ANSWERED or outcome is ExchangeOutcome.LEFT:
                 return True
             if exchange.metered or self._clock() - exchange.began > timeouts.total:
                 return False
@@ -133,7 +133,7 @@ class Forwarder:
             return None  # some of it has gone there, and is nowhere else
         return self._balancer.choose(meter.context.model.replicas, self._clock(), but=replica.id)
 
-    async def _attempt(self, exchange: Exchange, meter: CallMeter, replica: Replica) -> Outcome:
+    async def _attempt(self, exchange: Exchange, meter: CallMeter, replica: Replica) -> ExchangeOutcome:
         context, pool = meter.context, self._pools.of(replica)
         upload = context.upload
         # Before there is a connection, which would be left behind by whatever goes wrong here.
@@ -154,7 +154,7 @@ class Forwarder:
             refusal = ModelUnavailable("model_unavailable", headers={"retry-after": "5"}, model=context.model.name)
             # It had the request on the connection that broke, and is gone: not stale, but dead.
             exchange.set_unreachable(Broken(str(error), lost=True) if stale else error, refusal)
-            return Outcome.BROKEN
+            return ExchangeOutcome.BROKEN
         except BaseException:
             if connection is not None:
                 connection.abort()

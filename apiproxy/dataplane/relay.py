@@ -22,7 +22,7 @@ from apiproxy.dataplane.memory_budget import BudgetShare
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.stream.accumulators import Accumulator
 from apiproxy.dataplane.stream.loop_guard import STOPPED_HEADER
-from apiproxy.dataplane.stream.observers import Stop, StreamObserver
+from apiproxy.dataplane.stream.observers import EarlyStop, StreamObserver
 from apiproxy.dataplane.token_usage import Tokens
 from apiproxy.dataplane.upstream import Broken, Connection, Unreachable, UpstreamError
 
@@ -45,7 +45,7 @@ STREAM_HEADERS: list[Header] = [
 ]
 
 
-class Outcome(Enum):
+class ExchangeOutcome(Enum):
     ANSWERED = "answered"  # the client has the whole answer, or an error event
     REFUSED = "refused"  # the engine answered with an error; the client has nothing
     BROKEN = "broken"  # the engine broke off or was too slow; the client has nothing
@@ -170,7 +170,7 @@ class Exchange:
         self._says_dead = False
         self._stopped = False  # by the observer
         self._stage = Stage.HEARTBEAT if context.head_sent else Stage.NOT_STARTED
-        self._outcome: Outcome | None = None
+        self._outcome: ExchangeOutcome | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._refusal: Refusal | None = None
         self.error: UpstreamError | None = None
@@ -187,7 +187,7 @@ class Exchange:
         self._outcome = self._waiter = None
         if self._stage is Stage.DISCONNECTED:  # while the connection was made
             connection.abort()
-            self._finish(Outcome.LEFT)
+            self._finish(ExchangeOutcome.LEFT)
             return
         self._connection = connection
         self._status = 0
@@ -197,7 +197,7 @@ class Exchange:
         self.heard_at = self.now()
         connection.request(request, self)
 
-    async def outcome(self) -> Outcome:
+    async def outcome(self) -> ExchangeOutcome:
         """Wait until the attempt has ended one way or another."""
         if self._outcome is None:
             self._waiter = self._loop.create_future()
@@ -247,7 +247,7 @@ class Exchange:
             self._broke_off()
         finally:
             if self._stage is not Stage.COMPLETE:
-                self._finish(Outcome.BROKEN)
+                self._finish(ExchangeOutcome.BROKEN)
         return sent
 
     @property
@@ -304,7 +304,7 @@ class Exchange:
 
     def client_left(self) -> None:
         """Stop the engine and meter what it had generated. Do nothing after the answer's end."""
-        if self._stage is Stage.DISCONNECTED or self._outcome is Outcome.ANSWERED:
+        if self._stage is Stage.DISCONNECTED or self._outcome is ExchangeOutcome.ANSWERED:
             return
         self._stage = Stage.DISCONNECTED
         self._drop_engine()
@@ -312,11 +312,11 @@ class Exchange:
             if self.reached and self._status in (0, 200):  # it was read and worked on, also before the first byte
                 self._close("aborted")
         finally:  # whatever is at fault, `outcome` must not wait for ever
-            self._finish(Outcome.LEFT)
+            self._finish(ExchangeOutcome.LEFT)
 
     def client_ready(self) -> None:
         if self._stage is Stage.COMPLETE:
-            self._finish(Outcome.ANSWERED)
+            self._finish(ExchangeOutcome.ANSWERED)
         elif self._connection is not None:
             self._connection.resume()
 
@@ -396,7 +396,7 @@ class Exchange:
             self._broke_off()
         finally:  # whatever is at fault, `outcome` must not wait for ever
             if self._stage is not Stage.COMPLETE:
-                self._finish(Outcome.BROKEN)
+                self._finish(ExchangeOutcome.BROKEN)
 
     # --- the answer
 
@@ -434,7 +434,7 @@ class Exchange:
             self._end_early(verdict, events)
         return True
 
-    def _end_early(self, stop: Stop, events: bytes) -> None:
+    def _end_early(self, stop: EarlyStop, events: bytes) -> None:
         """End the answer after these events, or one of several, unless it ends with them anyway."""
         reader = self._reader
         assert reader is not None
@@ -466,7 +466,7 @@ class Exchange:
         self._refusal = engine_errors.make_refusal(
             self._status, body, self._context.call, self._context.endpoint, retry_after=self._retry_after
         )
-        self._finish(Outcome.REFUSED)
+        self._finish(ExchangeOutcome.REFUSED)
 
     def _assemble(self, through: bytes, assembly: Accumulator) -> None:
         with parse_errors_as_broken():
@@ -487,7 +487,7 @@ class Exchange:
             self._drop_engine()
             self._refusal = refusal
             self._close("failed")
-            self._finish(Outcome.BROKEN)
+            self._finish(ExchangeOutcome.BROKEN)
             return False
         return True
 
@@ -529,7 +529,7 @@ class Exchange:
             engine_errors.check_answer(body, self._content_type, self._context.call, self._context.endpoint)
         except Refusal as refusal:
             self._refusal = refusal
-            self._finish(Outcome.REFUSED)
+            self._finish(ExchangeOutcome.REFUSED)
             return
         tokens, estimated = requests.read_used_tokens(body, self._context.call, self._context.endpoint)
         if (guard := self._context.guard) is not None:
@@ -543,7 +543,7 @@ class Exchange:
         if not_started:
             self._answer(body, self._content_type)
         else:
-            self._finish(Outcome.BROKEN)
+            self._finish(ExchangeOutcome.BROKEN)
 
     def _end_assembly(self, reader: readers.Reader, assembly: Accumulator) -> None:
         usage = reader.usage
@@ -568,7 +568,7 @@ class Exchange:
         elif self._stage is Stage.NOT_STARTED or self._stage is Stage.HEARTBEAT:
             if reader is not None and reader.events:
                 self._close("failed")  # tokens that no client will see, but that a GPU has made
-            self._finish(Outcome.BROKEN)
+            self._finish(ExchangeOutcome.BROKEN)
 
     def _error_event(self, refusal: Refusal) -> bytes:
         return self._api_format.encode_event(refusal, self._context.key.language)
@@ -609,7 +609,7 @@ class Exchange:
     def _served(self) -> None:
         """Finish as soon as the client, or the server for it, has taken everything."""
         if not self._client.waiting:
-            self._finish(Outcome.ANSWERED)
+            self._finish(ExchangeOutcome.ANSWERED)
 
     # --- ends
 
@@ -618,7 +618,7 @@ class Exchange:
         if connection is not None:
             connection.abort()
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: ExchangeOutcome) -> None:
         if self._outcome is None:
             self._outcome = outcome
             if self._waiter is not None and not self._waiter.done():

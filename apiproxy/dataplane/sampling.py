@@ -10,7 +10,7 @@ EVERYWHERE = frozenset({"temperature", "top_p"})
 MAX_TEMPERATURE = 10.0  # beyond what any engine takes
 
 
-class Preset(NamedTuple):
+class ParameterPreset(NamedTuple):
     """One parameter of sampling, by the name that the model's engine has for it. None: not set."""
 
     name: str
@@ -29,7 +29,7 @@ class Preset(NamedTuple):
         return self.least if self.least is not None and wanted < self.least else None
 
 
-def preset_members(wanted: Values, presets: Sequence[Preset], *, every: bool) -> dict[str, float]:
+def preset_members(wanted: Values, presets: Sequence[ParameterPreset], *, every: bool) -> dict[str, float]:
     """Return the members of a request that the model's presets change. `every`: its API takes all parameters."""
     changed = {
         preset.name: preset.value_for(wanted(preset.name)) for preset in presets if every or preset.name in EVERYWHERE

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from apiproxy.dataplane.engine_json import decode_object
 
 
-class Part(NamedTuple):
+class TextPart(NamedTuple):
     """What one text of an answer is: texts of one part follow one another."""
 
     choice: int  # which of several answers
@@ -24,10 +24,10 @@ class Envelope(NamedTuple):
 
     before: bytes
     after: bytes
-    part: Part
+    part: TextPart
 
 
-NOWHERE = Envelope(b"\0", b"\0", Part(0, ""))  # no event begins so
+NOWHERE = Envelope(b"\0", b"\0", TextPart(0, ""))  # no event begins so
 # Members of a chat's or a completion's choice that are generated. `reasoning_content` is what vLLM called `reasoning`.
 TEXTS = ("content", "reasoning", "reasoning_content", "text")
 BLOCK_TEXTS = ("text", "thinking", "partial_json")  # of Messages
@@ -43,7 +43,7 @@ class ContentExtractor:
     def __init__(self) -> None:
         self._envelope = NOWHERE
 
-    def extract(self, pieces: list[bytes]) -> list[tuple[Part, bytes, int]]:
+    def extract(self, pieces: list[bytes]) -> list[tuple[TextPart, bytes, int]]:
         """Return the texts in these pieces of whole events, in order, each with the number of events that it came in.
 
         The texts are as JSON has them, but UTF-8 without \\uXXXX: a line feed is two bytes.
@@ -57,7 +57,7 @@ class ContentExtractor:
                 return [(part, unescape(text), len(texts))]
         return [found for piece in pieces for found in self._extract_slowly(piece)]
 
-    def _extract_slowly(self, piece: bytes) -> Iterator[tuple[Part, bytes, int]]:
+    def _extract_slowly(self, piece: bytes) -> Iterator[tuple[TextPart, bytes, int]]:
         for event in piece.split(b"\n\n"):
             if not event:
                 continue
@@ -73,7 +73,7 @@ class ContentExtractor:
                 yield part, escape(text), 1
 
 
-def find_envelope(event: bytes, part: Part, text: str) -> Envelope | None:
+def find_envelope(event: bytes, part: TextPart, text: str) -> Envelope | None:
     """Return what is around this text in the event, if it is found there as the one value of its kind."""
     for value in (json.dumps(text, ensure_ascii=False).encode(errors="replace"), json.dumps(text).encode()):
         for member in (b":" + value, b": " + value):
@@ -83,18 +83,18 @@ def find_envelope(event: bytes, part: Part, text: str) -> Envelope | None:
     return None
 
 
-def read_event(event: bytes) -> list[tuple[Part, str]]:
+def read_event(event: bytes) -> list[tuple[TextPart, str]]:
     """Return the texts that one event adds to answers. What is no event of a known API has none."""
     if event.startswith(b"event: response."):
         found = NUMBERED.search(event)
         kind = event[7 : event.index(b"\n")].decode(errors="replace")
         text = decode_object(b'{"text":"%b"}' % found.group(1)) if found else None
-        return [(Part(0, kind), text["text"])] if text else []
+        return [(TextPart(0, kind), text["text"])] if text else []
     chunk = decode_object(b"".join(line[5:] for line in event.split(b"\n") if line.startswith(b"data:")))
     return [] if chunk is None else read_answer(chunk)
 
 
-def read_answer(answer: dict[str, Any]) -> list[tuple[Part, str]]:
+def read_answer(answer: dict[str, Any]) -> list[tuple[TextPart, str]]:
     """Return the texts of a chunk of a stream, or of an answer that came in one piece."""
     try:
         choices = answer.get("choices")
@@ -109,34 +109,34 @@ def read_answer(answer: dict[str, Any]) -> list[tuple[Part, str]]:
         return []
 
 
-def read_choice(choice: dict[str, Any]) -> Iterator[tuple[Part, str]]:
+def read_choice(choice: dict[str, Any]) -> Iterator[tuple[TextPart, str]]:
     number = choice.get("index")
     index = number if isinstance(number, int) else 0
     delta = choice.get("delta") or choice.get("message")
     for members in (delta, choice) if isinstance(delta, dict) else (choice,):
         for name in TEXTS:
             if isinstance(text := members.get(name), str) and text:
-                yield Part(index, name), text
+                yield TextPart(index, name), text
         for call in members.get("tool_calls") or ():
             arguments = call.get("function", {}).get("arguments")
             if isinstance(arguments, str) and arguments:
-                yield Part(index, f"tool {call.get('index', 0)}"), arguments
+                yield TextPart(index, f"tool {call.get('index', 0)}"), arguments
 
 
-def read_block(block: dict[str, Any], index: object) -> Iterator[tuple[Part, str]]:
+def read_block(block: dict[str, Any], index: object) -> Iterator[tuple[TextPart, str]]:
     """Return the text of a block of Messages, or of what is added to one."""
     for name in BLOCK_TEXTS:
         if isinstance(text := block.get(name), str) and text:
-            yield Part(0, f"{name} {index}"), text
+            yield TextPart(0, f"{name} {index}"), text
 
 
-def read_item(item: dict[str, Any], index: int) -> Iterator[tuple[Part, str]]:
+def read_item(item: dict[str, Any], index: int) -> Iterator[tuple[TextPart, str]]:
     """Return the texts of an item of Responses."""
     if isinstance(arguments := item.get("arguments"), str):
-        yield Part(0, f"arguments {index}"), arguments
+        yield TextPart(0, f"arguments {index}"), arguments
     for part in item.get("content") or ():
         if isinstance(text := part.get("text"), str):
-            yield Part(0, f"text {index}"), text
+            yield TextPart(0, f"text {index}"), text
 
 
 def unescape(text: bytes) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any
 
 from apiproxy.dataplane.engine_json import decode_object
 from apiproxy.dataplane.loops import LoopDetector, LoopPolicy
-from apiproxy.dataplane.stream.content import ContentExtractor, Part, read_answer
-from apiproxy.dataplane.stream.observers import Stop
+from apiproxy.dataplane.stream.content import ContentExtractor, TextPart, read_answer
+from apiproxy.dataplane.stream.observers import EarlyStop
 
 NOTICE = {"stopped": "repetition"}
 STOPPED_HEADER = (b"x-madoguchi-stopped", b"repetition")
@@ -36,7 +36,7 @@ class LoopGuard:
     def __init__(self, policy: LoopPolicy) -> None:
         self.policy = policy
         self._extractor = ContentExtractor()
-        self._detectors: dict[Part, LoopDetector] = {}
+        self._detectors: dict[TextPart, LoopDetector] = {}
         self._pieces: list[bytes] = []  # not looked at yet
         self._batch = 1  # so many of them are looked at together; the first shows how long they are
         self.stopped: set[int] = set()  # answers that were ended
@@ -45,7 +45,7 @@ class LoopGuard:
     def may_stop(self) -> bool:
         return self.policy.mode == "stop"
 
-    def feed(self, events: bytes, /) -> Stop | None:
+    def feed(self, events: bytes, /) -> EarlyStop | None:
         pieces = self._pieces
         pieces.append(events)
         return None if len(pieces) < self._batch and len(events) < BULK else self._look()
@@ -71,7 +71,7 @@ class LoopGuard:
         looped = sum(detector.looped for detector in self._detectors.values())
         return round(made * looped / size) if size else 0
 
-    def _look(self) -> Stop | None:
+    def _look(self) -> EarlyStop | None:
         pieces, stop, size, events = self._pieces, None, 0, 0
         if not pieces:
             return None
@@ -80,7 +80,7 @@ class LoopGuard:
             loops = self._detector(part).feed(text, count)
             if loops and stop is None and part.choice not in self.stopped and self.may_stop:
                 self.stopped.add(part.choice)
-                stop = Stop(NOTICE, part.choice)
+                stop = EarlyStop(NOTICE, part.choice)
         self._batch = min(BATCH, max(1, LOOK_BYTES * events // size)) if size else 1
         pieces.clear()
         return stop
@@ -94,7 +94,7 @@ class LoopGuard:
         whole = ENDED_BY_ENGINE.sub(rb'\1"length"', body)
         return whole[: whole.rindex(b"}")] + b',"madoguchi":{"stopped":"repetition"}}'
 
-    def _detector(self, part: Part) -> LoopDetector:
+    def _detector(self, part: TextPart) -> LoopDetector:
         found = self._detectors.get(part)
         if found is None:
             if len(self._detectors) >= MAX_PARTS:

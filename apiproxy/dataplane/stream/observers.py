@@ -10,7 +10,7 @@ from apiproxy.dataplane.errors import Refusal
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class EarlyStop:
     """End an answer here, as if it had reached its bound of tokens: the client gets a well-formed end, no error."""
 
     notice: dict[str, Any] = field(default_factory=dict)  # what the end says of the reason
@@ -20,12 +20,12 @@ class Stop:
 class StreamObserver(Protocol):
     @property
     def may_stop(self) -> bool:
-        """Whether `feed` ever returns a `Stop`."""
+        """Whether `feed` ever returns an `EarlyStop`."""
 
-    def feed(self, events: bytes, /) -> Refusal | Stop | None:
+    def feed(self, events: bytes, /) -> Refusal | EarlyStop | None:
         """Look at whole events in the engine's format, also at those of an answer that is assembled for the client.
 
         It is called for nearly every token, so it takes no more than half a microsecond (tests/bench/RESULTS.md).
         Return None to go on, or how to stop. A refusal takes the place of these events and of all that follow; with a
-        `Stop`, an end in the API's own form follows them.
+        `EarlyStop`, an end in the API's own form follows them.
         """

@@ -16,7 +16,7 @@ from apiproxy.dataplane.engine_json import decode_object
 from apiproxy.dataplane.formats.responses import EventCompleter, lacks_numbers
 from apiproxy.dataplane.stream import early_ends
 from apiproxy.dataplane.stream.early_ends import ResponseDraft, encode_event
-from apiproxy.dataplane.stream.observers import Stop
+from apiproxy.dataplane.stream.observers import EarlyStop
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
 
 # An event is at most a few KB; 100 KB was seen with logprobs; the last event of Responses repeats all of the answer.
@@ -126,7 +126,7 @@ class Reader(ABC):
         """Return whether the engine has said why its answer ends, so that only a last word can be missing."""
         return False
 
-    def end_early(self, stop: Stop, prompt: int) -> bytes:
+    def end_early(self, stop: EarlyStop, prompt: int) -> bytes:
         """Return the events that end the answer before its engine does; b"" if that has ended it already.
 
         If `ends_here` is true then, the stream is over. `prompt`: its tokens if the engine did not report them.
@@ -170,7 +170,7 @@ class Reader(ABC):
         """Return what goes on of one event (given without its empty line)."""
 
     @abstractmethod
-    def _make_end(self, stop: Stop, tokens: Tokens) -> bytes:
+    def _make_end(self, stop: EarlyStop, tokens: Tokens) -> bytes:
         """Return the last events of an answer that is ended here, after so many tokens."""
 
     def _last_events(self) -> list[dict[str, Any]]:
@@ -248,7 +248,7 @@ class ChunkReader(Reader):
         # One event carries about one token; the first one only says who speaks.
         return Tokens(prompt=prompt, completion=self.estimate_tokens(max(0, self.events - 1))), True
 
-    def _make_end(self, stop: Stop, tokens: Tokens) -> bytes:
+    def _make_end(self, stop: EarlyStop, tokens: Tokens) -> bytes:
         last = next((chunk for chunk in self._last_events() if "choices" in chunk), {})
         ending = early_ends.end_choices(last, [stop.choice], stop.notice)
         if self._context.wants_usage:
@@ -322,7 +322,7 @@ class MultiChoiceReader(ChunkReader):
         """Return whether every answer that began has ended; some engines give one whatever `n` is."""
         return self.error is None and bool(self._finished_choices) and self._seen_choices == self._finished_choices
 
-    def end_early(self, stop: Stop, prompt: int) -> bytes:
+    def end_early(self, stop: EarlyStop, prompt: int) -> bytes:
         if self.done or self.error is not None or stop.choice in self._finished_choices:
             return b""
         self._seen_choices.add(stop.choice)
@@ -472,7 +472,7 @@ class ResponsesReader(TypedReader):
     def accept_verbatim(self, framed: bytes, start: int) -> bool:
         return self._completion is None and self._draft is None and super().accept_verbatim(framed, start)
 
-    def _make_end(self, stop: Stop, tokens: Tokens) -> bytes:
+    def _make_end(self, stop: EarlyStop, tokens: Tokens) -> bytes:
         assert self._draft is not None
         return self._draft.end(tokens, stop.notice)
 
@@ -502,7 +502,7 @@ class MessagesReader(TypedReader):
     MARKERS = (b'"usage"', b'"error"', b"message_stop")
     PART_MARKER = b'content_block_delta"'
 
-    def _make_end(self, stop: Stop, tokens: Tokens) -> bytes:
+    def _make_end(self, stop: EarlyStop, tokens: Tokens) -> bytes:
         block = next((event["index"] for event in self._last_events() if "index" in event), 0)
         return early_ends.end_message(block, tokens, stop.notice)
 

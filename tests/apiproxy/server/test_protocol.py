@@ -15,7 +15,7 @@ import pytest
 from apiproxy.dataplane import access_log, request_bodies
 from apiproxy.dataplane.call_meter import CallMeter
 from apiproxy.dataplane.gateway import Gateway
-from apiproxy.dataplane.relay import Exchange, Outcome
+from apiproxy.dataplane.relay import Exchange, ExchangeOutcome
 from apiproxy.server import protocol
 from tests.apiproxy.connections import connect, head
 from tests.engine import ANSWER, LARGE, SSE, unary
@@ -119,7 +119,7 @@ def fail(*_: object) -> None:
     raise RuntimeError("a fault of the gateway")
 
 
-async def fail_soon(exchange: Exchange, outcome: Callable[[Exchange], Awaitable[Outcome]]) -> Outcome:
+async def fail_soon(exchange: Exchange, outcome: Callable[[Exchange], Awaitable[ExchangeOutcome]]) -> ExchangeOutcome:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(outcome(exchange), 0.5)
     raise RuntimeError("a fault of the gateway")
