@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests import engines, ports
 from tests.chaos.books import Books
+from tests.chaos.leftovers import limit_all
 from tests.chaos.load import Load, Target
 from tests.chaos.storm import GRACE, Kind, Report, Storm
 from tests.installation import Installation, installed
@@ -53,6 +54,7 @@ def storm(weather: Weather, var: Path, say: Callable[[str], None]) -> Report:
     """Return everything, from an empty directory to the last process's end."""
     dice = random.Random(weather.seed)
     with _founded(weather, var, dice) as installation:
+        limit_all(installation)
         keys = [installation.manage("createkey", "--tenant", tenant, "--service", "chaos") for tenant in TENANTS]
         load = Load(installation.url, keys, random.Random(weather.seed))
         raging = Storm(installation, Books(var=var, url=weather.database), weather.targets, load, dice, say)

@@ -82,7 +82,7 @@ class Load:
     def __init__(self, url: str, keys: Sequence[str], dice: random.Random) -> None:
         self.calls: list[Call] = []
         self._url = url
-        self._keys = keys
+        self.keys = keys
         self._dice = dice
         self._numbers = itertools.count(1)
         self._vectors: dict[str, list[float]] = {}
@@ -121,7 +121,7 @@ class Load:
     async def _one(self, target: Target, kind: str, lengths: tuple[int, int]) -> Call:
         call = Call(number=next(self._numbers), model=target.model, kind=kind, began=time.monotonic())
         self.calls.append(call)
-        headers = {"authorization": f"Bearer {self._dice.choice(self._keys)}"}
+        headers = {"authorization": f"Bearer {self._dice.choice(self.keys)}"}
         try:
             async with asyncio.timeout(PATIENCE), httpx2.AsyncClient(headers=headers, timeout=None) as http:
                 await (self._embed(http, call) if kind == "embedding" else self._chat(http, call, target, lengths))

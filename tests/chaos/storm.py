@@ -13,9 +13,10 @@ from apiproxy.bridge.management.commands.up import DRAIN_SECONDS
 from modelregistry.process import shim
 from modelregistry.supervisor import loop, plan
 from modelregistry.supervisor.launching import metadata_of
-from tests.chaos import troubles
+from tests.chaos import leftovers, troubles
 from tests.chaos.books import Books, disagreements, unmetered
 from tests.chaos.census import RESTING, Census, Found, unaccounted
+from tests.chaos.discrepancy import Discrepancy
 from tests.chaos.load import Call, Load, Target
 from tests.chaos.troubles import EVERYBODY, Backoff, Deck, Pace, Trouble
 from tests.installation import Installation
@@ -69,6 +70,7 @@ class Storm:
         self._tell = say
         self._began = time.monotonic()
         self._start_slowness = 1.0
+        self._resident = 0.0  # MB of the gateway before the load
         self._calm_at = float("inf")  # from when on every failure must have a cause
         self._logs = 0
 
@@ -92,6 +94,7 @@ class Storm:
         until(all_ready, seconds)
         until(self._everybody_answers, 60)
         self._start_slowness = self.pace.slowness(begun)
+        self._resident = leftovers.resident_megabytes(self.installation)
         self._backoffs = {model: troubles.of_engine() for model in self.targets}
         self._backoffs |= {part: troubles.of_program() for part in ("gateway", "portal", "supervisor")}
         told = ", ".join(f"{model or 'portal'} {seconds:.1f} s" for model, seconds in self.starts.items())
@@ -302,6 +305,7 @@ class Storm:
         deadline = time.monotonic() + 60
         with contextlib.suppress(AssertionError):
             until(lambda: not unmetered(self.load.calls, self.books.usage()) or time.monotonic() > deadline, 90)
+        self._check_leftovers()
         try:
             if (status := self.installation.stop()) != 0:
                 self._fault(f"after SIGTERM, `up` ended with {status}")
@@ -314,7 +318,7 @@ class Storm:
             if row["state"] not in RESTING
         ]
         self.faults += [f"in the log: {text}" for text in tracebacks(self.installation.var)]
-        rows = self.books.usage()
+        rows = self._rows_of_calls()
         self.faults += map(str, disagreements(self.load.calls, rows))
         self.faults += [f"{call.name}: {wrong}" for call in self.load.calls for wrong in call.wrong]
         self.faults += list(self._unexplained())
@@ -327,6 +331,23 @@ class Storm:
             rows=rows,
             faults=self.faults,
         )
+
+    def _rows_of_calls(self) -> list[dict[str, Any]]:
+        return [row for row in self.books.usage() if row["end_user"] != leftovers.WHO]
+
+    def _check_leftovers(self) -> None:
+        model = next(name for name, target in self.targets.items() if target.engine == "llama.cpp")
+
+        def find() -> list[Discrepancy]:
+            rows = self._rows_of_calls()
+            return list(leftovers.find_leftovers(self.installation, self.load.keys, rows, model, self._resident))
+
+        with contextlib.suppress(AssertionError):
+            until(lambda: not find(), 60)
+        try:
+            self.faults += map(str, find())
+        except AssertionError as error:  # it is not well
+            self._fault(f"after the load: {str(error)[:500]}")
 
     def _unexplained(self) -> Iterator[str]:
         """Call that failed although nothing was wrong with what they needed."""

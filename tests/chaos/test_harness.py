@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from modelregistry.engines.base import EngineCommand
 from modelregistry.process import process, shim
 from modelregistry.process.process import Life
 from tests import ports
-from tests.chaos import storm, troubles
+from tests.chaos import leftovers, storm, troubles
 from tests.chaos.books import disagreements, unmetered
 from tests.chaos.census import PROGRAMS, Census, name_part, unaccounted
 from tests.chaos.field import TREE
@@ -249,3 +250,25 @@ def test_what_is_allowed_grows_with_the_machines_work_only():
     assert trouble.bound == 8.0 + troubles.SPARE * 5.0
     trouble.slowness = 3.0
     assert trouble.bound == 8.0 + troubles.SPARE * 15.0
+
+
+# --- What calls leave behind
+
+
+@pytest.mark.parametrize(
+    ("left", "in_flight", "resident", "codes"),
+    [
+        (leftovers.PLENTY - 12, 0.0, 100.0, []),
+        (leftovers.PLENTY - 13, 0.0, 100.0, ["reserved"]),
+        (leftovers.PLENTY - 11, 0.0, 100.0, ["reserved"]),  # what was used is forgiven
+        (leftovers.PLENTY - 12, 1.0, 100.0, ["in-flight"]),
+        (leftovers.PLENTY - 12, 0.0, 300.0, ["memory"]),
+    ],
+)
+def test_what_ended_calls_leave_in_the_gateway_is_found(monkeypatch, left, in_flight, resident, codes):
+    monkeypatch.setattr(leftovers, "remaining_tokens", lambda url, key, model: left)
+    monkeypatch.setattr(leftovers, "calls_in_flight", lambda url: in_flight)
+    monkeypatch.setattr(leftovers, "resident_megabytes", lambda installation: resident)
+    rows = [{"prompt_tokens": 5, "completion_tokens": 7}]
+    found = leftovers.find_leftovers(SimpleNamespace(url=""), ["key"], rows, "m", 90.0)
+    assert [each.code for each in found] == codes
