@@ -73,6 +73,7 @@ class Storm:
         self._resident = 0.0  # MB of the gateway before the load
         self._calm_at = float("inf")  # from when on every failure must have a cause
         self._logs = 0
+        self._unsupervised_at = 0.0  # Unix seconds at which a supervisor was killed last
 
     # --- Calm -----------------------------------------------------------------------------------------------------
 
@@ -147,6 +148,8 @@ class Storm:
             return self._stand_still(model, victim)
         trouble = self._trouble(part, model, victim)
         self._announce(trouble)
+        if part == "supervisor":
+            self._unsupervised_at = time.time()
         return trouble if shim.send_signal(victim.who, signal.SIGKILL) else None
 
     def _trouble(self, part: str, model: str, victim: Found) -> Trouble:
@@ -171,12 +174,15 @@ class Storm:
 
     def _kill_up(self) -> Trouble:
         """Kill `up` and do what systemd would: start it again after a while, as often as it takes."""
+        # A supervisor that is still starting ends at once, and the engines go on until the next one adopts them.
+        engines, supervised = frozenset(self.targets), self.books.supervisor_seen() > self._unsupervised_at
         trouble = Trouble(
             kind="kill -9 up",
             model="",
             victim=str(self.installation.process.pid),
             hurts=frozenset({EVERYBODY}),
-            restarts=frozenset(self.targets),
+            restarts=engines if supervised else frozenset(),
+            may_restart=engines,
             # The gateway before it drains, and is found in the way once more; the supervisor before it stops engines,
             # and `up` pauses as long again, at most, until it tries the next one.
             pauses=DRAIN_SECONDS + 2 * troubles.RESTART_SEC + 2 * (loop.BRIEF_DRAIN + GRACE),
@@ -187,6 +193,7 @@ class Storm:
         self._announce(trouble)
         self.installation.process.kill()
         self.installation.process.wait()
+        self._unsupervised_at = time.time()
         deadline = time.monotonic() + trouble.bound + GIVE_UP
         while time.monotonic() < deadline:
             time.sleep(troubles.RESTART_SEC)
@@ -287,7 +294,7 @@ class Storm:
 
     def _check_untouched(self, batch: Sequence[Trouble], before: Mapping[str, str], names: str) -> None:
         """Check that an engine that was not hurt is still the same."""
-        restarts = frozenset().union(*(trouble.restarts for trouble in batch))
+        restarts = frozenset().union(*(trouble.restarts | trouble.may_restart for trouble in batch))
         after = self._runs()
         for model, run_id in before.items():
             if model not in restarts and after.get(model) != run_id:

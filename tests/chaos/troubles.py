@@ -33,7 +33,8 @@ EVERYBODY = ""  # instead of a model's name
 class Trouble:
     """`hurts`: models whose calls may fail (EVERYBODY: all; empty: none). `restarts`: models that get a new engine.
 
-    `pauses` in seconds, of the product; `work` in seconds, of an idle machine. `began` and `over` are monotonic.
+    `may_restart`: those that get one or keep theirs. `pauses` in seconds, of the product; `work` in seconds, of an idle
+    machine. `began` and `over` are monotonic.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Trouble:
     work: float
     began: float
     wall: float
+    may_restart: frozenset[str] = frozenset()
     over: float = 0.0
     slowness: float = 1.0
 
