@@ -193,7 +193,8 @@ class Engine:
         form = Form(next(line.split(": ", 1)[1] for line in lines if line.lower().startswith("content-type: multi")))
         assert headers["transfer-encoding"] == "chunked"
         assert "content-length" not in headers
-        reader._limit = 65536  # type: ignore[attr-defined]  # else asyncio takes 128 MB in before it stops
+        # Else asyncio takes 128 MB in before it stops.
+        reader._limit = 65536  # type: ignore[attr-defined]  # noqa: SLF001
         self.seen["uploading"] += 1
         try:
             while (size := int(await reader.readuntil(b"\r\n"), 16)) > 0:
@@ -238,7 +239,7 @@ class Engine:
         """Return when the client closes; a client that writes on (it never does) would wait."""
         while not reader.at_eof() and reader.exception() is None:
             await asyncio.sleep(0.005)
-            if reader._buffer:  # type: ignore[attr-defined]
+            if reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001
                 return
 
     async def write(self, step: dict[str, Any], writer: asyncio.StreamWriter) -> None:

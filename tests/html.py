@@ -24,43 +24,43 @@ class Element:
     @property
     def text(self) -> str:
         """The words in it, with single spaces."""
-        return " ".join(" ".join(self._words()).split())
+        return " ".join(" ".join(self.words()).split())
 
     def __getitem__(self, attribute: str) -> str:
         return self.attributes[attribute]
 
     def all(self, selector: str) -> list["Element"]:
         steps = re.findall(r"(?:\[[^\]]*\]|\S)+", selector)
-        return [element for element in self._descendants() if element._fits(steps)]
+        return [element for element in self.descendants() if element.fits(steps)]
 
     def one(self, selector: str) -> "Element":
         (found,) = self.all(selector)
         return found
 
-    def _words(self) -> Iterator[str]:
+    def words(self) -> Iterator[str]:
         for child in self.children:
             if isinstance(child, str):
                 yield child
             else:
-                yield from child._words()
+                yield from child.words()
 
-    def _descendants(self) -> Iterator["Element"]:
+    def descendants(self) -> Iterator["Element"]:
         for child in self.children:
             if isinstance(child, Element):
                 yield child
-                yield from child._descendants()
+                yield from child.descendants()
 
-    def _fits(self, steps: list[str]) -> bool:
-        if not self._is(steps[-1]):
+    def fits(self, steps: list[str]) -> bool:
+        if not self.matches(steps[-1]):
             return False
         above, rest = self.parent, steps[:-1]
         while rest and above:
-            if above._is(rest[-1]):
+            if above.matches(rest[-1]):
                 rest = rest[:-1]
             above = above.parent
         return not rest
 
-    def _is(self, step: str) -> bool:
+    def matches(self, step: str) -> bool:
         assert PART.sub("", step) == "", f"not a selector: {step}"
         for name, number, kind, attribute, how, value in PART.findall(step):
             if name and name != self.name:
@@ -69,11 +69,11 @@ class Element:
                 return False
             if kind and kind not in self.attributes.get("class", "").split():
                 return False
-            if attribute and not self._has(attribute, how, value):
+            if attribute and not self.has_attribute(attribute, how, value):
                 return False
         return True
 
-    def _has(self, attribute: str, how: str, value: str) -> bool:
+    def has_attribute(self, attribute: str, how: str, value: str) -> bool:
         there = self.attributes.get(attribute)
         if there is None:
             return False

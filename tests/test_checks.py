@@ -35,3 +35,11 @@ def test_the_readmes_lead_to_them():
     for readme in ("README.md", "README.ja.md"):
         text = (ROOT / readme).read_text()
         assert {"CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"} <= set(re.findall(r"\]\(([^)]+)\)", text))
+
+
+def test_no_test_module_imports_another():
+    """What tests share is in modules that hold no tests."""
+    imports = re.compile(r"^(?:from|import) [\w.]*\btest_\w+|^from [\w.]+ import (?:\w+, )*test_\w+", re.MULTILINE)
+    modules = {path.relative_to(ROOT): path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    assert len(modules) > 100
+    assert [path for path, text in modules.items() if imports.search(text)] == []
