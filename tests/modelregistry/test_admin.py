@@ -22,6 +22,7 @@ def save(client, model: ServedModel, **changes: str) -> None:
             "tensor_parallel": "1",
             "enabled": "on",
             "upstream_key": "",
+            **{"loops": "count", "loop_sensitivity": "normal", "sampling": "{}"},
         },
         **{f"replica_set-{name}_FORMS": "0" for name in ("TOTAL", "INITIAL", "MIN_NUM", "MAX_NUM")},
         **changes,
