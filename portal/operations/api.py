@@ -31,7 +31,7 @@ from modelregistry.models import EngineTrial, FileReport, Host, LogTail, Replica
 from portal.accounts.models import DirectoryState
 from portal.accounts.permissions import current_user
 from portal.keys.models import ModelAccess
-from portal.operations import actions, directory, live
+from portal.operations import actions, directory, live, loops
 from portal.operations import serializers as shapes
 from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.problems import Conflict
@@ -201,6 +201,13 @@ class Models(GenericViewSet[ServedModel]):
         found = FileReport.objects.filter(model=self.get_object()).first()
         known = {"facts": found.facts, "fault": found.fault, "at": found.at} if found else None
         return Response(to_plain(known or {"facts": None, "fault": "", "at": None}))
+
+    @extend_schema(summary=gettext_lazy("How often a model falls into word loops"), responses={200: shapes.Loops})
+    @action(detail=True)
+    def loops(self, request: Request, pk: int) -> Response:
+        """Return how often the model's answers fell into word loops in the last 24 hours and the 28 days before."""
+        found = loops.read_loops(self.get_object().name, timezone.now())
+        return Response(shapes.Loops(loops.describe_loops(found)).data)
 
     @extend_schema(
         summary=gettext_lazy("Predict a model's memory and where it fits"),

@@ -9,6 +9,7 @@ from modelregistry.engines.registry import engine_named
 from modelregistry.models import EngineTrial, Host, Replica, ServedModel, engine_choices, launcher_choices
 from modelregistry.overview import ModelState
 from portal.accounts.models import DirectoryState, Tenant
+from portal.usage.models import LoopDay as LoopDayRow
 from portal.web.rest.strict_fields import CharField, KnownFields, ModelSerializer
 
 
@@ -231,6 +232,32 @@ class Reading(serializers.Serializer[Any]):
     facts = serializers.DictField(allow_null=True)
     fault = CharField(help_text="Why they cannot be used, or empty.")
     at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet.")
+
+
+class LoopRate(serializers.Serializer[Any]):
+    """How many answers fell into word loops, and the interval in which the true share lies in 95 of 100 cases."""
+
+    answers = serializers.IntegerField(help_text="Finished or looped.")
+    looped = serializers.IntegerField()
+    known = serializers.BooleanField(help_text="Whether there are enough answers to say anything: 20.")
+    share = serializers.FloatField(allow_null=True, help_text="0 to 1; null: no answers.")
+    low = serializers.FloatField()
+    high = serializers.FloatField()
+
+
+class LoopDay(LoopRate):
+    day = serializers.DateField(help_text="Of the site's calendar.")
+    quantisation = CharField()
+    launcher = CharField(help_text="Empty: the replica was gone.")
+    version = CharField()
+    temperature = serializers.ChoiceField(LoopDayRow.Temperature.choices)
+
+
+class Loops(serializers.Serializer[Any]):
+    raised = serializers.BooleanField(help_text="Whether `recent` is surely above `usual`.")
+    recent = LoopRate(help_text="Of the last 24 hours.")
+    usual = LoopRate(help_text="Of the 28 days before.")
+    days = LoopDay(many=True, help_text="Only where there were any answers.")
 
 
 class Plan(KnownFields):

@@ -30,8 +30,10 @@ from portal.operations.callers import Callers, count_callers, count_callers_by_m
 from portal.operations.file_facts import describe_files
 from portal.operations.forms import HostForm, ServedModelForm, permitted_tenants
 from portal.operations.live import read_first_tokens, request_log
+from portal.operations.loops import read_loops
 from portal.operations.model_history import read_history
 from portal.operations.overview import ModelView, model_view, prefetch_models, read_overview
+from portal.usage.loop_rates import LEAST_ANSWERS, find_raised
 from portal.usage.models import UsageSetAside
 from portal.web import posted_forms
 
@@ -48,6 +50,7 @@ def show_overview(request: HttpRequest) -> HttpResponse:
         "overview": overview,
         "directory_problem": problem,
         "set_aside": UsageSetAside.objects.order_by("host"),
+        "raised_loops": find_raised(now),
     }
     return render(request, "operations/overview.html", context)
 
@@ -70,6 +73,8 @@ def show_model(request: HttpRequest, name: str) -> HttpResponse:
         "sampling": describe_sampling(presets_of(model)),
         "may_calm": model.task == ServedModel.Task.CHAT and actions.calmer_sampling(model) != model.sampling,
         "history": read_history(model),
+        "loops": read_loops(model.name, now) if model.task == ServedModel.Task.CHAT else None,
+        "least_answers": LEAST_ANSWERS,
         "log": request_log_tail(model, request.GET.get("log", ""), now),
     }
     return render(request, "operations/model.html", context)

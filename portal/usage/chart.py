@@ -21,8 +21,8 @@ from django.utils.translation import gettext as _
 from portal.web.templatetags.formatting import figure, mark_of, slot_of
 
 Slot = date | datetime
-Measure = Literal["tokens", "requests", "people", "seconds", "tokens/s"]
-DIGITS = {"seconds": 2, "tokens/s": 1}  # after the decimal point
+Measure = Literal["tokens", "requests", "people", "seconds", "tokens/s", "per cent"]
+DIGITS = {"seconds": 2, "tokens/s": 1, "per cent": 1}  # after the decimal point
 # Distinguishable colours; the smallest series share the last one.
 SHADES = 6
 
@@ -83,6 +83,7 @@ class Chart:
             "people": _("people"),
             "seconds": _("seconds"),
             "tokens/s": _("tokens per second"),
+            "per cent": _("per cent"),
         }[self.measure]
 
     @property

@@ -178,8 +178,9 @@ def _last_day_before(now: datetime, zone: ZoneInfo) -> date:
 
 
 def find_raised(now: datetime) -> list[RaisedRate]:
-    """Return the models whose rate of the last 24 hours is above their usual one. Two queries."""
-    recent, usual = read_recent_rates(now), read_usual_rates(now)
+    """Return the models whose rate of the last 24 hours is above their usual one. One query, or two if any looped."""
+    recent = {model: rate for model, rate in read_recent_rates(now).items() if rate.known and rate.looped}
+    usual = read_usual_rates(now) if recent else {}
     return [
         RaisedRate(model=model, recent=rate, usual=usual[model])
         for model, rate in sorted(recent.items())

@@ -155,6 +155,7 @@ RULES = {
     "api/v1/models/<int:pk>/": OPERATORS,
     "api/v1/models/<int:pk>/aliases/": Rule(OPERATORS.who, "PUT"),
     "api/v1/models/<int:pk>/facts/": OPERATORS,
+    "api/v1/models/<int:pk>/loops/": OPERATORS,
     "api/v1/models/<int:pk>/restart/": OPERATORS_POST,
     "api/v1/models/<int:pk>/start/": OPERATORS_POST,
     "api/v1/models/<int:pk>/stop/": OPERATORS_POST,

@@ -55,6 +55,7 @@ ADDRESSES = [
     ("PUT", "models/1/aliases/"),
     ("PUT", "models/1/visibility/"),
     ("GET", "models/1/facts/"),
+    ("GET", "models/1/loops/"),
     ("POST", "models/predict/"),
     ("GET", "presets/"),
     ("GET", "replicas/"),
