@@ -8,7 +8,7 @@ from random import Random
 
 from django.db import transaction
 
-from modelregistry.models import Host, ServedModel
+from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Tenant, User
 from portal.audit.models import AuditEvent
 from portal.demo import journal, keyrings, machines, notifications, policy, staff, traffic
@@ -65,8 +65,11 @@ def fill_database(
     models = machines.create_hosts(chance, now, people.tenants)
     say("keys")
     holders = keyrings.create_keys(chance, now, people, models, size.days)
+    engines = dict(Replica.objects.values_list("model__name", "pk"))
     calls = 0
     for rows in traffic.daily_calls(chance, holders, now, size.days, size.amount):
+        for row in rows:
+            row["replica_id"] = engines[row["model"]]
         records.record_usage(rows)
         calls += len(rows)
     say(f"{calls} calls")

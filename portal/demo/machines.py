@@ -11,7 +11,7 @@ from typing import Any
 from modelregistry.models import Alias, FileReport, Host, HostReport, Replica, ServedModel
 from modelregistry.overview import MADE_UP
 from portal.accounts.models import Tenant
-from portal.demo.plan import ENGINES, HOSTS, NEW, OLD, SimulatedModel
+from portal.demo.plan import ENGINES, HOSTS, LARGE, NEW, OLD, SimulatedModel
 from portal.demo.rows import insert_row
 from portal.keys.models import ModelAccess
 
@@ -66,6 +66,7 @@ def _model(engine: SimulatedModel, hosts: dict[str, Host], now: datetime, tenant
             slots=engine.slots,
             tensor_parallel=len(engine.on[0][1]),
             args=list(engine.args),
+            loops=ServedModel.Loops.STOP if engine.name == LARGE else ServedModel.Loops.COUNT,
             retires_on=(now + timedelta(days=24)).date() if engine.name == OLD else None,
         )
     )

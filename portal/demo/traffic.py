@@ -32,6 +32,15 @@ ENDPOINTS = {
 # Incidents of the quarter: (days ago, from, to, model, share that failed), in hours of Tokyo.
 INCIDENTS = ((23, 14.2, 14.9, LARGE, 0.8), (61, 10.0, 11.5, LARGE, 0.45), (9, 9.1, 9.3, "", 0.3))
 TOKYO = ZoneInfo("Asia/Tokyo")
+# Temperatures of calls in hundredths, how many of 100 have them, and the share of answers of LARGE that loop.
+TEMPERATURES: tuple[tuple[int | None, int, float], ...] = (
+    (None, 52, 0.0015),
+    (0, 16, 0.022),
+    (20, 13, 0.012),
+    (70, 14, 0.002),
+    (100, 5, 0.0),
+)
+MOST_TOKENS = 4096  # that programs ask for at most, so as much as a loop takes
 
 Row = dict[str, Any]
 
@@ -155,7 +164,12 @@ def _row(chance: Random, call: SimulatedCall, day: date, now: datetime) -> Row:
         first += int(chance.uniform(1500, 9000))  # it waited in the queue
     speed = engine.speed / (1 + 0.35 * load) * chance.uniform(0.85, 1.1) if engine.speed else 0
     status, answer, estimated = _draw_outcome(chance, call, now)
-    streamed = status in ("finished", "aborted") and chat and chance.random() < 0.94  # the others do not stream
+    temperature, loops, saved = _draw_loop(chance, call) if chat else (None, 0, 0)
+    if loops and status == "finished":
+        status, answer = "looped", answer + loops
+    looped, saved = (loops, saved) if status == "looped" else (0, 0)
+    answered = status in ("finished", "looped", "aborted")
+    streamed = answered and chat and chance.random() < 0.94  # the others do not stream
     return {
         "request_id": f"{chance.getrandbits(128):032x}",
         "model": call.model,
@@ -168,11 +182,20 @@ def _row(chance: Random, call: SimulatedCall, day: date, now: datetime) -> Row:
         "cached_tokens": int(call.prompt * chance.uniform(0.3, 0.9)) if streamed and chance.random() < 0.35 else 0,
         "completion_tokens": answer,
         "reasoning_tokens": 0,
-        **{"looped_tokens": 0, "saved_tokens": 0, "temperature": None},
+        **{"looped_tokens": looped, "saved_tokens": saved, "temperature": temperature},
         "status": status,
         "estimated": estimated,
         "end_user": call.end_user,
     }
+
+
+def _draw_loop(chance: Random, call: SimulatedCall) -> tuple[int | None, int, int]:
+    """Return the temperature, the tokens that repeat others (0: no loop), and those that its end saved."""
+    temperature, _share, loops = chance.choices(TEMPERATURES, [share for _, share, _ in TEMPERATURES])[0]
+    if call.model != LARGE or chance.random() >= loops:
+        return temperature, 0, 0
+    repeated = chance.randint(120, 280)
+    return temperature, repeated, max(0, MOST_TOKENS - call.answer - repeated)
 
 
 def _draw_outcome(chance: Random, call: SimulatedCall, now: datetime) -> tuple[str, int, bool]:

@@ -21,12 +21,14 @@ from modelregistry.supervisor import repository
 from portal.accounts.models import Membership, Tenant, User
 from portal.audit import tracking
 from portal.audit.models import AuditEvent
-from portal.demo import company, staff, workdays
+from portal.demo import company, machines, staff, workdays
+from portal.demo.plan import LARGE
 from portal.keys.models import ApiKey, ManagementKey
 from portal.notifications.models import Notice
 from portal.notifications.types import KINDS
 from portal.quotas.models import Quota, QuotaRequest
-from portal.usage.models import RejectionHour, UsageDay, UsageHour, UsageRecord
+from portal.usage.loop_rates import sum_rates
+from portal.usage.models import LoopDay, RejectionHour, UsageDay, UsageHour, UsageRecord
 
 pytestmark = pytest.mark.django_db
 
@@ -68,6 +70,16 @@ def test_every_call_is_in_the_sums(filled):
     assert calls == filled.calls > 1000
     assert UsageDay.objects.aggregate(n=Sum("requests"))["n"] == calls
     assert UsageHour.objects.aggregate(n=Sum("requests"))["n"] == calls
+
+
+def test_the_four_bit_model_loops_more_at_low_temperature(filled):
+    rates = sum_rates(LoopDay.objects.filter(looped__gt=0), "model")
+    assert [model for (model,) in rates] == [LARGE]
+    bands = {
+        band: rate.share or 0 for (band,), rate in sum_rates(LoopDay.objects.filter(model=LARGE), "temperature").items()
+    }
+    assert bands["0"] > bands["none"]
+    assert set(LoopDay.objects.values_list("version", flat=True)) == set(machines.VERSIONS.values())
 
 
 def test_nothing_is_of_the_future_or_of_a_key_that_did_not_work(filled):
