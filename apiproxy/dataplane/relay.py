@@ -563,7 +563,8 @@ class Exchange:
             # Of events that an observer stopped the client has had nothing, whatever the reader made of them.
             had_error = not self._stopped and reader is not None and reader.error is not None
             had_end = not self._stopped and reader is not None and reader.done
-            event = b"" if had_error else self._error_event(self.refusal)
+            is_complete = had_end and reader is not None and reader.is_finished()
+            event = b"" if had_error or is_complete else self._error_event(self.refusal)
             self._last(event if had_end else event + self._api_format.stream_terminator)
         elif self._stage is Stage.NOT_STARTED or self._stage is Stage.HEARTBEAT:
             if reader is not None and reader.events:

@@ -334,6 +334,33 @@ def test_done_after_an_engines_error_is_not_a_finish_and_its_words_are_kept_back
     assert counter.usage()[0].status == "failed"
 
 
+SECRET = '{"message": "no memory at http://10.0.0.9:8000", "code": 500}'
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    "error", [f"event: error\ndata: {SECRET}\n\n", f"event:error\ndata:{SECRET}\n\n", f"error: {SECRET}\n\n"]
+)
+def test_an_error_that_is_one_by_its_name_is_kept_back(counter, path, n, error):
+    for begun in (chunk(token(0)), ""):
+        script = [{"send": SSE + begun}, {"send": chunk(error) + "0\r\n\r\n"}]
+        body = {"model": "fake", "messages": [], "n": n, "max_tokens": 9, "stream": True, "script": script}
+        answer = counter.client.post(path, json=body)
+        assert "10.0.0.9" not in answer.text
+        assert '"error"' in answer.text
+    assert answer.status_code == 502  # nothing of an answer had come
+
+
+@pytest.mark.parametrize("end", [[{"close": True}], [{"reset": True}], [{"send": "nonsense\r\n"}]])
+def test_an_answer_that_is_complete_stays_so_when_its_engine_breaks_off(counter, end):
+    script = [{"send": SSE}, {"events": 2}, {"send": chunk(FINISH + DONE)}, {"wait": 0.1}, *end]
+    with counter.stream(script=script) as response:
+        text = response.read().decode()
+    assert text.endswith(FINISH + DONE)
+    assert counter.usage()[0].status == "finished"
+
+
 @pytest.mark.parametrize(
     ("script", "status"),
     [

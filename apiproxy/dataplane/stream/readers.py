@@ -181,11 +181,18 @@ class Reader(ABC):
 
     def _feed_events(self, piece: bytes) -> bytes:
         """Return what goes on of whole events, inspecting each of them."""
-        through = b"".join([self._pass_event(event) for event in piece.split(b"\n\n") if event])
+        through = b"".join([self._pass_unless_error(event) for event in piece.split(b"\n\n") if event])
         if through:
             self.size += sum(len(event) + 2 for event in through.split(b"\n\n") if self.PART_MARKER in event)
             self._remember(through)
         return through
+
+    def _pass_unless_error(self, event: bytes) -> bytes:
+        error = find_named_error(event) if b"error" in event else None
+        if error is None:
+            return self._pass_event(event)
+        self.error = error
+        return self._on_error(error)
 
     def _count_parts(self, piece: bytes) -> None:
         for event in piece.split(b"\n\n"):
@@ -222,7 +229,7 @@ class ChunkReader(Reader):
     """Reads chunks of chat and of completions, up to `data: [DONE]`."""
 
     __slots__ = ()
-    MARKERS: ClassVar[tuple[bytes, ...]] = (b'"usage"', b'"error"', b"[DONE]")
+    MARKERS: ClassVar[tuple[bytes, ...]] = (b'"usage"', b"error", b"[DONE]")
     PART_MARKER = b"data:"
 
     def is_finished(self) -> bool:
@@ -452,7 +459,7 @@ class ResponsesReader(TypedReader):
 
     __slots__ = ("_completion", "_draft")
     MARKERS = (
-        *(b'"usage"', b'"error"', b"response.created"),
+        *(b'"usage"', b"error", b"response.created"),
         *(b"response.completed", b"response.incomplete", b"response.failed"),
     )
     PART_MARKER = b'.delta"'  # a quote within a text is escaped, so this is the end of a type
@@ -499,7 +506,7 @@ class MessagesReader(TypedReader):
     """Reads Anthropic's Messages: the prompt's usage comes first, the answer's last."""
 
     __slots__ = ()
-    MARKERS = (b'"usage"', b'"error"', b"message_stop")
+    MARKERS = (b'"usage"', b"error", b"message_stop")
     PART_MARKER = b'content_block_delta"'
 
     def _make_end(self, stop: EarlyStop, tokens: Tokens) -> bytes:
@@ -535,6 +542,19 @@ def add_usage(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def find_named_error(event: bytes) -> Any:
+    """Return the error of an event that is one by its name, or by a field of this name (llama.cpp before b4000)."""
+    lines = event.split(b"\n")
+    for line in lines:
+        field, _, value = line.partition(b":")
+        if field == b"error":
+            return decode_object(value) or value.decode(errors="replace")
+        if field == b"event" and value.strip() == b"error":
+            data = b"".join(line[5:] for line in lines if line.startswith(b"data:"))
+            return decode_object(data) or data.decode(errors="replace") or "error"
+    return None
 
 
 def completion_text(data: dict[str, Any]) -> str:
