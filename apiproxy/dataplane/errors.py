@@ -280,7 +280,7 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "ja": "リクエストの処理中にモデルでエラーが発生しました。",
     },
     "invalid_loops": {
-        "en": "The header {param} is {sent!r}; it must be one of: {modes}.",
+        "en": 'The header {param} is "{sent}"; it must be one of: {modes}.',
         "ja": "ヘッダー {param} の値「{sent}」は使えません。次のいずれかを指定してください: {modes}",
     },
     "answer_too_large": {
