@@ -19,14 +19,9 @@ from portal.usage.playground_keys import delete_unused
 from tests.conftest import person
 from tests.html import has
 from tests.pages import key_of, serve, use
+from tests.portal.browsing import read
 
 pytestmark = pytest.mark.django_db
-
-
-def read(client, path: str = "/try/", language: str = "en") -> str:
-    response = client.get(path, headers={"accept-language": language})
-    assert response.status_code == 200
-    return response.content.decode()
 
 
 def offered(page: str) -> list[str]:
@@ -39,7 +34,7 @@ class TestPage:
         serve("b-asleep", state="asleep")
         serve("c-up")
         serve("e5", task="embedding")
-        page = read(as_alice)
+        page = read(as_alice, "/try/")
         assert offered(page) == ["c-up", "b-asleep", "a-down"]
         assert has(page, "option[value=b-asleep][data-state=asleep]")
         assert has(page, "[data-about=b-asleep] .hint")
@@ -54,20 +49,20 @@ class TestPage:
         Membership.objects.create(user=alice, tenant=sales)
         ModelAccess.objects.create(model=serve("sales-only"), tenant=sales)
         serve("open")
-        page = read(as_alice)
+        page = read(as_alice, "/try/")
         assert '<option value="open" data-tenants="research sales"' in page
         assert '<option value="sales-only" data-tenants="sales"' in page
 
     def test_what_no_tenant_of_one_s_may_use_is_not_there(self, as_alice, sales):
         ModelAccess.objects.create(model=serve("sales-only"), tenant=sales)
-        page = read(as_alice)
+        page = read(as_alice, "/try/")
         assert offered(page) == []
         assert has(page, ".empty")
 
     def test_without_a_tenant_it_says_whom_to_ask(self, client, olivia):
         serve()
         client.force_login(person("newcomer"))
-        page = read(client)
+        page = read(client, "/try/")
         assert has(page, "#no-tenant")
         assert "try.js" not in page
 
@@ -75,11 +70,11 @@ class TestPage:
         serve("m-0")
         # session, user, the bar on top, tenants; access, models, replicas, aliases
         with django_assert_num_queries(8):
-            read(as_alice)
+            read(as_alice, "/try/")
         for number in range(1, 20):
             ModelAccess.objects.create(model=serve(f"m-{number}"), tenant=research)
         with django_assert_num_queries(8):
-            read(as_alice)
+            read(as_alice, "/try/")
 
     def test_nothing_is_kept_by_the_browser(self, as_alice):
         serve()
@@ -122,7 +117,7 @@ class TestKey:
     def test_looking_makes_none(self, as_alice):
         assert as_alice.get("/try/research/key/").url == "/try/"
         serve()
-        read(as_alice)
+        read(as_alice, "/try/")
         assert not ApiKey.objects.exists()
 
     def test_there_is_none_for_a_tenant_that_is_not_one_s_own_or_switched_off(self, client, olivia, as_alice, research):
