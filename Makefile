@@ -11,8 +11,8 @@ help:
 	@echo 'make test-clients  real clients, Open WebUI among them (1.2 GB; some minutes, later 2)'
 	@echo 'make test-gpu  what is planned for GPUs beside what this machine has (one is needed; 5 minutes)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway; pages (50 minutes)'
-	@echo 'make chaos   kill -9 of every part under load, vLLM included (MINUTES=20, SEED=…)'
-	@echo 'make fuzz    say odd things to a whole Madoguchi (SECONDS=600, SEED=…)'
+	@echo 'make chaos   kill -9 every part at random under load, vLLM included (MINUTES=20, SEED=…)'
+	@echo 'make fuzz    send malformed input to every part (SECONDS=600, SEED=…)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'
 

@@ -73,7 +73,7 @@ EZO = Preset(
     ),
     usage=gettext_noop(
         "Its template refuses system messages (400, “System role not supported”): put them into the first message "
-        "of the user. An older vLLM calls the quantisation fp8: then give --arg=--quantization=fp8 as well."
+        "of the user. An older vLLM calls the quantisation fp8: then add the argument --quantization=fp8."
     ),
 )
 

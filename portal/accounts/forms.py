@@ -64,6 +64,10 @@ class SignInForm(AuthenticationForm):
 
     retry_after = 0  # seconds that a locked-out person must wait
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["username"].label = _("User name")  # as everywhere else; Django's own is "Username"
+
     def clean(self) -> dict[str, Any]:
         assert self.request is not None
         try:

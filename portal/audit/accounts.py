@@ -35,7 +35,7 @@ def track_accounts() -> None:
 
 def record_break_glass(request: HttpRequest, user: User, **_: Any) -> None:
     """Record that the account for emergencies signed in."""
-    tracking.record_event("session.emergency", user, "user", request=request, actor=user)
+    tracking.record_event("session.break-glass", user, "user", request=request, actor=user)
 
 
 def user_name(user: Any) -> str:

@@ -15,7 +15,7 @@ class NewManagementKeyForm(forms.Form):
     """The form for a new management key, with the scopes that the person may use."""
 
     name = forms.CharField(
-        label=_("Name"), max_length=60, help_text=_("To recognize the key later: which program uses it, and where.")
+        label=_("Name"), max_length=60, help_text=_("To recognise the key later: which program uses it, and where.")
     )
     scopes = forms.MultipleChoiceField(
         label=_("What it may do"),

@@ -120,7 +120,7 @@ def format_owner(facts: Facts) -> str:
 
 def quota_near_text(facts: Facts) -> str:
     return _(
-        "%(whose)s: %(percent)s %% of %(bound)s has been used. The quota renews at %(time)s. You can request more"
+        "%(whose)s: %(percent)s%% of %(bound)s has been used. The quota resets on %(time)s. You can request more"
         " before it is used up."
     ) % {
         "whose": format_owner(facts),
@@ -132,7 +132,7 @@ def quota_near_text(facts: Facts) -> str:
 
 def quota_reached_text(facts: Facts) -> str:
     return _(
-        "%(whose)s: all of %(bound)s has been used. Further requests are refused with error 429. The quota renews at"
+        "%(whose)s: all of %(bound)s has been used. Further requests are refused with error 429. The quota resets on"
         " %(time)s. You can request more."
     ) % {
         "whose": format_owner(facts),
@@ -307,7 +307,7 @@ KINDS: Mapping[str, NoticeKind] = {
     "break-glass-used": NoticeKind(
         required=frozenset({"account", "address", "at"}),
         tone="broken",
-        title=lambda facts: _("The emergency account was used"),
+        title=lambda facts: _("The account for emergencies was used"),
         text=break_glass_text,
     ),
     # `model`, `host`, `engine` and `version` names, `cause` "" or a code of advice, `detail` what happened

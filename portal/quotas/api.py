@@ -92,7 +92,7 @@ class Requests(GenericViewSet[QuotaRequest]):
         return visible_requests(current_user(self.request))
 
     @extend_schema(
-        summary=_("Requests for more: yours, and those of tenants that you administer"),
+        summary=_("Quota requests: yours, and those of tenants that you administer"),
         parameters=[shapes.RequestFilter],
         responses={200: shapes.Request(many=True)},
     )
@@ -107,7 +107,7 @@ class Requests(GenericViewSet[QuotaRequest]):
         page = self.paginate_queryset(rows.order_by("-asked_at", "-pk")) or []
         return self.get_paginated_response([shapes.Request(row).data for row in page])
 
-    @extend_schema(summary=_("One request for more"), responses={200: shapes.Request})
+    @extend_schema(summary=_("One quota request"), responses={200: shapes.Request})
     def retrieve(self, request: Request, pk: int) -> Response:
         return Response(shapes.Request(self.get_object()).data)
 

@@ -3,7 +3,7 @@
 import { charts } from "./charts.js";
 import { connect } from "./sockets.js";
 
-const area = document.querySelector("[data-pulse]");
+const area = document.querySelector("[data-live-usage]");
 const note = document.querySelector("[data-live-note]"), state = note.querySelector("[data-live-state]");
 const words = JSON.parse(document.getElementById("statuses").textContent);
 const lang = document.documentElement.lang;

@@ -71,9 +71,9 @@ def test_an_operator_sees_what_is_wrong_decides_and_finds_it_in_the_log(
     page.locator("[name=what]").select_option("directory")
     page.locator(".inquiry button").click()
     page.wait_for_url("**what=directory**")
-    assert page.locator(".trail tbody tr").count() == 2
-    page.locator(".trail tbody tr").first.locator("summary").click()
-    assert "4" in page.locator(".trail tbody tr").first.locator(".changes").inner_text()
+    assert page.locator(".events tbody tr").count() == 2
+    page.locator(".events tbody tr").first.locator("summary").click()
+    assert "4" in page.locator(".events tbody tr").first.locator(".changes").inner_text()
     page.locator(".inquiry summary").click()
     assert well(page, axe, width=1280) == []
 
@@ -86,7 +86,7 @@ def test_the_log_is_read_by_keyboard_and_taken_along(open_page, company):
     page.keyboard.type("yamada")
     page.keyboard.press("Enter")
     page.wait_for_url("**text=yamada**")
-    rows = page.locator(".trail tbody tr").count()
+    rows = page.locator(".events tbody tr").count()
     assert rows == AuditEvent.objects.filter(object_name__startswith="yamada").count()
     with page.expect_download() as download:
         page.locator("a[href*='/audit/export/']").first.click()

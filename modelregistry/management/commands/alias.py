@@ -10,12 +10,12 @@ from modelregistry.models import Alias, ServedModel
 
 class Command(BaseCommand):
     help = (
-        "Makes another name lead to a model, wherever it led before, and prints it: clients that use the name notice "
-        "nothing. Without a model, prints the model that the name leads to."
+        "Makes an alias point to a model, whatever it pointed to before, and prints it; clients that use the alias "
+        "notice nothing. Without a model, prints the model that the alias points to."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("alias", help="for example default")
+        parser.add_argument("alias", help="another name of a model, for example default")
         parser.add_argument("model", nargs="?")
         parser.add_argument("--remove", action="store_true", help="delete the name")
 

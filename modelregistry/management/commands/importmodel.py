@@ -21,19 +21,19 @@ from modelregistry.terminal import clean, clean_lines, format_table
 
 logger = logging.getLogger(__name__)
 
-HEAD = ["PATH", "ENGINE", "WHAT", "SIZE", "WHOLE", "FITS HERE"]
+HEAD = ["PATH", "ENGINE", "WHAT", "SIZE", "COMPLETE", "FITS HERE"]
 SHOW_EVERY = 5.0  # seconds between two lines of progress
 
 
 class Command(BaseCommand):
     help = (
-        "Lists the models in a folder: what each is, whether it is whole and whether it would fit on this host. Given "
-        "one of them, copies it into this host's models folder, continues an interrupted copy, compares "
+        "Lists the models in a folder: what each is, whether it is complete and whether it would fit on this host. "
+        "Given one of them, copies it into this host's models folder, continues an interrupted copy, compares "
         "checksums, and prints the path to register."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("path", type=_path, help="a model directory, a GGUF file, or a folder of such")
+        parser.add_argument("path", type=_path, help="a model directory, a GGUF file, or a folder with several")
         parser.add_argument("--list", action="store_true", help="only list, also if it is one model")
         parser.add_argument("--as", dest="name", default="", help="name of the folder that it gets; default: its own")
         parser.add_argument(
@@ -116,8 +116,8 @@ def _row(one: Found) -> tuple[list[str], list[str]]:
     if found.facts:
         notes += [f"{name} comes with it (--arg=--mmproj)" for name in projectors]
     size = "-" if found.size is None else f"{found.size / 1e9:.1f} GB"
-    whole = "no" if found.fault else "yes"
-    return [str(one.path), one.engine, _describe(found.facts), size, whole, fits], notes
+    complete = "no" if found.fault else "yes"
+    return [str(one.path), one.engine, _describe(found.facts), size, complete, fits], notes
 
 
 def _inspect(one: Found) -> Inspected:

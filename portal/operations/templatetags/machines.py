@@ -63,7 +63,7 @@ def rate(value: float | None) -> str:
 @register.filter
 def per_cent(value: float | None) -> str:
     """Return a share from 0 to 1 in per cent."""
-    return "" if value is None else f"{round(100 * value)} %"
+    return "" if value is None else f"{round(100 * value)}%"
 
 
 @register.filter

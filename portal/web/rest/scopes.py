@@ -35,7 +35,7 @@ SCOPES = {
         Scope(name="keys:read", label=_("See API keys, without their secrets")),
         Scope(name="keys:write", label=_("Create, change and revoke API keys")),
         Scope(name="usage:read", label=_("Read usage")),
-        Scope(name="quotas:read", label=_("See quotas, what is left of them, and requests for more")),
+        Scope(name="quotas:read", label=_("See quotas, what is left of them, and quota requests")),
         Scope(name="quotas:write", label=_("Request more; set quotas where you may")),
         Scope(name="tenants:read", label=_("See your tenants; as their admin also their members")),
         Scope(name="tenants:write", label=_("Change tenants and their members"), audience=Audience.TENANT_ADMINS),

@@ -1,5 +1,6 @@
 """Numbers and times as people read them."""
 
+from collections.abc import Iterable
 from datetime import date, datetime
 from zoneinfo import ZoneInfo
 
@@ -106,6 +107,23 @@ def mark_of(value: date, unit: str) -> str:
 
 def month(value: date) -> str:
     return date_format(value, pgettext("month of a year", "M Y"))
+
+
+@register.simple_tag
+def colon() -> str:
+    """Return the separator of a name and what is said of it, with its space."""
+    return pgettext("after a name, with its space", ": ")
+
+
+@register.simple_tag
+def comma() -> str:
+    """Return the separator of the items of a list, with its space."""
+    return pgettext("between the items of a list, with its space", ", ")
+
+
+@register.filter
+def listed(items: Iterable[object]) -> str:
+    return comma().join(map(str, items))
 
 
 @register.filter

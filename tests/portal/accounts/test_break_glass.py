@@ -94,7 +94,7 @@ def test_every_use_is_audited_and_told_to_all_operators(door, capsys, olivia, al
     told = Notice.objects.filter(kind="break-glass-used")
     assert [notice.user.username for notice in told] == ["olivia", "olivia"]
     assert (told[0].facts["account"], told[0].facts["address"]) == ("red-button", "10.0.0.7")
-    events = AuditEvent.objects.filter(action="session.emergency")
+    events = AuditEvent.objects.filter(action="session.break-glass")
     assert [(event.actor_name, event.address) for event in events] == [("red-button", "10.0.0.7")] * 2
 
 

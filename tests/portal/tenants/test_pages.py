@@ -106,7 +106,7 @@ class TestPeople:
         administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 100)
         use(key_of(alice, research), tokens=(90, 0))
         page = read(as_bob, "/tenant/research/people/")
-        assert "90 %" in " ".join(texts(page, "td .tightest"))
+        assert "90%" in " ".join(texts(page, "td .tightest"))
         assert has(page, "td .tightest .state.watch")
 
     def test_2000_people_are_read_by_the_page_at_the_same_cost(self, as_bob, bob, research, django_assert_num_queries):

@@ -17,7 +17,7 @@ from modelregistry.terminal import format_table
 class Command(BaseCommand):
     help = (
         "Lists the usage that gateways of this host could not record: a line that was damaged or is of another "
-        "version, or a row that the database refused. Its limits were counted. When the cause is fixed, "
+        "version, or a row that the database refused. It counted towards limits. When the cause is fixed, "
         "--replay records it; what still cannot be recorded stays. What never will be (damaged lines) is dropped by "
         "--discard, after a copy was made. Run it on each host that runs a gateway; gateways may go on meanwhile."
     )

@@ -66,7 +66,7 @@ class Command(BaseCommand):
             "--workers",
             type=int,
             default=settings.GATEWAY_WORKERS,
-            help="gateway processes; more than one need REDIS_URL",
+            help="gateway processes; more than one needs REDIS_URL",
         )
         parser.add_argument(
             "--portal-port",

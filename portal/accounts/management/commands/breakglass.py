@@ -12,7 +12,7 @@ from portal.accounts import break_glass
 class Command(BaseCommand):
     help = (
         "Creates the one local operator account for emergencies, or gives it a new password, and prints the password."
-        " It works while the directory is down; every use is in the audit log and notified to all operators."
+        " It works while the directory is down; every use is in the audit log, and all operators are notified."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:

@@ -12,13 +12,13 @@ EVERYBODY = "all"
 
 
 class Command(BaseCommand):
-    help = "Says which tenants may call a model, and prints who may: a short name on each line, or all."
+    help = "Sets which tenants may call a model, and prints them: a short name on each line, or all."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("model")
         who = parser.add_mutually_exclusive_group()
-        who.add_argument("--tenant", action="append", metavar="T", help="only this one, and others named likewise")
-        who.add_argument("--all", action="store_true", help="every tenant, also those to come")
+        who.add_argument("--tenant", action="append", metavar="T", help="only this one; may be given several times")
+        who.add_argument("--all", action="store_true", help="every tenant, including future ones")
 
     def handle(self, *args: Any, **options: Any) -> str:
         model = ServedModel.objects.filter(name=options["model"]).first()

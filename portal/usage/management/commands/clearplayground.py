@@ -12,4 +12,4 @@ class Command(BaseCommand):
     help = "Deletes the playground's keys that have expired without a call. Keys that were used, and their usage, stay."
 
     def handle(self, **options: Any) -> str:
-        return str(delete_unused(timezone.now()))
+        return f"{delete_unused(timezone.now())} deleted"
