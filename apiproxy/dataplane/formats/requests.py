@@ -1,5 +1,6 @@
 """The paths of `/v1` and the few fields of their bodies that the gateway reads or changes. No I/O."""
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -31,6 +32,7 @@ BATCH_PRIORITY = 1
 MAX_TOKENS_MEMBERS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 ANSWER_COUNTS = ("n", "best_of")
 IDENTITY_BYTES = 8 * 1024  # bytes of each end by which a large body is known
+SAMPLE = 4096  # bytes before and after a wrong one by which an encoding is guessed
 MAX_END_USER = 64  # characters of the body's "user" that are kept
 
 
@@ -347,18 +349,24 @@ def decode_exactly(body: bytes) -> Any:
         # Half of a surrogate pair passes, which is written by clients that cut an emoji in two.
         return json.loads(body.decode("utf-8-sig", "surrogatepass"))
     except UnicodeDecodeError as error:
-        raise BadRequest("not_utf8", code="invalid_json", encoding=guess_encoding(body)) from error
+        raise BadRequest("not_utf8", code="invalid_json", encoding=guess_encoding(body, error.start)) from error
     except (ValueError, RecursionError) as error:
         raise BadRequest("invalid_json", detail=str(error)) from error
 
 
-def guess_encoding(body: bytes) -> str:
-    """Guess how a body that is not UTF-8 is encoded."""
+def guess_encoding(body: bytes, start: int = 0) -> str:
+    """Guess how a body is encoded whose byte at `start` is the first that is not UTF-8's.
+
+    By the text around it: Python's Japanese codecs take 250 ms for 30 MB, and all calls wait.
+    """
     if body.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
+    quote = body.rfind(b'"', max(0, start - SAMPLE), start)  # begins a character in each of these encodings
+    begin = quote if quote >= 0 else start
+    sample = body[begin : start + SAMPLE]
     for name, codec in (("EUC-JP", "euc_jp"), ("Shift_JIS", "cp932")):
         with contextlib.suppress(UnicodeDecodeError):
-            body.decode(codec)
+            codecs.getincrementaldecoder(codec)().decode(sample, final=start + SAMPLE >= len(body))
             return name
     return "?"
 

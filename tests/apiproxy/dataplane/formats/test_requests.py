@@ -196,6 +196,17 @@ def test_every_refusal_can_be_written_in_both_languages():
         assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")
 
 
+@pytest.mark.parametrize(("codec", "name"), [("cp932", "Shift_JIS"), ("euc_jp", "EUC-JP")])
+@pytest.mark.parametrize("before", [0, 1_000_000])
+def test_an_encoding_is_guessed_by_the_text_around_its_first_wrong_byte_alone(codec, name, before):
+    text = "日本語の文です。" * 1000
+    body = b'{"model": "m", "x": "' + b"a" * before + b'", "y": "' + text.encode(codec)
+    for end in (b'"}', b"\xff" * 1000):  # which belong to none of these encodings
+        with pytest.raises(BadRequest) as raised:
+            requests.parse(body + end)
+        assert raised.value.facts["encoding"] == name
+
+
 def assemble(*events: str, usage: dict | None = None) -> dict:
     assembly = ChunkAccumulator()
     for one in events:
