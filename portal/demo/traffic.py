@@ -164,14 +164,16 @@ def _row(chance: Random, call: SimulatedCall, day: date, now: datetime) -> Row:
         first += int(chance.uniform(1500, 9000))  # it waited in the queue
     speed = engine.speed / (1 + 0.35 * load) * chance.uniform(0.85, 1.1) if engine.speed else 0
     status, answer, estimated = _draw_outcome(chance, call, now)
-    temperature, loops, saved = _draw_loop(chance, call) if chat else (None, 0, 0)
-    if loops and status == "finished":
-        status, answer = "looped", answer + loops
-    looped, saved = (loops, saved) if status == "looped" else (0, 0)
-    answered = status in ("finished", "looped", "aborted")
-    streamed = answered and chat and chance.random() < 0.94  # the others do not stream
+    streamed = status in ("finished", "aborted") and chat and chance.random() < 0.94  # the others do not stream
+    number = chance.getrandbits(128)
+    # By a generator of its own: with it or without, the rest of the company is the same.
+    temperature, looped = _draw_loop(Random(number), call) if chat else (None, 0)  # noqa: S311 -- nothing secret
+    if status != "finished":
+        looped = 0
+    if looped:
+        status, answer = "looped", answer + looped
     return {
-        "request_id": f"{chance.getrandbits(128):032x}",
+        "request_id": f"{number:032x}",
         "model": call.model,
         "replica_id": None,
         "endpoint": ENDPOINTS[engine.task],
@@ -182,20 +184,21 @@ def _row(chance: Random, call: SimulatedCall, day: date, now: datetime) -> Row:
         "cached_tokens": int(call.prompt * chance.uniform(0.3, 0.9)) if streamed and chance.random() < 0.35 else 0,
         "completion_tokens": answer,
         "reasoning_tokens": 0,
-        **{"looped_tokens": looped, "saved_tokens": saved, "temperature": temperature},
+        "looped_tokens": looped,
+        "saved_tokens": max(0, MOST_TOKENS - answer) if looped else 0,
+        "temperature": temperature,
         "status": status,
         "estimated": estimated,
         "end_user": call.end_user,
     }
 
 
-def _draw_loop(chance: Random, call: SimulatedCall) -> tuple[int | None, int, int]:
-    """Return the temperature, the tokens that repeat others (0: no loop), and those that its end saved."""
+def _draw_loop(chance: Random, call: SimulatedCall) -> tuple[int | None, int]:
+    """Return the temperature and the tokens that repeat others; 0: no loop."""
     temperature, _share, loops = chance.choices(TEMPERATURES, [share for _, share, _ in TEMPERATURES])[0]
     if call.model != LARGE or chance.random() >= loops:
-        return temperature, 0, 0
-    repeated = chance.randint(120, 280)
-    return temperature, repeated, max(0, MOST_TOKENS - call.answer - repeated)
+        return temperature, 0
+    return temperature, chance.randint(120, 280)
 
 
 def _draw_outcome(chance: Random, call: SimulatedCall, now: datetime) -> tuple[str, int, bool]:
