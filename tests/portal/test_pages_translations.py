@@ -1,6 +1,7 @@
 """Every text has its Japanese. After adding texts: the command at the top of django.po, then translate."""
 
 import ast
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -64,3 +65,13 @@ def test_no_text_hides_in_an_f_string():
     assert hidden("f\"{_('lost')} {_(found)}\"") == [1]
     sources = [path for part in ("portal", "modelregistry") for path in (settings.BASE_DIR / part).rglob("*.py")]
     assert {str(path): lines for path in sources if (lines := hidden(path.read_text()))} == {}
+
+
+# A colon or a comma of a template's own would be that of English sentences in Japanese ones: {% colon %}, {% comma %}.
+ENGLISH_SEPARATOR = re.compile(r"forloop\.last %\}, \{% endif|(?:</a>|</b>|</strong>|\}\}): (?:\{\{|\{%)")
+
+
+def test_templates_leave_separators_to_the_language():
+    templates = (settings.BASE_DIR / "templates").rglob("*.html")
+    found = {path.name: ENGLISH_SEPARATOR.findall(path.read_text()) for path in templates}
+    assert {name: separators for name, separators in found.items() if separators} == {}
