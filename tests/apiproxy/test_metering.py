@@ -231,7 +231,7 @@ def test_m4_usage_that_cannot_be_right_is_charged_once_and_teaches_no_rate(count
     wrong, aborted = counter.usage(2)
     assert wrong.prompt_tokens + wrong.completion_tokens == MAX_CONTEXT
     assert aborted.status == "aborted"
-    assert 0 < aborted.completion_tokens <= MAX_RATE * aborted.duration_ms / 1000
+    assert 0 < aborted.completion_tokens <= MAX_RATE * (aborted.duration_ms + 10) / 1000  # is taken just before
 
 
 def test_m9_rotating_a_key_does_not_raise_its_limits(counter):

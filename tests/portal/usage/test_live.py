@@ -19,19 +19,8 @@ from portal.web import websockets
 from tests.html import all_of
 from tests.pages import key_of, serve, use
 from tests.portal.sockets import Database, is_refused, next_message, open_socket, serving, session_of
+from tests.portal.usage.answers import AT, END, answered
 from tests.waiting import until
-
-AT = datetime(2026, 11, 22, 12, 0, 2, tzinfo=UTC)  # SETTLED after the end of a slot
-END = AT.timestamp() - live.SETTLED
-
-
-def answered(
-    ended: float, took: float = 0, tokens: int = 10, first: float | None = None, **more: Any
-) -> AnsweredRequest:
-    """Return an answer that ended so many seconds before the last slot did."""
-    end = END - ended
-    facts = {"number": 1, "prompt_tokens": 5, "status": "finished", "model": "qwen", "tenant": 1, "user": 1, "key": 1}
-    return AnsweredRequest(began=end - took, first=first, ended=end, completion_tokens=tokens, **{**facts, **more})
 
 
 def seen(*answers: AnsweredRequest, owner: live.Owner = None, **more: Any) -> live.UsageView:

@@ -15,7 +15,7 @@ from portal.usage.models import UsageDay, UsageHour, UsageMonth, UsageTenantDay
 from portal.usage.recent_usage import read_recent_usage
 from tests.html import has, one_of
 from tests.pages import key_of, use
-from tests.portal.usage.test_live import AT, answered
+from tests.portal.usage.answers import AT, answered
 
 pytestmark = pytest.mark.django_db
 
