@@ -237,6 +237,7 @@ def used(alice) -> ApiKey:
 def test_usage_as_json_has_just_the_promised_fields(used, by, values):
     rows = json.loads(run("usage", "--by", by, "--json"))
     numbers = {"requests", "prompt_tokens", "completion_tokens", "total_tokens"}
+    numbers |= {"looped", "looped_tokens", "saved_tokens"}
     assert all(set(row) == {by, *numbers} for row in rows)
     assert values is None or [row[by] for row in rows] == values
     assert sum(row["requests"] for row in rows) == 3
