@@ -207,7 +207,7 @@ def test_m4_no_engine_is_believed_that_it_made_more_than_the_model_can(counter):
     assert counter.chat(script=claiming_usage(10**6)).status_code == 200
     assert counter.chat(script=claiming_usage(1000)).status_code == 200
     boast, honest = counter.usage(2)
-    assert (boast.prompt_tokens, boast.completion_tokens, boast.estimated) == (2048, 2048, True)
+    assert (boast.prompt_tokens + boast.completion_tokens, boast.estimated) == (2048, True)
     assert (honest.prompt_tokens, honest.completion_tokens, honest.estimated) == (1000, 1000, False)
 
 
@@ -356,7 +356,7 @@ NONSENSE: list = [
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("usage", NONSENSE)
 def test_m4_nonsense_in_an_engines_usage_makes_no_answer_free(counter, usage, stream):
-    words = "word " * 300
+    words = "".join(f"word{number} " for number in range(200))  # no loop
     unary_answer = {**ANSWER, "choices": [{**ANSWER["choices"][0], "message": {"content": words}}], "usage": usage}
     end = event([], usage=usage) + FINISH + DONE
     script = [{"send": unary(200, unary_answer)}]
