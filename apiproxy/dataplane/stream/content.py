@@ -31,6 +31,9 @@ NOWHERE = Envelope(b"\0", b"\0", TextPart(0, ""))  # no event begins so
 # Members of a chat's or a completion's choice that are generated. `reasoning_content` is what vLLM called `reasoning`.
 TEXTS = ("content", "reasoning", "reasoning_content", "text")
 BLOCK_TEXTS = ("text", "thinking", "partial_json")  # of Messages
+# Bytes of an event beyond which it is not decoded: all calls would wait for megabytes of log probabilities. With 20
+# alternatives an event has 3 KB.
+LONGEST = 64 * 1024
 # The events of Responses are numbered, so no two begin alike. A quote within a text is escaped, so this is the member.
 NUMBERED = re.compile(rb'"delta": ?"((?:[^"\\]|\\.)*)"')
 
@@ -65,6 +68,8 @@ class ContentExtractor:
             event += b"\n\n"
             if event.startswith(before) and event.endswith(after):
                 yield part, unescape(event[len(before) : -len(after)]), 1
+                continue
+            if len(event) > LONGEST:
                 continue
             texts = read_event(event)
             if len(texts) == 1 and not event.startswith(b"event: response."):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from apiproxy.dataplane.stream.content import ContentExtractor, read_answer
+from apiproxy.dataplane.stream.content import LONGEST, ContentExtractor, read_answer
 
 
 def chunk(text: str, *, member: str = "content", ascii_only: bool = False, **more) -> bytes:
@@ -76,6 +76,11 @@ def test_half_of_a_pair_and_what_is_no_event_are_taken():
     ]
     assert joined(events).startswith(b"a")
     assert joined([b'data: {"choices": 7}\n\n', b'data: {"choices": [{"delta": 3}]}\n\n', b"data: []\n\n"]) == b""
+
+
+def test_g15_megabytes_of_log_probabilities_are_not_decoded(monkeypatch):
+    monkeypatch.setattr("apiproxy.dataplane.stream.content.read_event", lambda _: 1 / 0)
+    assert joined([chunk("a", logprobs=["x" * LONGEST])]) == b""
 
 
 def test_several_answers_are_kept_apart():
