@@ -63,7 +63,7 @@ log = logging.getLogger("madoguchi.gateway")
 # Bytes of a body above which a thread reads it: 340,000 empty lists of a megabyte take 0.2 s.
 LARGE = 128 * 1024
 
-LOOPS_HEADER = "x-madoguchi-loops"
+LOOPS_HEADER = b"x-madoguchi-loops"
 JSON: Header = (b"content-type", b"application/json")
 
 
@@ -416,14 +416,14 @@ def find_endpoint(path: str) -> tuple[str, Endpoint | None]:
 
 def read_loop_mode(headers: dict[bytes, bytes]) -> Mode | None:
     """Return what the caller wants done about word loops; None: what the model's policy says. Raises BadRequest."""
-    value = headers.get(LOOPS_HEADER.encode())
+    value = headers.get(LOOPS_HEADER)
     if value is None:
         return None
     wanted = value.decode("latin-1").strip().lower()
     mode = read_mode(wanted)
     if mode is None:
         sent, modes = wanted[:40], ", ".join(MODES)
-        raise BadRequest("invalid_loops", code="invalid_value", param=LOOPS_HEADER, sent=sent, modes=modes)
+        raise BadRequest("invalid_loops", code="invalid_value", param=LOOPS_HEADER.decode(), sent=sent, modes=modes)
     return mode
 
 

@@ -21,6 +21,7 @@ from apiproxy.dataplane.formats.api_formats import ApiFormat
 from apiproxy.dataplane.memory_budget import BudgetShare
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.stream.accumulators import Accumulator
+from apiproxy.dataplane.stream.early_ends import usage_of
 from apiproxy.dataplane.stream.loop_guard import STOPPED_HEADER
 from apiproxy.dataplane.stream.observers import EarlyStop, StreamObserver
 from apiproxy.dataplane.token_usage import Tokens
@@ -549,7 +550,7 @@ class Exchange:
         usage = reader.usage
         if usage is None:  # llama-cpp-python has none in streams; an answer in one piece always has it
             used, _ = reader.count_usage(self._context.call.prompt_estimate)
-            usage = {"prompt_tokens": used.prompt, "completion_tokens": used.completion, "total_tokens": used.total}
+            usage = usage_of(used)
         with parse_errors_as_broken():
             body = assembly.body(usage)
         self._close("finished")

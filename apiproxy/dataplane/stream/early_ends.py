@@ -41,7 +41,7 @@ def usage_of(tokens: Tokens) -> dict[str, Any]:
     return {
         "prompt_tokens": tokens.prompt,
         "completion_tokens": tokens.completion,
-        "total_tokens": tokens.prompt + tokens.completion,
+        "total_tokens": tokens.total,
     }
 
 
@@ -124,7 +124,7 @@ class ResponseDraft:
                 "input_tokens_details": {"cached_tokens": tokens.cached},
                 "output_tokens": tokens.completion,
                 "output_tokens_details": {"reasoning_tokens": tokens.reasoning},
-                "total_tokens": tokens.prompt + tokens.completion,
+                "total_tokens": tokens.total,
             },
             MEMBER: notice,
         }

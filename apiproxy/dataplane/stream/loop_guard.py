@@ -6,9 +6,12 @@ Only what was generated is looked at, and nothing of it is kept but the last 4 K
 import re
 from typing import Any
 
+import orjson
+
 from apiproxy.dataplane.engine_json import decode_object
 from apiproxy.dataplane.loops import LoopDetector, LoopPolicy
 from apiproxy.dataplane.stream.content import ContentExtractor, TextPart, read_answer
+from apiproxy.dataplane.stream.early_ends import MEMBER
 from apiproxy.dataplane.stream.observers import EarlyStop
 
 NOTICE = {"stopped": "repetition"}
@@ -92,7 +95,7 @@ class LoopGuard:
             return body  # the word is in a text
         self.stopped.update(choice.get("index", 0) for choice in ended)
         whole = ENDED_BY_ENGINE.sub(rb'\1"length"', body)
-        return whole[: whole.rindex(b"}")] + b',"madoguchi":{"stopped":"repetition"}}'
+        return b"%b,%b" % (whole[: whole.rindex(b"}")], orjson.dumps({MEMBER: NOTICE})[1:])
 
     def _detector(self, part: TextPart) -> LoopDetector:
         found = self._detectors.get(part)

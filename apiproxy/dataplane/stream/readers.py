@@ -536,12 +536,8 @@ def add_usage(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
         return usages[0]
     prompt, cached = sum(one.prompt for one in reported) // n, sum(one.cached for one in reported) // n
     completion = sum(one.completion for one in reported)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
+    usage = early_ends.usage_of(Tokens(prompt=prompt, completion=completion))
+    return {**usage, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def find_named_error(event: bytes) -> Any:
