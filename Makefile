@@ -90,6 +90,7 @@ lock:
 	"$$uv"$(COMPILE) --output-file requirements.lock; \
 	"$$uv"$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock; \
 	"$$uv"/bin/uv pip compile tests/bench/tools.in $(OPTIONS) --output-file tests/bench/tools.lock; \
+	"$$uv"/bin/uv pip compile tests/bench/litellm.in $(OPTIONS) --output-file tests/bench/litellm.lock; \
 	"$$uv"/bin/uv pip compile tests/clients/clients.in $(OPTIONS) --output-file tests/clients/clients.lock; \
 	"$$uv"/bin/uv pip compile tests/clients/openwebui.in --override tests/clients/openwebui-without.in $(OPTIONS) \
 		--output-file tests/clients/openwebui.lock; \

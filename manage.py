@@ -16,6 +16,8 @@ def main() -> None:
 
         print(f"Madoguchi {VERSION} (Django {get_version()}, Python {platform.python_version()})")
         return
+    if any("\ud800" <= sign <= "\udfff" for word in sys.argv for sign in word):
+        sys.exit("madoguchi: an argument is not valid in this locale's encoding; no name here can have such bytes.")
     from django.conf import settings
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line

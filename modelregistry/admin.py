@@ -1,6 +1,6 @@
 """Django's admin of hosts and models. Replicas are read-only: their supervisor writes them."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django import forms
 from django.conf import settings
@@ -58,6 +58,10 @@ class ServedModelAdminForm(forms.ModelForm):  # type: ignore[type-arg]  # generi
         entered: str = self.cleaned_data["upstream_key"]
         return entered or self.instance.upstream_key
 
+    def clean_sampling(self) -> Any:
+        entered = self.cleaned_data["sampling"]
+        return {} if entered is None else entered  # an empty field sets nothing
+
 
 @admin.register(ServedModel)
 class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
@@ -68,8 +72,9 @@ class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic i
     inlines = (ReplicaInline,)
     fieldsets: ClassVar = (
         (None, {"fields": ("name", "description_ja", "description_en", "task", "enabled", "retires_on")}),
+        (_("Catalogue"), {"fields": ("declared_capabilities", "licence")}),
         (_("Engine"), {"fields": ("engine", "launcher", "engine_version", "path", "host", "args", "allowed_risks")}),
-        (_("Size"), {"fields": ("replicas", "context", "slots", "idle_after")}),
+        (_("Size"), {"fields": ("replicas", "context", "slots", "idle_after", "hours", "sleep_mode")}),
         (_("Memory"), {"fields": ("gpus", "tensor_parallel", "overcommit")}),
         (
             _("Time-outs"),

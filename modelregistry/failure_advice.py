@@ -13,6 +13,8 @@ from django.utils.translation import gettext_lazy as _
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
+NO_ROOM = "does-not-fit"
+
 # code -> one sentence for the operator.
 ADVICE: Mapping[str, "StrOrPromise"] = {
     "gpu-memory": _(
@@ -31,7 +33,7 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
         "Each request of this model keeps a state of fixed size, and there is memory for fewer of them than it is"
         " to work on at a time: choose fewer parallel requests, or give it more memory."
     ),
-    "does-not-fit": _("By the plan it does not fit into the memory: make it smaller, stop another model, or force it."),
+    NO_ROOM: _("By the plan it does not fit into the memory: make it smaller, stop another model, or force it."),
     "port-in-use": _("The port was in use: it will be tried on another one. If it happens again, change ENGINE_PORTS."),
     "missing-file": _("A file of the model is missing: check the path, and whether the disk is mounted on this host."),
     "bad-files": _("The model’s files cannot be read or are incomplete: copy them again and compare their sizes."),
@@ -230,6 +232,38 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
     "draft-model": _(
         "The draft model cannot be used: it needs the same vocabulary as the model, and memory of its own."
     ),
+    # Sleep
+    "sleep-unsupported": _(
+        "This build of vLLM has no sleep mode on this hardware, so the model is stopped when it is idle, and started"
+        " again when it is called."
+    ),
+    "sleep-cpu": _(
+        "vLLM’s build for CPUs has no sleep mode, so the model is stopped when it is idle, and started again when it is"
+        " called."
+    ),
+    "sleep-unguarded": _(
+        "Only a vLLM that “manage.py installengine” installed is put to sleep: of the program that VLLM_COMMAND names,"
+        " the routes that sleep needs could not be closed to others. It is stopped when it is idle."
+    ),
+    "sleep-version": _(
+        "This version of vLLM is too old to be put to sleep (0.11 or newer can): the model is stopped when it is idle."
+    ),
+    "sleep-unknown": _("This engine cannot be put to sleep, so the model is stopped when it is idle."),
+    "sleep-no-sample": _(
+        "The model gave no answer to the fixed question, with which it would have to prove itself after waking, so it"
+        " is stopped when it is idle."
+    ),
+    "sleep-failed": _("It did not go to sleep as it should, so it was stopped; it is started again when it is called."),
+    "sleep-memory": _(
+        "Asleep, it kept most of the GPU’s memory, so it was stopped; it is started again when it is called. Try"
+        " another version of vLLM, or let the model be stopped when it is idle."
+    ),
+    "wake-failed": _("It did not wake as it should, so it was stopped and started again."),
+    "wake-damaged": _(
+        "After waking it answered a fixed question otherwise than before, so it was stopped and started again, before"
+        " any caller was answered. If it happens again, try another version of vLLM, or let the model be stopped when"
+        " it is idle."
+    ),
     # The engine itself
     "engine-crash": _(
         "The engine itself crashed, which is a fault of the engine: try another version, and try it "
@@ -343,6 +377,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("port-in-use", r"Address already in use|couldn't bind HTTP server socket|EADDRINUSE"),
     ("bad-address", r"Cannot assign requested address|Errno 99\b"),
     # What was asked for
+    ("sleep-unsupported", r"Sleep mode is not supported on current platform|cumem allocator is not supported"),
     ("remote-code", r"contains custom code which must be executed|pass the argument `trust_remote_code=True`"),
     ("context-too-long", r"max_model_len \(\d+\) is greater than the derived max_model_len"),
     (

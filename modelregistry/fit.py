@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Prefetch, QuerySet
+from django.db.models import Prefetch, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -123,7 +123,8 @@ def spec_of(model: ServedModel) -> Spec:
 
 def hosts() -> QuerySet[Host]:
     """Return those that have reported, with what a look ahead needs of them, in two queries."""
-    there = Prefetch("replica_set", Replica.objects.filter(state__in=ALIVE).select_related("model"))
+    asleep = Q(state__in=(Replica.State.ASLEEP, Replica.State.FAILED), pid__isnull=False)  # its engine lives on
+    there = Prefetch("replica_set", Replica.objects.filter(Q(state__in=ALIVE) | asleep).select_related("model"))
     return Host.objects.filter(report__isnull=False).select_related("report").prefetch_related(there)
 
 

@@ -1,12 +1,13 @@
 """What the company wants served (written by operators) and what is running (written by supervisors).
 
-Operators write Host, ServedModel and Alias; gateways write WakeRequest; pages write LogSubscription. The supervisor of
-a host writes everything else about it: HostReport, HostBid, FileReport, Replica, LogTail, Measurement, EngineTrial. All
-supervisors share TaskRun.
+Operators write Host, ServedModel and Alias; gateways write WakeRequest and WakeCaller; pages write LogSubscription. The
+supervisor of a host writes everything else about it: HostReport, HostBid, FileReport, Replica, LogTail, Measurement,
+EngineTrial, EvictionRecord. All supervisors share TaskRun.
 """
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
@@ -18,10 +19,13 @@ from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import addresses, validation
+from modelregistry.awake_hours import LONGEST as LONGEST_HOURS
+from modelregistry.awake_hours import AwakeHours, check_hours, parse_hours
 from modelregistry.engines import arguments, parsers, programs
 from modelregistry.engines.arguments import Options
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import all_engines, engine_named
+from modelregistry.failure_advice import ADVICE
 from modelregistry.sampling import check_sampling
 
 if TYPE_CHECKING:
@@ -106,6 +110,14 @@ class HostReport(models.Model):
         return f"{self.host_id} {self.at}"
 
 
+def capability_list(value: object) -> None:
+    """Refuse what is not a list of capabilities."""
+    if not isinstance(value, list) or not all(one in ServedModel.Capability.values for one in value):
+        sentence = _("Choose among: %(possible)s.")
+        possible = ", ".join(ServedModel.Capability.values)
+        raise ValidationError(sentence, code="not-capabilities", params={"possible": possible})
+
+
 def engine_choices() -> list[tuple[str, "StrOrPromise"]]:
     """Return the engines that a model can be registered with."""
     return [(engine.name, _(engine.title)) for engine in all_engines()]
@@ -161,6 +173,19 @@ class ServedModel(models.Model):
         NORMAL = "normal", _("normal")
         HIGH = "high", _("high")
 
+    class Capability(models.TextChoices):
+        """What a model can do beside its task."""
+
+        VISION = "vision", _("reads images")
+        TOOLS = "tools", _("calls tools")
+        REASONING = "reasoning", _("thinks before it answers")
+        JAPANESE = "japanese", _("made for Japanese")
+
+    class SleepMode(models.TextChoices):
+        STOP = "stop", _("it is stopped")
+        LEVEL_1 = "level1", _("its engine lives on, its weights wait in RAM")
+        LEVEL_2 = "level2", _("its engine lives on, its weights are read again")
+
     class Risk(models.TextChoices):
         """What a model's files and arguments may do only if an operator allows it by name."""
 
@@ -177,6 +202,22 @@ class ServedModel(models.Model):
     name = models.CharField(_("name"), max_length=100, unique=True, validators=[model_name])
     description_ja = models.CharField(_("description in Japanese"), max_length=300, blank=True)
     description_en = models.CharField(_("description in English"), max_length=300, blank=True)
+    declared_capabilities = models.JSONField(
+        _("can also"),
+        default=list,
+        db_default=models.Value([], output_field=models.JSONField()),
+        blank=True,
+        validators=[capability_list],
+        help_text=_('A list of "vision", "tools", "reasoning" and "japanese".'),
+    )
+    licence = models.CharField(
+        _("licence"),
+        max_length=100,
+        blank=True,
+        default="",
+        db_default="",
+        help_text=_("Empty: as the model's files say."),
+    )
     engine = RegisteredChoice(_("engine"), max_length=20, choices=engine_choices, in_migrations=ENGINES_OF_0001)
     launcher = RegisteredChoice(
         _("launcher"),
@@ -256,6 +297,38 @@ class ServedModel(models.Model):
         blank=True,
         validators=[MinValueValidator(1)],
         help_text=_("Seconds without a request. Empty: never."),
+    )
+    hours = models.CharField(
+        _("kept awake"),
+        max_length=LONGEST_HOURS,
+        blank=True,
+        default="",
+        db_default="",
+        validators=[check_hours],
+        help_text=_(
+            "Hours of the site, for example: Mon-Fri 08:00-20:00; Sat 09:00-12:00. It is loaded ten minutes before, "
+            "and outside them it sleeps when nothing calls it. Empty: at all hours."
+        ),
+    )
+    pinned = models.BooleanField(
+        _("keeps its place"),
+        default=False,
+        db_default=False,
+        help_text=_(
+            "It is never unloaded to make room for another model. Without this, a model that callers wait for may take "
+            "its place while others need it less; it is loaded again when it is called."
+        ),
+    )
+    sleep_mode = models.CharField(
+        _("when it sleeps"),
+        max_length=6,
+        choices=SleepMode,
+        default=SleepMode.STOP,
+        db_default=SleepMode.STOP,
+        help_text=_(
+            "Only a vLLM on GPUs can live on: it gives back its GPUs' memory and is awake again in seconds. Before it"
+            " serves, it must answer a fixed question as it did at first; one that does not is started again."
+        ),
     )
     connect_timeout = TimeLimit(_("time to connect"), help_text=_("Seconds to reach an engine. Empty: the server's."))
     first_byte_timeout = TimeLimit(
@@ -372,8 +445,44 @@ class ServedModel(models.Model):
         if self._state.adding and self.retires_on and self.retires_on <= timezone.localdate():
             sentence = _("This day is over or has begun: the model would never be served. Choose a later one.")
             problems["retires_on"] = ValidationError(sentence, code="retired-already")
+        self._clean_hours(problems)
+        if self.idle_after is not None and self.is_external:
+            sentence = _("Madoguchi does not start or stop an external engine, so it does not sleep.")
+            problems["idle_after"] = ValidationError(sentence, code="idle-of-an-external-engine")
+        if self.replicas > 1 and self.is_external:
+            sentence = _("Madoguchi does not start or stop an external engine, so it has no further replicas.")
+            problems["replicas"] = ValidationError(sentence, code="replicas-of-an-external-engine")
+        if self.pinned and self.is_external:
+            sentence = _("Madoguchi does not start or stop an external engine, so it needs no place.")
+            problems["pinned"] = ValidationError(sentence, code="pin-of-an-external-engine")
+        self._clean_sleep(problems)
         if problems:
             raise ValidationError(problems)
+
+    def _clean_hours(self, problems: dict[str, ValidationError]) -> None:
+        """Write the hours as they are shown to everyone, whatever language or width they were typed in."""
+        hours = self.awake_hours
+        if hours is None:
+            return
+        if engine_named(self.engine).external:
+            sentence = _("Madoguchi does not start or stop an external engine, so it has no hours.")
+            problems["hours"] = ValidationError(sentence, code="hours-of-an-external-engine")
+        self.hours = str(hours)
+
+    def _clean_sleep(self, problems: dict[str, ValidationError]) -> None:
+        """Refuse a sleep that its engine does not have, or after which it could not prove itself."""
+        if self.sleep_mode == self.SleepMode.STOP:
+            return
+        engine = engine_named(self.engine).as_run_by(self.launcher)
+        pinned = engine.program(Path(f"/engines/{engine.launcher}-{self.engine_version}/bin/python"))
+        if self.sleep_mode not in engine.sleep_levels():
+            sentence = _("Only vLLM can live on while it sleeps: a model of another engine is stopped.")
+            problems["sleep_mode"] = ValidationError(sentence, code="sleep-unknown")
+        elif self.task == self.Task.TRANSCRIPTION:
+            sentence = _("A model that transcribes is stopped: no question would show whether it woke well.")
+            problems["sleep_mode"] = ValidationError(sentence, code="sleep-no-sample")
+        elif self.engine_version and (cause := engine.explain_no_sleep(pinned, self.engine_version)):
+            problems["sleep_mode"] = ValidationError(ADVICE[cause], code=cause)
 
     def _registration(self) -> validation.Registration:
         return validation.Registration(
@@ -432,6 +541,22 @@ class ServedModel(models.Model):
             spec, settings.ENGINE_COMMANDS, settings.CACHE, search_path, asking=may_run and bool(self.args)
         )
 
+    @property
+    def awake_hours(self) -> AwakeHours | None:
+        """The hours at which it is kept awake; None: all, also for a text that another version wrote."""
+        try:
+            return parse_hours(self.hours) if self.hours else None
+        except ValidationError:
+            return None
+
+    @property
+    def shown_hours(self) -> str:
+        """The hours at which it is kept awake, in the language of the page; "": at all."""
+        hours = self.awake_hours
+        if hours is None:
+            return ""
+        return hours.in_japanese() if get_language() == "ja" else str(hours)
+
     def is_on_this_host(self) -> bool:
         """Return whether its files can be seen from here, as far as is known."""
         return self.host is None or self.host.name == settings.HOST_NAME
@@ -467,6 +592,8 @@ class FileReport(models.Model):
     model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="file_report")
     facts = models.JSONField(null=True)  # as `ModelMetadata.stored`
     fault = models.TextField(blank=True)  # why the files cannot be used, or ""
+    # Changes when the files do (`file_watch.digest_of`). Supervisors of version 1.0 write rows without it.
+    stamp = models.CharField(max_length=32, blank=True, default="", db_default="")
     at = models.DateTimeField()
 
     class Meta:
@@ -511,10 +638,12 @@ class Replica(models.Model):
     # What it does now: {"at", "running", "waiting", "tokens_per_second", "cache_used"}, each null when not known.
     live = models.JSONField(null=True)
     restarts = models.PositiveIntegerField(_("restarts"), default=0)
+    load_seconds = models.FloatField(null=True, blank=True)  # from its last start until it answered
     retry_at = models.DateTimeField(null=True, blank=True)
     detail = models.TextField(_("detail"), blank=True)
     # A code of `failure_advice`, if the cause of a failure is a known one.
     cause = models.CharField(max_length=40, blank=True)
+    slept = models.CharField(max_length=6, blank=True, db_default="")  # the SleepMode in which its engine sleeps now
     changed_at = models.DateTimeField(_("since"), auto_now=True)
 
     class Meta:
@@ -570,6 +699,8 @@ class HostBid(models.Model):
     host = models.ForeignKey(Host, models.CASCADE, related_name="bids", verbose_name=_("host"))
     fits = models.BooleanField()
     free = models.BigIntegerField()  # bytes
+    # What it would cost to make room for it, as `eviction.cost_of`; null: others cannot give their place, or it fits.
+    cost = models.FloatField(null=True)
     at = models.DateTimeField()
 
     class Meta:
@@ -582,10 +713,16 @@ class HostBid(models.Model):
 
 
 class WakeRequest(models.Model):
-    """A client called a sleeping model. Written by gateways (coalesced), read and deleted by the supervisor."""
+    """Clients call a sleeping model. Written by gateways (coalesced), read and deleted by the supervisor.
+
+    `at` is renewed every few seconds while calls wait.
+    """
 
     model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="wake_request")
     at = models.DateTimeField()
+    since = models.DateTimeField(null=True)  # the first of these calls; gateways of version 1.0 leave it out
+    calls = models.PositiveIntegerField(default=0, db_default=0)  # that wait at the gateway which wrote last
+    interactive_at = models.DateTimeField(null=True)  # as `at`, by calls that are not of a batch
 
     class Meta:
         verbose_name = _("request to wake a model")
@@ -593,6 +730,51 @@ class WakeRequest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_id} {self.at}"
+
+
+class WakeCaller(models.Model):
+    """For whose calls a model was loaded within the last minute, which bounds how many one caller has loaded.
+
+    Written by gateways, who delete what is older. `at` is renewed with the request to wake the model.
+    """
+
+    scope = models.CharField(max_length=4)  # "user", "key"
+    owner = models.BigIntegerField()  # the id of that
+    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="+")
+    at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["scope", "owner", "model"], name="wake_caller_counted_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.scope} {self.owner}: {self.model_id} {self.at}"
+
+
+class EvictionRecord(models.Model):
+    """A replica was unloaded to make room for a model that callers waited for, and what that cost.
+
+    Written by the host's supervisor, which keeps the last ones of its host.
+    """
+
+    host = models.ForeignKey(Host, models.CASCADE, related_name="evictions", verbose_name=_("host"))
+    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="evictions", verbose_name=_("unloaded"))
+    index = models.PositiveSmallIntegerField(default=0)  # of the replica
+    successor = models.ForeignKey(ServedModel, models.CASCADE, related_name="rooms_made", verbose_name=_("loaded"))
+    at = models.DateTimeField(_("time"))
+    waited_seconds = models.FloatField()  # how long calls had waited when it was decided
+    drain_seconds = models.FloatField(null=True)  # until its running answers had finished; null: not over, or not known
+    load_seconds = models.FloatField(null=True)  # from then until the other one answered
+    calls = models.PositiveIntegerField(default=0)  # that waited for it, the most that were seen
+
+    class Meta:
+        verbose_name = _("eviction")
+        verbose_name_plural = _("evictions")
+        ordering: ClassVar = ["-at", "-pk"]
+
+    def __str__(self) -> str:
+        return f"{self.model_id} for {self.successor_id} {self.at}"
 
 
 class LogSubscription(models.Model):

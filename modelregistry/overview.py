@@ -22,6 +22,11 @@ MADE_UP = datetime(9999, 1, 1, tzinfo=UTC)
 ALIVE = frozenset({Replica.State.STARTING, Replica.State.READY, Replica.State.UNHEALTHY, Replica.State.DRAINING})
 
 
+def is_alive(row: Replica) -> bool:
+    """Return whether it has an engine, which may sleep."""
+    return row.state in ALIVE or row.pid is not None
+
+
 class ModelState(models.TextChoices):
     """The state of a model in one word, for operators."""
 
@@ -62,7 +67,11 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaNow:
-    """One engine. `memory`: measured of its processes; `predicted`: what the plan gave it."""
+    """One engine. `memory`: measured of its processes; `predicted`: what the plan gave it.
+
+    `slept`: the level at which it sleeps and holds its memory, "level1" or "level2"; "": it does not. `ram`: bytes of
+    RAM that one on GPUs holds beside these, measured.
+    """
 
     id: int
     model: str
@@ -82,6 +91,8 @@ class ReplicaNow:
     detail: str
     memory: int | None
     predicted: int | None
+    ram: int | None
+    slept: str
     running: int | None
     waiting: int | None
     tokens_per_second: float | None
@@ -101,6 +112,7 @@ class ModelNow:
     enabled: bool
     retires_on: str | None
     generation: int
+    pinned: bool
     state: ModelState
     wanted: int
     ready: int
@@ -133,6 +145,8 @@ class DeviceNow:
     overhead: int
     others: int
     predicted: int
+    utilisation: int | None  # per cent
+    temperature: int | None  # °C
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +211,10 @@ def replica_now(row: Replica, now: datetime) -> ReplicaNow:
         retry_at=row.retry_at,
         cause=row.cause,
         detail=row.detail,
-        memory=row.memory_bytes if row.state in ALIVE else None,
+        memory=row.memory_bytes if is_alive(row) else None,
         predicted=_predicted_bytes(row),
+        ram=row.memory_fixed if is_alive(row) and row.devices else None,
+        slept=row.slept if row.state == Replica.State.ASLEEP else "",
         running=live.get("running"),
         waiting=live.get("waiting"),
         tokens_per_second=live.get("tokens_per_second"),
@@ -221,6 +237,7 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
         enabled=model.enabled,
         retires_on=model.retires_on.isoformat() if model.retires_on else None,
         generation=model.generation,
+        pinned=model.pinned,
         state=state_of(
             replicas, enabled=model.enabled, retired=retired, wanted=wanted, maintained=is_maintained(model)
         ),
@@ -229,7 +246,7 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
         running=_sum(replica.running for replica in alive),
         waiting=_sum(replica.waiting for replica in alive),
         tokens_per_second=_sum(replica.tokens_per_second for replica in alive),
-        memory=_sum(replica.memory for replica in alive),
+        memory=_sum(replica.memory for replica in replicas),
         predicted=_sum(replica.predicted for replica in alive),
         first_token=first_token,
         replicas=replicas,
@@ -262,7 +279,7 @@ def state_of(
 def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
     """Return the state of a host. `rows`: all replicas, of any host."""
     report = getattr(host, "report", None)
-    alive = [row for row in rows if row.host_id == host.pk and row.state in ALIVE]
+    alive = [row for row in rows if row.host_id == host.pk and is_alive(row)]
     return HostNow(
         id=host.pk,
         name=host.name,
@@ -300,6 +317,9 @@ def device_now(device: Mapping[str, Any], alive: Iterable[Replica]) -> DeviceNow
         overhead=ours - weights - cache,
         others=max(device["used"] - ours, 0),
         predicted=sum(plan["total"] for plan in planned),
+        # Supervisors of version 1.0 report neither.
+        utilisation=device.get("utilisation"),
+        temperature=device.get("temperature"),
     )
 
 

@@ -35,6 +35,11 @@ def explain_no_room(refusal: NoRoom, to_go: Sequence[str] = ()) -> str:
     return "\n".join(line for line in lines if line)
 
 
+def explain_waiting(why: str) -> str:
+    """Explain that a model without room comes when it is called. `why`: the lines that say why it has none."""
+    return "\n".join([_("It is loaded when it is called: a model that is needed less leaves its place."), why])
+
+
 def explain_short_ram(need: Prediction) -> str:
     return _(
         "It does not fit: beside the GPUs it needs %(host).1f GB of this host's RAM, for its processes and for what its"

@@ -9,12 +9,15 @@ from django.utils import timezone
 
 from modelregistry.database_clock import database_now
 from modelregistry.engines.registry import engine_named, launched_by
+from modelregistry.failure_advice import NO_ROOM
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from modelregistry.overview import MADE_UP
 from modelregistry.sampling import SamplingPreset, read_presets
 
 # Two beats may be lost. A quiet host's engines keep serving: gateways check them, as the supervisor may not.
 QUIET = timedelta(seconds=5)
+# A supervisor that was killed or upgraded is back sooner, on a busy host as well; calls wait for what it loads.
+GONE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +40,30 @@ class Route:
     host_id: int
     health: str
     ends_loops: bool  # see `Engine.ends_loops`
+    engine: str  # its launcher and version; "": external
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorHeartbeat:
-    """A host's supervisor. `claim` differs for each that ever supervised the host; `quiet`: it has missed beats."""
+    """A host's supervisor. `claim` differs for each that ever supervised the host.
+
+    `quiet`: it has missed beats; `gone`: for longer than its restart takes.
+    """
 
     host_id: int
     claim: str
     quiet: bool
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport:
+    """What an engine that takes as many calls as its memory allows last reported, at the time `at`."""
+
+    replica_id: int
+    at: str
+    waiting: int  # calls
+    cache_used: float | None  # of the memory for contexts, 0 to 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +71,8 @@ class Served:
     """A model that is offered, whether or not a replica answers now. `context` in tokens, None = not known.
 
     `loading_on`: the hosts on which a replica is starting, will start again by itself, or is asleep or going to sleep
-    until a client calls it. Time-outs in seconds, None = the settings'.
+    until a client calls it. `no_room`: none will, as models that are kept loaded take its room. Time-outs in seconds,
+    None = the settings'.
     """
 
     model_id: int
@@ -64,6 +83,7 @@ class Served:
     context: int | None
     created: int
     loading_on: frozenset[int]
+    no_room: bool
     retires_on: date | None
     connect_timeout: float | None
     first_byte_timeout: float | None
@@ -80,16 +100,28 @@ def offered_models() -> QuerySet[ServedModel]:
     return ServedModel.objects.filter(Q(retires_on=None) | Q(retires_on__gt=today), enabled=True)
 
 
-# A replica of an enabled model is drained to sleep, or to start with other settings.
-COMING = (Replica.State.STARTING, Replica.State.ASLEEP, Replica.State.DRAINING, Replica.State.STOPPED)
+# A replica of an enabled model is drained to sleep, or to start with other settings. One that crashed is started again
+# within a minute (`plan.backoff`), and one that does not answer recovers or is stopped and started within
+# `plan.UNHEALTHY_LIMIT`: clients that never try again get their answer all the same. FAILED: that is hopeless.
+COMING = Q(
+    state__in=[
+        Replica.State.STARTING,
+        Replica.State.ASLEEP,
+        Replica.State.DRAINING,
+        Replica.State.STOPPED,
+        Replica.State.BACKOFF,
+    ]
+) | Q(state=Replica.State.UNHEALTHY, model__url="")  # no supervisor starts an external engine again
 
 
 def served_models() -> list[Served]:
-    """Return every enabled model, also retired ones: gateways know the day. Two queries."""
-    coming = Replica.objects.filter(state__in=COMING, host__maintenance=False)
+    """Return every enabled model, also retired ones: gateways know the day. Three queries."""
+    coming = Replica.objects.filter(COMING, host__maintenance=False)
     hosts: dict[int, set[int]] = defaultdict(set)
     for model_id, host_id in coming.values_list("model_id", "host_id"):
         hosts[model_id].add(host_id)
+    without_room = Replica.objects.filter(state=Replica.State.FAILED, cause=NO_ROOM, host__maintenance=False)
+    refused = set(without_room.values_list("model_id", flat=True)) - hosts.keys()
     return [
         Served(
             model_id=model.pk,
@@ -100,6 +132,7 @@ def served_models() -> list[Served]:
             context=model.context,
             created=int(model.created_at.timestamp()),
             loading_on=frozenset(hosts.get(model.pk, ())),
+            no_room=model.pk in refused,
             retires_on=model.retires_on,
             connect_timeout=model.connect_timeout,
             first_byte_timeout=model.first_byte_timeout,
@@ -140,15 +173,27 @@ def ready_replicas() -> list[Route]:
             host_id=replica.host_id,
             health=launched_by(replica.launcher).monitoring.health,
             ends_loops=launched_by(replica.launcher).ends_loops(replica.version),
+            engine=f"{replica.launcher} {replica.version}".strip()[:80],
         )
         for replica in replicas
     ]
 
 
-def supervisor_heartbeats() -> list[SupervisorHeartbeat]:
-    """Return every host that ever had a supervisor, and whether it is quiet, by the database's clock. One query."""
-    rows = Host.objects.exclude(seen_at=None).annotate(now=database_now())
+def engine_reports() -> list[EngineReport]:
+    """Return the last report of each ready engine whose slots are unknown. One query."""
+    rows = Replica.objects.filter(state=Replica.State.READY, slots=None).exclude(launcher="")
     return [
-        SupervisorHeartbeat(host_id=pk, claim=claim, quiet=seen_at != MADE_UP and abs(now - seen_at) > QUIET)
-        for pk, claim, seen_at, now in rows.values_list("pk", "claim", "seen_at", "now")
+        EngineReport(replica_id=pk, at=live["at"], waiting=live["waiting"], cache_used=live.get("cache_used"))
+        for pk, live in rows.values_list("pk", "live")
+        if live is not None and live.get("waiting") is not None
     ]
+
+
+def supervisor_heartbeats() -> list[SupervisorHeartbeat]:
+    """Return the supervisor of every host that ever had one, by the database's clock. One query."""
+    rows = Host.objects.exclude(seen_at=None).annotate(now=database_now())
+    found = []
+    for pk, claim, seen_at, now in rows.values_list("pk", "claim", "seen_at", "now"):
+        silence = timedelta(0) if seen_at == MADE_UP else abs(now - seen_at)
+        found.append(SupervisorHeartbeat(host_id=pk, claim=claim, quiet=silence > QUIET, gone=silence > GONE))
+    return found

@@ -4,6 +4,7 @@ Stored by parameter: `{"temperature": {"default": 0.6, "most": 1.0}}`. A client'
 brought within `least` and `most`.
 """
 
+import math
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
+
+from modelregistry.plain_numbers import read_decimal
 
 SETTINGS = ("default", "least", "most")
 # What engines accept: least, most.
@@ -88,7 +91,7 @@ def _check_parameter(name: str, settings: Any) -> None:
         )
     if given != sorted(given):
         raise ValidationError(
-            _("%(parameter)s: the default must lie between least and most."),
+            _("%(parameter)s: the least must not be above the default, nor either of them above the most."),
             code="out-of-order",
             params={"parameter": name},
         )
@@ -96,7 +99,12 @@ def _check_parameter(name: str, settings: Any) -> None:
 
 def number(value: object) -> float | None:
     """Return a JSON number, if it is one."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # JSON's whole numbers have no bound
+        return math.inf
 
 
 def calm_down(stored: Mapping[str, Mapping[str, float]], members: Mapping[str, str]) -> dict[str, dict[str, float]]:
@@ -137,7 +145,7 @@ def parse_option(text: str) -> tuple[str, dict[str, float] | None]:
         raise _malformed(name, value)
     given = {"default": default, "least": least, "most": most}
     try:
-        return name, {key: float(number) for key, number in given.items() if number}
+        return name, {key: read_decimal(number) for key, number in given.items() if number}
     except ValueError:
         raise _malformed(name, value) from None
 

@@ -61,6 +61,19 @@ def check_origins(origins: Sequence[str]) -> None:
             )
 
 
+def check_hour(text: str) -> None:
+    """Raise environs.ValidationError for what `read_hour` cannot read."""
+    if text.lower() not in ("", "off") and not (
+        text.isascii() and text.isdecimal() and len(text) < 3 and int(text) < 24
+    ):
+        raise environs.ValidationError(f"{text!r} is not an hour: 0 to 23, or off")
+
+
+def read_hour(text: str) -> int | None:
+    """Return the hour of a day; None for "off" or no text."""
+    return int(text) if text.isdecimal() else None
+
+
 def load_secret(path: Path) -> str:
     """Return the secret in this file; if there is none, a lazy string that generates it at its first use.
 

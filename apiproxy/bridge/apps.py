@@ -35,6 +35,7 @@ WATCHED: dict[str, Callable[[Any], Change]] = {
     "accounts.User": lambda user: ("user", user.pk),
     "accounts.Membership": lambda membership: ("user", membership.user_id),
     "keys.ApiKey": lambda key: ("key", key.pk),
+    "keys.ClassWeight": lambda _: ("all", 0),
     "keys.ModelAccess": lambda _: ("models", 0),
     "quotas.Quota": quota_change,
     "modelregistry.Alias": lambda _: ("models", 0),

@@ -6,7 +6,8 @@ Everything here queries the database and blocks; `apiproxy.server.asgi` calls it
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 from zoneinfo import ZoneInfo
 
@@ -19,26 +20,33 @@ from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
 from apiproxy.dataplane.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Timeouts
 from apiproxy.dataplane.client_address import parse_networks
 from apiproxy.dataplane.crash_suspects import Death
+from apiproxy.dataplane.feedback import FeedbackNote, Outcome
 from apiproxy.dataplane.host_watch import Heartbeat
 from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused
 from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.limits.units import UNITS
 from apiproxy.dataplane.loops import NORMAL, SENSITIVITIES, LoopPolicy, read_mode
+from apiproxy.dataplane.refused_calls import RefusedCall
 from apiproxy.dataplane.rejection_counts import RejectionGroup
+from apiproxy.dataplane.room import EngineLoad
 from apiproxy.dataplane.sampling import ParameterPreset
 from apiproxy.dataplane.usage_events import Usage
+from apiproxy.dataplane.wake_ups import LOADED_WITHIN, WakeUp
 from modelregistry import routes
 from modelregistry.engines.registry import engine_named
-from modelregistry.models import ServedModel, WakeRequest
+from modelregistry.models import ServedModel, WakeCaller, WakeRequest
 from portal.accounts.models import Tenant
 from portal.audit import tracking
 from portal.audit.models import AuditEvent
-from portal.keys import lineage, secret
+from portal.feedback import recording as feedback
+from portal.feedback.recording import GivenFeedback
+from portal.keys import end_user_secret, lineage, secret, weights
 from portal.keys.models import ApiKey, ModelAccess
+from portal.operations import queue_reports
 from portal.quotas import policy, units, windows
 from portal.quotas.models import Quota
+from portal.usage import client_classes, refusals, rejections
 from portal.usage import records as usage
-from portal.usage import rejections
 from portal.usage.models import UsageRecord
 
 T = TypeVar("T")
@@ -46,6 +54,7 @@ MAX_CHANGED_KEYS = 5000  # changed keys; for more it is quicker to load all
 # Errors about the rows: other rows may be recorded. All other errors of a database (also a missing table or column,
 # before `migrate`) are about the database, and the same rows may be recorded later.
 ROW_ERRORS = (DataError, IntegrityError, ArithmeticError, ValueError, TypeError, LookupError)
+REFUSED_FEEDBACK: dict[str, Outcome] = {"old": "old", "many": "many"}
 COLUMNS = {"key": "key_id", "user": "user_id", "tenant": "tenant_id", "replica": "replica_id"}
 
 
@@ -66,7 +75,16 @@ def revision() -> int:
 
 def heartbeats_by_host() -> dict[int, Heartbeat]:
     """Return what is known of the supervisors of hosts, by the hosts' ids. Raises DatabaseUnavailable."""
-    return run_query(lambda: {one.host_id: Heartbeat(one.claim, one.quiet) for one in routes.supervisor_heartbeats()})
+    return run_query(
+        lambda: {one.host_id: Heartbeat(one.claim, one.quiet, one.gone) for one in routes.supervisor_heartbeats()}
+    )
+
+
+def loads_by_replica() -> dict[int, EngineLoad]:
+    """Return what engines of unknown slots last reported, by their replicas' ids. Raises DatabaseUnavailable."""
+    return run_query(
+        lambda: {one.replica_id: EngineLoad(one.at, one.waiting, one.cache_used) for one in routes.engine_reports()}
+    )
 
 
 def load() -> Catalogue:
@@ -113,9 +131,46 @@ def record_rejections(counts: Mapping[RejectionGroup, int]) -> None:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
 
 
+def record_refused_calls(calls: Sequence[RefusedCall]) -> None:
+    """Write refused calls; what is there already is left as it is. Raises RecordRefused or DatabaseUnavailable."""
+    rows = [{**call._asdict(), "at": datetime.fromtimestamp(call.at, UTC)} for call in calls]
+    try:
+        run_query(lambda: refusals.add_refusals(rows))
+    except ROW_ERRORS as error:
+        raise RecordRefused(f"{type(error).__name__}: {error}") from error
+
+
+def record_feedback(note: FeedbackNote) -> Outcome:
+    """Store what a caller says about a request, if it is the caller's own. Raises DatabaseUnavailable."""
+    given = GivenFeedback(
+        request_id=note.request_id,
+        score=note.score,
+        comment=note.comment,
+        model=note.model,
+        use_case=note.use_case,
+        use_case_version=note.use_case_version,
+    )
+    store = partial(feedback.record_feedback, given, user_id=note.user, tenant_id=note.tenant, key_id=note.key)
+    try:
+        is_known = run_query(lambda: store(now=timezone.now()))
+    except feedback.FeedbackRefused as refusal:
+        return REFUSED_FEEDBACK.get(refusal.code, "unknown")
+    return "recorded" if is_known else "pending"
+
+
 def report_set_aside(lines: int) -> None:
     """Record how many lines of usage wait on this host for an operator. Raises DatabaseUnavailable."""
     run_query(lambda: usage.report_set_aside(settings.HOST_NAME, lines))
+
+
+def report_queue(worker: str, snapshot: dict[str, Any], minutes: Sequence[dict[str, Any]]) -> None:
+    """Report a worker's queue, and what callers were served in minutes that are over. Raises DatabaseUnavailable."""
+    run_query(lambda: queue_reports.write_report(worker, snapshot, minutes))
+
+
+def withdraw_queue(worker: str) -> None:
+    """Remove the report of a worker that stops. Raises DatabaseUnavailable."""
+    run_query(lambda: queue_reports.withdraw_report(worker))
 
 
 def record_deaths(deaths: Sequence[Death]) -> None:
@@ -145,12 +200,43 @@ def _record_deaths(deaths: Sequence[Death]) -> None:
         tracking.record_event("model.crash", model, "model", after=facts, tenant=key.tenant, actor=key.user, via=via)
 
 
-def request_wake_up(model: int) -> None:
-    """Note that a caller needs this sleeping model. Raises DatabaseUnavailable."""
+def request_wake_up(wake: WakeUp, calls: int = 0) -> float:
+    """Note that so many calls wait for a sleeping model, 0: not known. Return 0.
+
+    For a caller that has had as many others loaded as it may, nothing is noted, and the seconds are returned after
+    which it may have this one loaded. Raises DatabaseUnavailable.
+    """
+    return run_query(lambda: _request_wake_up(wake, calls))
+
+
+def _request_wake_up(wake: WakeUp, calls: int) -> float:
     now = timezone.now()
-    run_query(
-        lambda: WakeRequest.objects.update_or_create(model_id=model, defaults={"at": now}, create_defaults={"at": now})
+    if wake.most is not None and (seconds := _count_loading(wake, wake.most, now)):
+        return seconds
+    renewed = {"at": now, "calls": calls} | ({"interactive_at": now} if wake.interactive else {})
+    WakeRequest.objects.update_or_create(
+        model_id=wake.model, defaults=renewed, create_defaults={"since": now, **renewed}
     )
+    return 0.0
+
+
+def _count_loading(wake: WakeUp, most: int, now: datetime) -> float:
+    """Count the model among those that the caller has loaded. Return 0; if there are too many, see `request_wake_up`.
+
+    Its row is committed before the others are counted: of two workers at once one sees the other's at least.
+    """
+    scope, owner = wake.caller
+    since = now - timedelta(seconds=LOADED_WITHIN)
+    rows = WakeCaller.objects.filter(scope=scope, owner=owner, at__gt=since)
+    if rows.filter(model=wake.model).update(at=now):
+        return 0.0
+    WakeCaller.objects.filter(at__lte=since).delete()
+    row, _ = WakeCaller.objects.update_or_create(scope=scope, owner=owner, model_id=wake.model, defaults={"at": now})
+    others = list(rows.exclude(pk=row.pk).order_by("at").values_list("at", flat=True))
+    if len(others) < most:
+        return 0.0
+    row.delete()
+    return max(1.0, (others[len(others) - most] - since).total_seconds())
 
 
 def run_query(query: Callable[[], T]) -> T:
@@ -244,8 +330,10 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
     limits = _Limits(quotas)
     rows = owners.usable().values_list(  # type: ignore[attr-defined]
         *("pk", "digest", "tenant_id", "user_id", "user__language", "expires_at", "every_model"),
-        *("networks", "key_class", "takes_user_headers", "loop_guard"),
+        *("networks", "key_class", "tenant__weight", "takes_user_headers", "loop_guard"),
+        *("weight", "separates_users", "end_user_nonce"),
     )
+    of_classes = weights.class_weights()
     return {
         key_digest: Key(
             id=pk,
@@ -256,8 +344,13 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
             models=None if every_model else frozenset(restricted[pk]),
             limits=limits.of(tenant=tenant, user=user, key=pk),
             networks=parse_networks(allowed),
-            batch=key_class == ApiKey.Class.BATCH,
+            batch=key_class != ApiKey.Class.INTERACTIVE,
+            canary=key_class == ApiKey.Class.CANARY,
+            weight=weight,
+            service_weight=of_classes[key_class] if own_weight is None else own_weight,
             takes_user_headers=user_headers,
+            user_secret=end_user_secret.secret_of(nonce).encode() if nonce and user_headers else b"",
+            separates_users=separates_users,
             guarded=guarded,
         )
         for (
@@ -270,8 +363,12 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
             every_model,
             allowed,
             key_class,
+            weight,
             user_headers,
             guarded,
+            own_weight,
+            separates_users,
+            nonce,
         ) in rows
     }
 
@@ -324,6 +421,7 @@ def _models() -> dict[str, Model]:
                 host=route.host_id,
                 health=route.health,
                 ends_loops=route.ends_loops,
+                engine=route.engine,
             )
         )
     access: dict[int, set[int]] = defaultdict(set)
@@ -340,6 +438,7 @@ def _models() -> dict[str, Model]:
             stops_unary=engine_named(served.engine).stops_unary,
             tenants=frozenset(access[served.model_id]) if served.model_id in access else None,
             loading_on=served.loading_on,
+            no_room=served.no_room,
             retires=_retirement(served.retires_on),
             timeouts=_timeouts(served),
             replicas=tuple(replicas[served.model_id]),
@@ -388,4 +487,5 @@ def _record(row: Usage) -> dict[str, Any]:
     """Return the row by UsageRecord's columns."""
     facts = {COLUMNS.get(name, name): value for name, value in vars(row).items()}
     facts["started_at"] = datetime.fromtimestamp(facts.pop("started"), UTC)
+    facts["client_class"] = client_classes.classify_client(row.client)
     return facts

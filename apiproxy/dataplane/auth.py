@@ -41,19 +41,29 @@ class Authenticator:
             await self._services.refresh()
             key = self._catalogue().key(digest, self._wall())
         if key is None:
-            raise InvalidKey("invalid_api_key")
+            raise InvalidKey("invalid_api_key", digest=digest)
         if len(self._digests) < REMEMBERED:
             self._digests[text] = digest
         return key
 
+    def find_origin(self, scope: Scope, headers: dict[bytes, bytes]) -> ClientAddress:
+        """Return where a call comes from. Its key need not be known."""
+        peer = scope.get("client")
+        return client_address_of(peer[0] if peer else "", headers, scope["headers"], self._services.proxies)
+
     def locate(self, key: Key, scope: Scope, headers: dict[bytes, bytes]) -> ClientAddress:
         """Return where the call comes from, and for which end user. Raises NetworkNotAllowed."""
-        peer = scope.get("client")
-        caller = client_address_of(peer[0] if peer else "", headers, scope["headers"], self._services.proxies)
+        caller = self.find_origin(scope, headers)
         if key.networks and not in_networks(caller.address, key.networks):
             raise NetworkNotAllowed("network_not_allowed", address=caller.address or "?")
+        if key.user_secret:
+            named = openwebui.verify_person(headers, key.user_secret, self._wall())
+            if named.fault:
+                self._services.metrics.count_unverified_user(named.fault)
+            return caller._replace(end_user=named.name, end_user_id=named.id)
         if key.takes_user_headers:
-            caller = caller._replace(end_user=openwebui.find_person(headers))
+            named = openwebui.find_person(headers)
+            return caller._replace(end_user=named.name, end_user_id=named.id)
         return caller
 
 

@@ -33,6 +33,11 @@ class Balancer:
     def keep_reachable(self, replicas: Sequence[Replica]) -> Sequence[Replica]:
         return [one for one in replicas if one.id not in self.unreachable] if self.unreachable else replicas
 
+    def keep_willing(self, replicas: Sequence[Replica], now: float) -> Sequence[Replica]:
+        """Return those that can be reached, without those that refused a moment ago unless there are no others."""
+        reachable = self.keep_reachable(replicas)
+        return [one for one in reachable if self._avoid_until.get(one.id, 0.0) <= now] or reachable
+
     def add_call(self, replica: Replica) -> None:
         self._in_flight[replica.id] = self._in_flight.get(replica.id, 0) + 1
 
@@ -46,6 +51,10 @@ class Balancer:
     def running(self, replica: Replica) -> int:
         """Return how many calls are in flight there."""
         return self._in_flight.get(replica.id, 0)
+
+    def running_at(self, replica: int) -> int:
+        """Return how many calls are in flight at the replica with this id."""
+        return self._in_flight.get(replica, 0)
 
     def penalise(self, replica: Replica, now: float) -> None:
         self._avoid_until[replica.id] = now + PENALTY

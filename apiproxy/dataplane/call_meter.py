@@ -3,13 +3,15 @@
 import asyncio
 import logging
 
-from apiproxy.dataplane import access_log
+from apiproxy.dataplane import access_log, stops
 from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.errors import Refusal
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.limits.local import Reservation
 from apiproxy.dataplane.limits.units import Consumption
+from apiproxy.dataplane.model_queue import cost_of
 from apiproxy.dataplane.relay import Exchange
+from apiproxy.dataplane.scheduler import Lease
 from apiproxy.dataplane.services import Services
 from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT, Tokens
 from apiproxy.dataplane.usage_events import Usage
@@ -32,7 +34,10 @@ class CallMeter:
         self._started = started
         self._recorded: Usage | None = None
         self._checkpoint = 0.0  # when the next is due
+        self._observer_failed = False
         self.replica: int | None = None
+        self.retries = 0  # on other replicas
+        self.lease: Lease | None = None
         self.exchange: Exchange | None = None
         self.refusal: Refusal | None = None  # what the client is sent instead of an answer
         self.suspected = False  # an engine died while this very call was open, some minutes ago
@@ -63,20 +68,25 @@ class CallMeter:
         if tokens.prompt + tokens.completion > most:
             tokens, estimated = tokens.within(most), True
         looped, saved = self._count_loops(tokens)
+        ended = status
         if looped and status in ("finished", "aborted"):  # a person who watches a loop leaves
             status = "looped"
         try:
-            usage = self._usage(status, tokens, estimated=estimated, looped=looped, saved=saved)
+            stopped_by = self._find_stop(ended)
+            usage = self._usage(status, tokens, estimated=estimated, stopped_by=stopped_by, looped=looped, saved=saved)
             self._services.spool.close_call(usage)
             self._recorded = usage
         finally:
             self._reservation.settle(Consumption(tokens.prompt + tokens.completion, context.request_bytes))
+            if self.lease is not None:
+                self.lease.charge(cost_of(tokens))
         self._count(status, tokens)
         if looped:
             self._services.metrics.count_loop(context.model.name, looped, saved)
 
     def observer_failed(self) -> None:
         self.context.guard = None
+        self._observer_failed = True
         self._services.metrics.count_observer_failure()
 
     def estimate(self, seconds: float) -> int:
@@ -101,6 +111,14 @@ class CallMeter:
         self._checkpoint = now + max(CHECKPOINT, age / 4)
         self._record_open(exchange.used()[0])
 
+    def charge(self) -> None:
+        """Charge the caller with what the call has used so far, while others wait. Call it about once a second."""
+        exchange, lease = self.exchange, self.lease
+        if exchange is None or lease is None or exchange.metered or not exchange.reached:
+            return
+        if lease.is_contended:
+            lease.charge(cost_of(exchange.used()[0]))
+
     def finish(self) -> None:
         """End the call. What no exchange has metered was refused by the engine, or never reached one."""
         exchange = self.exchange
@@ -118,7 +136,8 @@ class CallMeter:
         self.exchange = None  # breaks the reference cycle, which only the garbage collector could free
 
     def _record_open(self, tokens: Tokens) -> None:
-        self._services.spool.open_call(self._usage("interrupted", tokens, estimated=True))
+        usage = self._usage("interrupted", tokens, estimated=True, stopped_by=stops.RESTART)
+        self._services.spool.open_call(usage)
 
     def _count(self, status: str, tokens: Tokens) -> None:
         """Count the call for /metrics, and for the estimates of later calls."""
@@ -155,10 +174,29 @@ class CallMeter:
         left = max(0, most - tokens.completion)
         return max(1, looped), min(left * len(guard.stopped) // context.call.answers, MAX_TOKEN_COUNT)
 
-    def _usage(self, status: str, tokens: Tokens, *, estimated: bool, looped: int = 0, saved: int = 0) -> Usage:
-        exchange, context = self.exchange, self.context
+    def _find_stop(self, status: str) -> str:
+        """Return what ended the call, one of `stops.STOPS`. `status`: as the exchange gives it."""
+        exchange, guard = self.exchange, self.context.guard
+        assert exchange is not None
+        if guard is not None and guard.stopped:
+            return stops.LOOP
+        if status == "aborted":
+            return stops.CLIENT
+        if self.context.endpoint.costs != "prompt and answer" and status == "finished":
+            return stops.STOP
+        reason = exchange.finish_reason
+        if status == "finished" or reason == "abort":
+            return stops.BY_FINISH_REASON.get(reason, stops.OTHER)
+        return stops.stop_of_failure(exchange.refusal, exchange.error, says_dead=exchange.says_dead)
+
+    def _usage(
+        self, status: str, tokens: Tokens, *, estimated: bool, stopped_by: str, looped: int = 0, saved: int = 0
+    ) -> Usage:
+        exchange, context, lease = self.exchange, self.context, self.lease
         assert exchange is not None
         first, now, key, caller = exchange.first_byte_at, exchange.now(), context.key, context.caller
+        waited, loading = context.seconds_waited or 0.0, context.loading + context.restarting
+        prefill = None if first is None or not exchange.is_streamed else first - exchange.attempt_at
         return Usage(
             request_id=context.request_id,
             key=key.id,
@@ -176,10 +214,18 @@ class CallMeter:
             reasoning_tokens=tokens.reasoning,
             status=status,
             estimated=estimated,
-            end_user=caller.end_user or context.call.end_user,
+            end_user=context.end_user,
             address=caller.address,
             client=caller.client,
             looped_tokens=looped,
             saved_tokens=saved,
             temperature=context.temperature,
+            watched=context.guard is not None,
+            observer_failed=self._observer_failed,
+            queued_ms=round((waited - loading) * 1000),
+            loading_ms=round(loading * 1000),
+            prefill_ms=None if prefill is None else round(prefill * 1000),
+            retries=self.retries,
+            stopped_by=stopped_by,
+            engine=lease.replica.engine if lease is not None and lease.has_replica else "",
         )

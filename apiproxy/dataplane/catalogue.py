@@ -40,7 +40,10 @@ class Key:
     """A usable API key. `models` = ids it is restricted to; None = whatever its tenant may use.
 
     `networks`: from where it may be used; none = from everywhere. `batch`: no person waits for its answers.
-    `takes_user_headers`: its calls may name their end user in headers, see `openwebui`.
+    `canary`: of Madoguchi's own checks, which choose their replica, use any model, and are not under its presets.
+    `weight`: of its tenant, see `fair_queue`. `service_weight`: how many people a service key counts as.
+    `takes_user_headers`: its calls may name their end user in headers, see `openwebui`; `user_secret`: with which they
+    have to be signed, or nothing. `separates_users`: each of its end users is a caller of their own in the queue.
     """
 
     id: int
@@ -52,7 +55,12 @@ class Key:
     limits: tuple[Limit, ...]
     networks: tuple[Network, ...]
     batch: bool
+    canary: bool = False
+    weight: float = 1.0
+    service_weight: float = 4.0
     takes_user_headers: bool = False
+    user_secret: bytes = field(default=b"", repr=False)
+    separates_users: bool = False
     guarded: bool = True  # against word loops, as each model's policy says
 
 
@@ -69,6 +77,7 @@ class Replica:
     host: int = 0  # the machine that it runs on, which its address need not show
     health: str = "/health"  # a path under which it answers at once, however busy it is
     ends_loops: bool = False  # it takes `repetition_detection`
+    engine: str = ""  # what runs it, and its version; "": unknown, as of an external server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +106,8 @@ class Model:
     """`stops_unary`: the engine stops generating when the client of a call without `stream` leaves.
 
     `tenants` = ids of those that may use it; None = all. `loading_on`: hosts on which it is asleep, starting
-    or about to start, so worth waiting for while they live. `retires`: None = never.
+    or about to start, so worth waiting for while they live. `no_room`: it is nowhere, as others that are kept loaded
+    take its room. `retires`: None = never.
     """
 
     id: int
@@ -114,6 +124,7 @@ class Model:
     replicas: tuple[Replica, ...]
     loops: LoopPolicy = UNWATCHED
     presets: tuple[ParameterPreset, ...] = ()
+    no_room: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +158,5 @@ class Catalogue:
 
 
 def may_use(key: Key, model: Model) -> bool:
-    return (key.models is None or model.id in key.models) and (model.tenants is None or key.tenant in model.tenants)
+    visible = model.tenants is None or key.tenant in model.tenants or key.canary
+    return visible and (key.models is None or model.id in key.models)

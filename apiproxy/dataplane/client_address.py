@@ -13,6 +13,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # what follows are private.
 PRODUCT = re.compile(rb"[\w!#$%&'*+.^`|~-]{1,40}(?:/[\w!#$%&'*+.^`|~-]{1,39})?(?![^\s(])")
 
+# Open WebUI calls with the User-Agent of its HTTP library, but with one of these if it names the person (`openwebui`).
+OPEN_WEBUI_HEADERS = (b"x-openwebui-user-id", b"x-openwebui-user-jwt")
+OPEN_WEBUI = "Open-WebUI"
+
 
 class ClientAddress(NamedTuple):
     """Where a call comes from."""
@@ -20,6 +24,7 @@ class ClientAddress(NamedTuple):
     address: str  # "" if not known (a Unix socket, or a proxy that names none)
     client: str  # the program, at most 80 characters
     end_user: str = ""  # the person who uses that program, where the key allows headers to name one (see `openwebui`)
+    end_user_id: str = ""  # the same for turns in the queue: an id that stays when a mail address changes
 
 
 def client_address_of(peer: str, headers: dict[bytes, bytes], lines: Sequence[Header], proxies: int) -> ClientAddress:
@@ -29,6 +34,8 @@ def client_address_of(peer: str, headers: dict[bytes, bytes], lines: Sequence[He
     """
     agent = headers.get(b"user-agent")
     where = forwarded_address(peer, lines, proxies) if proxies else parse_address(peer)
+    if OPEN_WEBUI_HEADERS[0] in headers or OPEN_WEBUI_HEADERS[1] in headers:  # 0.1 µs
+        return ClientAddress(where or "", OPEN_WEBUI)
     return ClientAddress(where or "", product_of(agent) if agent else "")
 
 

@@ -13,8 +13,9 @@ from apiproxy.dataplane.downstream import Header
 REMEMBERED = b"7200"
 # The headers of an answer that a page may read, beside those that every page may.
 EXPOSED = (
-    b"request-id, retry-after, retry-after-ms, x-request-id, x-should-retry, x-ratelimit-limit-requests, "
-    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, "
+    b"request-id, retry-after, retry-after-ms, x-madoguchi-waited, x-request-id, x-should-retry, "
+    b"x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
+    b"x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, "
     b"x-ratelimit-reset-requests, x-ratelimit-reset-tokens"
 )
 # SDKs send a dozen of their own, so what is asked for is allowed if it is a list of names.

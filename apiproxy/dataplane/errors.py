@@ -6,8 +6,9 @@ Refusal
 ├── UnknownPath             404  unknown_url
 ├── WrongMethod             405  method_not_allowed
 ├── UnknownModel            404  model_not_found
+├── UnknownRequest          404  request_not_found          (of feedback: not the caller's, or none)
 ├── BadRequest              400  invalid_json, invalid_value, model_not_supported, path_not_supported
-├── BadRequest              400  suspected_poison, answer_too_large
+├── BadRequest              400  suspected_poison, answer_too_large, request_too_old
 ├── ContextExceeded         400  context_length_exceeded
 ├── BodyTooLarge            413  request_too_large
 ├── BodyTooSlow             408  request_timeout
@@ -22,8 +23,10 @@ Refusal
 │   └── ServerBusy          503  server_busy                (of all)
 ├── OverQuota               429  insufficient_quota         (a day's or month's limit)
 ├── BatchBusy               429  batch_held_back            (a batch key's call, while others need the engines)
-├── ModelUnavailable        503  model_unavailable, model_loading
+├── ModelBusy               503  model_busy                 (too many calls wait for the model, or for too long)
+├── ModelUnavailable        503  model_unavailable, model_loading, model_without_room, too_many_loading
 ├── MeteringUnavailable     503  metering_unavailable
+├── FeedbackUnavailable     503  feedback_unavailable       (the database is away)
 ├── Internal                500  internal_error
 ├── EngineFailed            502  engine_error
 ├── EngineBusy              429  engine_busy                (or 503: as the engine said)
@@ -263,17 +266,52 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "ja": "モデル「{model}」は対話用のリクエストで混み合っています。バッチ用のキーのリクエストはその後になります。"
         "{seconds} 秒後にもう一度お試しください。",
     },
+    "model_busy": {
+        "en": 'More requests wait for the model "{model}" than it can answer soon. Try again in {seconds} s.',
+        "ja": "モデル「{model}」への順番待ちのリクエストが多く、しばらく応答できません。"
+        "{seconds} 秒後にもう一度お試しください。",
+    },
     "model_unavailable": {
         "en": 'The model "{model}" is not running right now. The operators can see why.',
         "ja": "モデル「{model}」は現在稼働していません。理由は運用管理者が確認できます。",
+    },
+    "model_without_room": {
+        "en": 'There is no memory for the model "{model}": models that are always kept loaded use it. The operators can '
+        "change that.",
+        "ja": "モデル「{model}」を読み込むメモリがありません。常に読み込んでおく設定のモデルが使用しています。"
+        "設定は運用管理者が変更できます。",
     },
     "model_loading": {
         "en": 'The model "{model}" is being loaded. Try again in {seconds} s.',
         "ja": "モデル「{model}」を読み込んでいます。{seconds} 秒後にもう一度お試しください。",
     },
+    "too_many_loading": {
+        "en": "{amount} other models are being loaded for your calls, or were a moment ago. Try again in {seconds} s.",
+        "ja": "ほかのモデル {amount} 個を読み込み中か、直前に読み込んだところです。{seconds} 秒後にもう一度お試しください。",
+    },
     "metering_unavailable": {
         "en": "Usage cannot be recorded right now, so no new requests are taken. The operators are needed.",
         "ja": "現在、利用量を記録できないため、新しいリクエストを受け付けていません。運用管理者にご連絡ください。",
+    },
+    "request_not_found": {
+        "en": "There is no request {id} of this key's owner. The id is in the header x-request-id of its answer.",
+        "ja": "このキーの所有者のリクエスト {id} は見つかりません。ID は応答のヘッダー x-request-id で確認できます。",
+    },
+    "request_too_old": {
+        "en": "Feedback is taken for 7 days after the request.",
+        "ja": "フィードバックを送れるのは、リクエストから 7 日以内です。",
+    },
+    "feedback_rate": {
+        "en": "This key sends too much feedback: at most {amount} a minute are taken, and 1,000 an hour.",
+        "ja": "このキーからのフィードバックが多すぎます。受け付けるのは 1 分に {amount} 件、1 時間に 1,000 件までです。",
+    },
+    "feedback_too_large": {
+        "en": "Feedback is larger than the {limit} KB that this server takes.",
+        "ja": "フィードバックがこのサーバーの上限 {limit} KB を超えています。",
+    },
+    "feedback_unavailable": {
+        "en": "Feedback cannot be stored right now. Try again in half a minute.",
+        "ja": "現在、フィードバックを保存できません。30 秒ほど待ってからもう一度お試しください。",
     },
     "engine_error": {
         "en": "The model failed while it worked on this request.",
@@ -282,6 +320,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "invalid_loops": {
         "en": 'The header {param} is "{sent}"; it must be one of: {modes}.',
         "ja": "ヘッダー {param} の値「{sent}」は使えません。次のいずれかを指定してください: {modes}",
+    },
+    "invalid_replica": {
+        "en": "The header {param} is not the number of a replica.",
+        "ja": "ヘッダー {param} の値がレプリカの番号ではありません。",
     },
     "answer_too_large": {
         "en": "The answer is larger than the {limit} MB that this server holds of one. Ask for less at a time, or with "
@@ -335,9 +377,26 @@ WORDS: dict[Language, dict[str, str]] = {
         "transcription": "文字起こし",
         "object expected": "オブジェクトにしてください",
         "too many parts": "パートが多すぎます",
+        "unknown member": "この項目はありません",
+        "1 or -1": "1 か -1 を指定してください",
+        "the id of a request": "リクエストの ID を指定してください",
+        "a text": "文字列にしてください",
+        "a whole number": "正の整数にしてください",
         "no final boundary": "終わりの boundary がありません",
     },
 }
+
+
+def release_frames(error: BaseException) -> None:
+    """Let go of what a call held where its error passed, once the error is raised no further.
+
+    A traceback holds the frames, they hold the call with its body, and the future or the meter of that holds the error:
+    only the garbage collector could free it, which runs rarely here, and a body may have megabytes.
+    """
+    passed: BaseException | None = error
+    while passed is not None:
+        passed.__traceback__ = None
+        passed = passed.__context__
 
 
 class ClientDisconnected(Exception):
@@ -397,8 +456,10 @@ class InvalidKey(Refusal):
     status = 401
     type = "authentication_error"
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, digest: str = "") -> None:
+        """`digest`: of the key's text, if it could be one of ours."""
         super().__init__(text, code="invalid_api_key", headers={"www-authenticate": 'Bearer realm="madoguchi"'})
+        self.digest = digest
 
 
 class NetworkNotAllowed(Refusal):
@@ -420,6 +481,15 @@ class UnknownModel(Refusal):
     def __init__(self, text: str, **facts: Any) -> None:
         # One code for both: it is the one that clients know for a model that they cannot have.
         super().__init__(text, code="model_not_found", param="model", **facts)
+
+
+class UnknownRequest(Refusal):
+    status = 404
+
+
+class FeedbackUnavailable(Refusal):
+    status = 503
+    type = "server_error"
 
 
 class BadRequest(Refusal):
@@ -499,6 +569,11 @@ class OverQuota(Refusal):
 class BatchBusy(Refusal):
     status = 429
     type = "requests"
+
+
+class ModelBusy(Refusal):
+    status = 503
+    type = "server_error"
 
 
 class ModelUnavailable(Refusal):

@@ -12,7 +12,7 @@ from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.crash_inquiry import CrashInquiry
 from apiproxy.dataplane.engine_pools import EnginePools
 from apiproxy.dataplane.engine_requests import engine_request
-from apiproxy.dataplane.errors import EngineTimeout, Internal, ModelUnavailable, Refusal
+from apiproxy.dataplane.errors import EngineTimeout, Internal, ModelUnavailable, Refusal, release_frames
 from apiproxy.dataplane.formats.requests import Call
 from apiproxy.dataplane.reachability import Reachability
 from apiproxy.dataplane.relay import Exchange, ExchangeOutcome
@@ -29,6 +29,18 @@ ATTEMPTS = 3
 HEARTBEAT = 15.0
 
 OpenCalls = dict[Exchange, CallMeter]
+
+
+class NotTaken(Exception):
+    """No connection to the only replica could be made, so the call may be queued again until it is restarted.
+
+    `refusal`: what the client is sent if that takes too long. Nothing of an answer was sent, and nothing metered.
+    """
+
+    def __init__(self, replica: Replica, refusal: Refusal) -> None:
+        super().__init__(refusal.code)
+        self.replica = replica
+        self.refusal = refusal
 
 
 class Forwarder:
@@ -60,7 +72,7 @@ class Forwarder:
     async def forward(self, exchange: Exchange, meter: CallMeter, lease: Lease) -> None:
         """Send the call to the lease's replica, or to another if a retry is safe, and wait until the client is served.
 
-        Raises a Refusal if nothing comes and the client has had nothing.
+        Raises a Refusal if nothing comes and the client has had nothing, NotTaken if its engine is being restarted.
         """
         client, upload = meter.context.client, meter.context.upload
         exchange.arriving = upload is not None
@@ -71,8 +83,9 @@ class Forwarder:
             if meter.suspected:
                 await self._inquiry.start_trial(meter)
             if not await self._try(exchange, meter, lease):
+                self._check_restarting(exchange, meter, lease.replica)
                 await self._fail(exchange, meter)
-        except Refusal:
+        except (Refusal, NotTaken):
             raise
         except asyncio.CancelledError:  # by the server, which does not wait for open calls any longer
             self._break_off(exchange, ModelUnavailable("shutting_down", headers={"retry-after": "5"}))
@@ -86,6 +99,13 @@ class Forwarder:
             if meter.trial is not None:
                 meter.end_trial()
             client.unsubscribe()
+
+    def _check_restarting(self, exchange: Exchange, meter: CallMeter, replica: Replica) -> None:
+        """Raise NotTaken for a call that no engine has had, if a supervisor starts its replica's engine again."""
+        context = meter.context
+        unreachable = isinstance(exchange.error, Unreachable) and not exchange.reached and not exchange.metered
+        if unreachable and context.replica is None and self._reachability.is_looked_after(context.model, replica):
+            raise NotTaken(replica, exchange.refusal) from None
 
     def _break_off(self, exchange: Exchange, refusal: Refusal) -> None:
         """Meter what was generated, and send the client the error in its stream, or raise it."""
@@ -122,11 +142,12 @@ class Forwarder:
             if other is None:
                 return False
             lease.move(other)
+            meter.retries += 1
         return False
 
     def _other_replica(self, exchange: Exchange, meter: CallMeter, replica: Replica) -> Replica | None:
         """Return a replica that may be given the call after this one, if there is one."""
-        if not exchange.untouched:
+        if not exchange.untouched or meter.context.replica is not None:
             return None  # the error is about the request, or the engine may have died of it
         self._balancer.penalise(replica, self._clock())
         if meter.context.upload is not None and exchange.reached:
@@ -149,6 +170,7 @@ class Forwarder:
                 upload.start(connection, exchange, replica.upstream_model, partial(set_uploaded, exchange, meter))
             return await exchange.outcome()
         except Unreachable as error:
+            release_frames(error)
             facts = {"facts": {"request_id": context.request_id}}
             log.warning("replica %s of %s: %s", replica.id, context.model.name, error, extra=facts)
             refusal = ModelUnavailable("model_unavailable", headers={"retry-after": "5"}, model=context.model.name)
@@ -175,6 +197,7 @@ class Forwarder:
             try:
                 exchange.heartbeat(HEARTBEAT)
                 meter.checkpoint(now)
+                meter.charge()
                 if meter.trial is not None and exchange.first_byte_at is not None:
                     meter.end_trial()
                 if exchange.first_byte_at is None and now - exchange.heard_at > BACKLOGGED_AFTER and meter.is_urgent:

@@ -52,10 +52,11 @@ def _count_silence(before: Mapping[K, _Silence], asked: float, silent: Iterable[
 
 
 class Heartbeat(NamedTuple):
-    """Of a host's supervisor: who that is, and whether it has been quiet for a while."""
+    """Of a host's supervisor: who that is, and whether it has been quiet for a while, or longer than it restarts."""
 
     claim: str
     quiet: bool
+    gone: bool
 
 
 class HostWatch:

@@ -7,7 +7,7 @@ counted since; if its gateway dies, the next one records it as interrupted.
 
 What may fail:
 
-- database: the spool grows (about 300 bytes a request) and is moved when the database is back;
+- database: the spool grows (about 600 bytes a request) and is moved when the database is back;
 - disk (full, read-only): the spool keeps events in memory, `accepting` turns false, and the gateway takes no new work
   until there is room again; finished answers are lost only if the gateway is killed during that time;
 - content: a line that contains nothing that can be recorded (damaged, of another version, a value that no database
@@ -36,7 +36,7 @@ from apiproxy.dataplane.usage_events import BadLine, Usage
 
 log = logging.getLogger("madoguchi.ledger")
 
-# Size of a segment: about 1,500 events. Segments that were moved are deleted.
+# Size of a segment: about 850 events. Segments that were moved are deleted.
 SEGMENT_BYTES = 512 * 1024
 # Rows of one database transaction: about 40 ms on SQLite, during which no other process can write.
 BATCH = 2000

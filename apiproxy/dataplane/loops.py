@@ -2,7 +2,7 @@
 
 The method, chosen among five by measurement (tests/bench/RESULTS.md): the last ANCHOR bytes are looked for in what was
 generated before; where they occur gives the period, and one comparison shows whether the text has repeated itself with
-it for long enough. A look takes 2 µs, and there is one for every 16 tokens or so.
+it for long enough. A look takes 3 µs, and there is one for every 30 tokens or so.
 """
 
 import re
@@ -15,19 +15,26 @@ TAIL = 4096
 ANCHOR = 16
 # The anchor may occur within a period as well: "no, no, no!" repeated. So many occurrences are tried.
 TRIES = 8
-# A loop is at least this many copies of one text; of one that is LONG (tokens) fewer, because a person seldom repeats
-# three lines.
-COPIES, LONG_COPIES, LONG = 4, 3, 48
+# A loop is at least this many copies of one text. Of one that is LONG (tokens) fewer, or it would be ended later than
+# 200 tokens after it began; longer ones may be blocks of a configuration that a person fills in.
+COPIES, LONG_COPIES = 4, 3
+LONG = range(48, 72)
 # About what tokenizers make one token of: a word or half of one with the blank before it, three digits, two characters
-# of Japanese, a row of the same sign. 300 dashes are a line that a writer wants, 300 words are not.
+# of Japanese, a row of the same sign. 300 dashes are a line that a writer wants, 300 words are not, nor 1,300 dashes.
 TOKEN = re.compile(
-    rb" ?[A-Za-z]{1,6}|[0-9]{1,3}|(?:\\.){1,8}|(?:[\xc2-\xf4][\x80-\xbf]+){1,2}| ?(.)\1{0,15}", re.DOTALL
+    rb" ?[A-Za-z]{1,6}|[0-9]{1,3}|(?:\\.){1,8}|(\xe2..|\xe3\x80.|\xef..)\1{0,9}|(?:[\xc2-\xf4][\x80-\xbf]+){1,2}"
+    rb"| ?(.)\2{0,9}",
+    re.DOTALL,
 )
-SAMPLE = 16  # copies whose tokens are counted, because rows of signs join from copy to copy
-# Rows of a form, a table or a matrix that is to be filled in: short lines with more signs than words, in bytes. As many
-# are allowed as fit on a page.
-ROW, ROWS = 64, 48
-WORD = re.compile(rb"[A-Za-z\xe3-\xe9][\x80-\xbf]*")
+SAMPLE = 10  # copies whose tokens are counted, because rows of signs join from copy to copy
+# Rows of a form, a table or a matrix to be filled in: lines with more signs than letters, or with the same words again
+# and again ("None, None"), of up to so many bytes. As many are allowed as fit on a page.
+ROW, ROWS = 256, 48
+# A vector of zeros, a line of stars with blanks: a few signs without a letter may go on for so much longer.
+SIGNS, SIGNS_FACTOR = 6, 3
+WORD = re.compile(rb"[A-Za-z]+")
+LETTER = re.compile(rb"[A-Za-z\xc3-\xdf\xe4-\xee][\x80-\xbf]*|\xe3[\x81-\xbf][\x80-\xbf]")
+BLANK = re.compile(rb"\\.|\s")  # an escaped sign is none that counts
 TOKEN_BYTES = 4  # of a token, on average
 
 Mode = Literal["off", "count", "stop"]
@@ -56,7 +63,7 @@ UNWATCHED = LoopPolicy()
 class LoopDetector:
     """Watches one text as it grows. `looped` is how many of its bytes repeat what is before them."""
 
-    __slots__ = ("_events", "_least", "_period", "_sizes", "_tail", "looped", "size")
+    __slots__ = ("_events", "_least", "_period", "_sizes", "_tail", "looped", "size", "suspicious")
 
     def __init__(self, least: int) -> None:
         self._least = least
@@ -65,6 +72,7 @@ class LoopDetector:
         self._sizes = self._events = 0.0  # bytes and events of the last, those of twice as long ago half as much
         self.looped = 0
         self.size = 0  # bytes so far
+        self.suspicious = False  # the text repeats itself at its end, not for long enough yet
 
     @property
     def loops(self) -> bool:
@@ -97,6 +105,7 @@ class LoopDetector:
 
     def _find_period(self, tail: bytes) -> int:
         """Return the period of a loop at the text's end, or 0."""
+        self.suspicious = False
         size, anchor = len(tail), tail[-ANCHOR:]
         end, inner = size - 1, 0
         for _ in range(TRIES):
@@ -108,21 +117,30 @@ class LoopDetector:
             if repeats(tail, period, 2 * period) and not (inner and repeats(tail, inner, period)):
                 if self._is_long(tail, period):
                     return period
-                inner = period
+                inner, self.suspicious = period, True
             end = at + ANCHOR - 1
         return 0
 
     def _is_long(self, tail: bytes, period: int) -> bool:
         """Return whether the text has repeated itself with this period for long enough to be a loop."""
-        one = tail[-period:]
-        tokens = sum(1 for _ in TOKEN.finditer(one * SAMPLE)) / SAMPLE
-        copies = LONG_COPIES if tokens >= LONG else COPIES
-        if period <= ROW and (b"\\n" in one or b"\n" in one) and sum(map(len, WORD.findall(one))) * 3 < period * 2:
-            copies = ROWS
+        most = TAIL // period * period
+        if most < period * LONG_COPIES or not repeats(tail, period, period * LONG_COPIES):
+            return False
+        one, least = tail[-period:], self._least
+        sample = SAMPLE if period <= ROW else 1
+        tokens = sum(1 for _ in TOKEN.finditer(one * sample)) / sample
+        copies = LONG_COPIES if round(tokens) in LONG else COPIES
+        if period <= ROW:
+            letters = sum(map(len, LETTER.findall(inked := BLANK.sub(b"", one))))
+            cells = WORD.findall(one)
+            if (letters * 2 < len(inked) or len(cells) >= 3 * len(set(cells))) and (b"\\n" in one or b"\n" in one):
+                copies = ROWS
+            elif not letters and 1 < len(one.decode(errors="ignore")) <= SIGNS:
+                least *= SIGNS_FACTOR
         # Several tokens may come as one event, or one of many signs: whichever makes them more.
         each = max(tokens, period * self._events / self._sizes)
-        length = period * max(copies, ceil(self._least / each))
-        return repeats(tail, period, min(length, TAIL // period * period))
+        length = period * max(copies, ceil(least / each))
+        return repeats(tail, period, min(length, most))
 
 
 def repeats(tail: bytes, period: int, length: int) -> bool:

@@ -19,8 +19,9 @@ REQUESTS, TOKENS, REFUSALS = "madoguchi_requests_total", "madoguchi_tokens_total
 LOST, DEATHS = "madoguchi_usage_refused_total", "madoguchi_engine_deaths_total"
 LOOPS, OBSERVERS = "madoguchi_loops_total", "madoguchi_observer_failures_total"
 LOOPED, SAVED = "madoguchi_looped_tokens_total", "madoguchi_saved_tokens_total"
-FAILURES = "madoguchi_task_failures_total"
+FAILURES, UNVERIFIED = "madoguchi_task_failures_total", "madoguchi_unverified_users_total"
 FIRST, WHOLE, BETWEEN = "madoguchi_first_byte_seconds", "madoguchi_request_seconds", "madoguchi_inter_token_seconds"
+WAITED = "madoguchi_waited_seconds"
 # name: help, labels
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     REQUESTS: ("Requests that reached an engine, by how they ended.", ("endpoint", "model", "ending")),
@@ -32,6 +33,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     LOOPED: ("Tokens of those answers that repeat others.", ("model",)),
     SAVED: ("Tokens that ended answers could still have had.", ("model",)),
     OBSERVERS: ("Observers that failed and were taken off their stream.", ()),
+    UNVERIFIED: ("Calls whose signed end user was not believed, of keys with a secret for that.", ("reason",)),
     FAILURES: ("Failures of background tasks, which were run again.", ("task",)),
 }
 # Seconds. A chat model answers within tenths of a second, or after a queue of minutes.
@@ -43,6 +45,7 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     FIRST: ("From the request to the engine's first byte.", LONG),
     WHOLE: ("From the request to the answer's end.", LONG),
     BETWEEN: ("Between two tokens of a finished stream, on average: one observation a stream.", SHORT),
+    WAITED: ("In the queue, of calls that had to wait for their turn and got it.", LONG),
 }
 STATE: Key = ("state",)
 # A worker publishes its state once a second; one that has not for this many seconds is dead, or as good as dead.
@@ -62,6 +65,7 @@ class WorkerState:
     limits_alone: bool = False
     limits_unsent: int = 0
     limits_admitted_alone: int = 0
+    queued: int = 0
     batch_waiting: int = 0
     tasks_down: int = 0
 
@@ -77,6 +81,7 @@ STATES: Mapping[str, tuple[str, Callable[[Iterable[float]], float]]] = {
     "limits_alone": ("Workers that count limits for themselves, because Redis is away.", sum),
     "limits_unsent": ("Settlements of limits that Redis has not confirmed.", sum),
     "limits_admitted_alone": ("Calls that workers have let through while Redis was away.", sum),
+    "queued": ("Calls that wait for their turn at an engine, those of batch keys included.", sum),
     "batch_waiting": ("Calls of batch keys that wait for their turn.", sum),
     "tasks_down": ("Background tasks that fail or hang; /readyz says which.", sum),
 }
@@ -138,6 +143,10 @@ class Metrics:
         if events > 1:
             self._observe(BETWEEN, model, seconds / (events - 1))
 
+    def observe_wait(self, model: str, seconds: float) -> None:
+        """Observe how long a call waited in the queue before it went to an engine."""
+        self._observe(WAITED, model, seconds)
+
     def count_rejection(self, code: str) -> None:
         self.counters.add((REFUSALS, code), 1, (0, 1))
 
@@ -154,6 +163,9 @@ class Metrics:
 
     def count_lost_usage(self, usages: int) -> None:
         self.counters.add((LOST,), 1, (0, usages))
+
+    def count_unverified_user(self, reason: str) -> None:
+        self.counters.add((UNVERIFIED, reason), 1, (0, 1))
 
     def count_task_failure(self, task: str) -> None:
         self.counters.add((FAILURES, task), 1, (0, 1))

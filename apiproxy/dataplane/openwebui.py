@@ -1,13 +1,19 @@
 """The person behind an Open WebUI: the one that it names with a call. No I/O.
 
 Open WebUI does so where its administrator sets ENABLE_FORWARD_USER_INFO_HEADERS: in headers of their own, or, with
-FORWARD_USER_INFO_HEADER_JWT_SECRET (0.7 and newer), as the claims of a token. The signature of that token is not
-checked, and need not be: only calls with a key that allows it are read, and the holder of the key could as well send
-the member `user`. The name is used for counting, and gives no rights.
+FORWARD_USER_INFO_HEADER_JWT_SECRET (0.7 and newer), as the claims of a token that is signed by HS256 and valid for five
+minutes (FORWARD_USER_INFO_HEADER_JWT_EXPIRES_SECONDS).
+
+A key without a secret of its own believes whatever its calls say: the name is used for counting and, if operators allow
+it, for the order of the queue, and gives no rights. Of a key with a secret only tokens are read that are signed with it
+and have not expired; a call without one is no error, and is the key's own.
 """
 
 import base64
 import binascii
+import hmac
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import orjson
 
@@ -18,24 +24,54 @@ ID_HEADER = b"x-openwebui-user-id"
 TOKEN_HEADER = b"x-openwebui-user-jwt"
 # Bytes of a token that are decoded. Five claims about a person are 400.
 MAX_TOKEN = 4096
+# Seconds by which the clocks of two machines may differ.
+LEEWAY = 60.0
+
+Fault = Literal["", "malformed", "signature", "expired"]
 
 
-def find_person(headers: dict[bytes, bytes]) -> str:
-    """Return the mail address of the person who is named, else the id; "" if no person is named.
+class NamedPerson(NamedTuple):
+    """A person named by headers, as `clean_end_user` keeps texts. `fault`: why no one is although there is a token.
 
-    As `clean_end_user` keeps it.
+    `name`: what is shown and counted, the mail address if there is one. `id`: of Open WebUI, which stays the same when
+    that changes; the name if there is none.
     """
+
+    name: str = ""
+    id: str = ""
+    fault: Fault = ""
+
+
+def find_person(headers: dict[bytes, bytes]) -> NamedPerson:
+    """Return the person who is named, by a token before by other headers. Nothing is verified."""
     token = headers.get(TOKEN_HEADER)
-    claims = _decode_claims(token) if token else {}
-    for named in (
-        claims.get("email"),
-        claims.get("sub"),
-        _header_text(headers, EMAIL_HEADER),
-        _header_text(headers, ID_HEADER),
-    ):
-        if found := clean_end_user(named):
-            return found
-    return ""
+    named = _named_by(_decode_claims(token) if token else {})
+    if named.name:
+        return named
+    return _named_by({"email": _header_text(headers, EMAIL_HEADER), "sub": _header_text(headers, ID_HEADER)})
+
+
+def _named_by(claims: Mapping[str, object]) -> NamedPerson:
+    address, stable = clean_end_user(claims.get("email")), clean_end_user(claims.get("sub"))
+    return NamedPerson(address or stable, stable or address)
+
+
+def verify_person(headers: dict[bytes, bytes], secret: bytes, now: float) -> NamedPerson:
+    """Return the person named by a token that is signed with this secret and valid now (Unix seconds)."""
+    token = headers.get(TOKEN_HEADER)
+    if not token:
+        return NamedPerson()
+    head, claims = _decode(token, 0), _decode_claims(token)
+    # Whatever else a token says of its algorithm ("none", a public key's) is not believed.
+    if not claims or head.get("alg") != "HS256":
+        return NamedPerson(fault="malformed")
+    signed, _, signature = token.rpartition(b".")
+    if not hmac.compare_digest(_decode_base64(signature) or b"", hmac.digest(secret, signed, "sha256")):
+        return NamedPerson(fault="signature")
+    begins, ends = _seconds(claims.get("nbf", claims.get("iat", 0))), _seconds(claims.get("exp"))
+    if begins is None or ends is None or not begins - LEEWAY <= now < ends + LEEWAY:
+        return NamedPerson(fault="expired")
+    return _named_by(claims)
 
 
 def _header_text(headers: dict[bytes, bytes], name: bytes) -> str:
@@ -44,11 +80,27 @@ def _header_text(headers: dict[bytes, bytes], name: bytes) -> str:
 
 def _decode_claims(token: bytes) -> dict[str, object]:
     """Return the claims of a JSON Web Token (RFC 7519); none if it is not one."""
+    return _decode(token, 1)
+
+
+def _decode(token: bytes, part: int) -> dict[str, object]:
     pieces = token.split(b".", 3)
     if len(token) > MAX_TOKEN or len(pieces) != 3:
         return {}
+    text = _decode_base64(pieces[part])
     try:
-        claims = orjson.loads(base64.urlsafe_b64decode(pieces[1] + b"=="))
-    except (binascii.Error, orjson.JSONDecodeError):
+        found = None if text is None else orjson.loads(text)
+    except orjson.JSONDecodeError:
         return {}
-    return claims if isinstance(claims, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _decode_base64(text: bytes) -> bytes | None:
+    try:
+        return base64.urlsafe_b64decode(text + b"==")
+    except binascii.Error:
+        return None
+
+
+def _seconds(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -3,7 +3,7 @@
 `host_watch` asks; here its answers become replicas that get no calls, and calls that are given up. In all of these:
 
 - a host or an engine is *silent*: it did not answer when it was asked;
-- a supervisor is *quiet*: its heartbeat has been missing for a while;
+- a supervisor is *quiet*: its heartbeat has been missing for a while; *gone*: for longer than its restart takes;
 - a replica is *unreachable*: its host or its engine is silent, so it gets no calls;
 - a replica is *skipped*: it refused a call a moment ago, so others are preferred.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from apiproxy.dataplane.balancer import Balancer
 from apiproxy.dataplane.call_meter import CallMeter
-from apiproxy.dataplane.catalogue import Catalogue, Replica
+from apiproxy.dataplane.catalogue import Catalogue, Model, Replica
 from apiproxy.dataplane.engine_pools import EnginePools
 from apiproxy.dataplane.errors import ModelUnavailable
 from apiproxy.dataplane.host_watch import EngineWatch, Heartbeat, HostWatch
@@ -61,6 +61,15 @@ class Reachability:
         """Return whether the host's supervisor is quiet, for whatever reason."""
         sign = self.supervisors.get(host)
         return sign is not None and sign.quiet
+
+    def is_gone(self, host: int) -> bool:
+        """Return whether the host's supervisor has been quiet for so long that it loads nothing."""
+        sign = self.supervisors.get(host)
+        return sign is not None and sign.gone
+
+    def is_looked_after(self, model: Model, replica: Replica) -> bool:
+        """Return whether a supervisor starts the replica's engine again when that dies."""
+        return not model.external and not self.is_gone(replica.host)
 
     def own_replicas(self) -> list[Replica]:
         """Return all replicas but those of external models: their servers have ways and times of their own."""

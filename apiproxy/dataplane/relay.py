@@ -15,14 +15,14 @@ from typing import Any, Protocol
 from apiproxy.dataplane import engine_errors
 from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.downstream import Header
-from apiproxy.dataplane.errors import BadRequest, EngineFailed, Language, Refusal
+from apiproxy.dataplane.errors import BadRequest, EngineFailed, Language, Refusal, release_frames
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.api_formats import ApiFormat
 from apiproxy.dataplane.memory_budget import BudgetShare
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.stream.accumulators import Accumulator
 from apiproxy.dataplane.stream.early_ends import usage_of
-from apiproxy.dataplane.stream.loop_guard import STOPPED_HEADER
+from apiproxy.dataplane.stream.loop_guard import STOPPED_HEADER, LoopGuard
 from apiproxy.dataplane.stream.observers import EarlyStop, StreamObserver
 from apiproxy.dataplane.token_usage import Tokens
 from apiproxy.dataplane.upstream import Broken, Connection, Unreachable, UpstreamError
@@ -100,7 +100,9 @@ class Exchange:
         "_content_type",
         "_context",
         "_encoding",
+        "_finish_reason",
         "_headers",
+        "_latest",
         "_loop",
         "_meter",
         "_observer",
@@ -111,6 +113,7 @@ class Exchange:
         "_refusal",
         "_retry_after",
         "_says_dead",
+        "_sent_at",
         "_share",
         "_size",
         "_stage",
@@ -120,6 +123,7 @@ class Exchange:
         "_waiter",
         "arriving",
         "assembles",
+        "attempt_at",
         "beat_at",
         "began",
         "error",
@@ -175,7 +179,9 @@ class Exchange:
         self._waiter: asyncio.Future[None] | None = None
         self._refusal: Refusal | None = None
         self.error: UpstreamError | None = None
-        self.began = self.heard_at = self.beat_at = now()
+        self.began = self.attempt_at = self.heard_at = self.beat_at = self._sent_at = now()
+        self._finish_reason = ""  # of an answer in one piece
+        self._latest = b""  # of what the client was sent of the stream, when that was last looked at
         self.first_byte_at: float | None = None
         self.metered = False
         self.reached = False  # an engine has had the request
@@ -195,7 +201,7 @@ class Exchange:
         self.error = self._refusal = None  # an earlier attempt's
         self._says_dead = False
         self.reached = True
-        self.heard_at = self.now()
+        self.attempt_at = self.heard_at = self.now()
         connection.request(request, self)
 
     async def outcome(self) -> ExchangeOutcome:
@@ -239,6 +245,7 @@ class Exchange:
         unknown whether an answer that has not begun was worked on, and it is not charged.
         """
         self._drop_engine()
+        release_frames(refusal)
         self._refusal = refusal
         sent = self._stage in (Stage.STREAMING, Stage.COMPLETE)
         worked_on = self.reached and not self.awaited and self._status in (0, 200)  # since the request was sent
@@ -270,7 +277,13 @@ class Exchange:
                 self.beat_at = now
                 self._begin(Stage.HEARTBEAT)
                 self._client.piece(self._api_format.heartbeat)
-        elif reader is not None and not reader.done and now - max(self.beat_at, self.heard_at) >= every:
+            return
+        if reader is None or reader.done:
+            return
+        # Not all that is heard is sent: of an answer that was ended before its engine did, nothing is.
+        if reader.latest is not self._latest:
+            self._latest, self._sent_at = reader.latest, self.heard_at
+        if now - max(self.beat_at, self._sent_at) >= every:
             self.beat_at = now
             self._client.piece(self._api_format.ping)
 
@@ -291,6 +304,16 @@ class Exchange:
             self._outcome = self._waiter = None
             self._last(self._error_event(refusal) + self._api_format.stream_terminator)
         return True
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the engine answers with a stream, of which the first byte shows that it has read the prompt."""
+        return self._reader is not None
+
+    @property
+    def finish_reason(self) -> str:
+        """The engine's word for why its answer ended; "": it has not said so."""
+        return self._finish_reason if self._reader is None else self._reader.finish_reason()
 
     @property
     def events(self) -> int:
@@ -422,9 +445,8 @@ class Exchange:
         try:
             verdict = observer.feed(events)
         except Exception:  # an observer's fault must not cost the client its answer
-            log.exception("a stream is no longer observed")
-            self._meter.observer_failed()
-            self._observer = None
+            log.exception("call %s is no longer observed", self._context.request_id)
+            self._drop_observer()
             return False
         if verdict is None:
             return False
@@ -432,14 +454,21 @@ class Exchange:
             self._stopped = True
             self.cut_off(verdict)
         else:
-            self._end_early(verdict, events)
+            self._end_early(verdict, events, observer)
         return True
 
-    def _end_early(self, stop: EarlyStop, events: bytes) -> None:
+    def _drop_observer(self) -> None:
+        """Go on without the observer, which has just raised."""
+        self._meter.observer_failed()
+        self._observer = None
+
+    def _end_early(self, stop: EarlyStop, events: bytes, observer: StreamObserver) -> None:
         """End the answer after these events, or one of several, unless it ends with them anyway."""
         reader = self._reader
         assert reader is not None
         ending = reader.end_early(stop, self._context.call.prompt_estimate)
+        if not ending:
+            observer.ended_itself(stop.choice)
         if self._assembly is not None:
             if ending and STOPPED_HEADER not in self._headers:
                 self._headers.append(STOPPED_HEADER)
@@ -486,6 +515,7 @@ class Exchange:
                 self._share.take(self._size - self._share.held)
         except Refusal as refusal:
             self._drop_engine()
+            release_frames(refusal)
             self._refusal = refusal
             self._close("failed")
             self._finish(ExchangeOutcome.BROKEN)
@@ -529,14 +559,15 @@ class Exchange:
                 body = engine_errors.decompress(body, self._encoding, MAX_ANSWER)
             engine_errors.check_answer(body, self._content_type, self._context.call, self._context.endpoint)
         except Refusal as refusal:
+            release_frames(refusal)
             self._refusal = refusal
             self._finish(ExchangeOutcome.REFUSED)
             return
         tokens, estimated = requests.read_used_tokens(body, self._context.call, self._context.endpoint)
+        if self._context.endpoint.costs == "prompt and answer":
+            self._finish_reason = readers.find_finish_reason(body)
         if (guard := self._context.guard) is not None:
-            body = guard.read_whole(body)
-            if guard.stopped:
-                self._headers.append(STOPPED_HEADER)
+            body = self._read_whole(body, guard)
         not_started = self._stage is Stage.NOT_STARTED
         # A stream that was kept alive cannot become a JSON.
         self._meter.close("finished" if not_started else "failed", tokens, estimated=estimated)
@@ -545,6 +576,18 @@ class Exchange:
             self._answer(body, self._content_type)
         else:
             self._finish(ExchangeOutcome.BROKEN)
+
+    def _read_whole(self, body: bytes, guard: LoopGuard) -> bytes:
+        """Show the guard an answer in one piece; return what the client is sent of it."""
+        try:
+            through = guard.read_whole(body)
+        except Exception:  # see `_is_stopped`
+            log.exception("call %s is not observed", self._context.request_id)
+            self._drop_observer()
+            return body
+        if guard.stopped:
+            self._headers.append(STOPPED_HEADER)
+        return through
 
     def _end_assembly(self, reader: readers.Reader, assembly: Accumulator) -> None:
         usage = reader.usage

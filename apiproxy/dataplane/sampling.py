@@ -1,6 +1,7 @@
 """How a model samples where the client does not say, and within which bounds it may say. No I/O."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 Values = Callable[[str], Any]  # of a call's members, None for those that it lacks
@@ -22,11 +23,14 @@ class ParameterPreset(NamedTuple):
         """Return what the engine gets in place of what the client wants; None: nothing else."""
         if wanted is None:
             return self.default
-        if isinstance(wanted, bool) or not isinstance(wanted, int | float):
+        number = read_number(wanted)
+        if number is None:
             return None  # nonsense, which the engine refuses by name
-        if self.most is not None and wanted > self.most:
+        if self.most is not None and not number <= self.most:  # also what compares with nothing, a NaN
             return self.most
-        return self.least if self.least is not None and wanted < self.least else None
+        if self.least is not None and not number >= self.least:
+            return self.least
+        return number if number is not wanted and isfinite(number) else None
 
 
 def preset_members(wanted: Values, presets: Sequence[ParameterPreset], *, every: bool) -> dict[str, float]:
@@ -42,8 +46,20 @@ def describe(members: Mapping[str, float]) -> bytes:
     return ", ".join(f"{name}={value:g}" for name, value in members.items()).encode()
 
 
+def read_number(value: Any) -> float | None:
+    """Return the number that a value means to an engine; None if it means none.
+
+    vLLM reads "2" as 2.0 and true as 1.0.
+    """
+    if isinstance(value, bool | str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) else None
+
+
 def read_temperature(value: Any) -> int | None:
     """Return a temperature in hundredths; None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TEMPERATURE:
-        return None
-    return round(value * 100)
+    number = read_number(value)
+    return round(number * 100) if number is not None and 0 <= number <= MAX_TEMPERATURE else None

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.cors import Origins
 from apiproxy.dataplane.crash_suspects import CrashSuspects
+from apiproxy.dataplane.feedback import Record, record_nowhere
 from apiproxy.dataplane.formats.requests import RequestPolicy
 from apiproxy.dataplane.ledger import Spool
 from apiproxy.dataplane.limits.local import Admission
 from apiproxy.dataplane.memory_budget import MemoryBudget
 from apiproxy.dataplane.metrics import Metrics
+from apiproxy.dataplane.shared_queue import SharedQueue
 from apiproxy.dataplane.stream.loop_guard import LoopGuard
 from apiproxy.dataplane.stream.observers import StreamObserver
 from apiproxy.dataplane.throughput import ThroughputEstimator
+from apiproxy.dataplane.wake_ups import WakeUp
 
 
 def watch_for_loops(context: RequestContext) -> LoopGuard | None:
@@ -39,10 +42,11 @@ class Services:
     max_upload: int  # bytes
     origins: Origins  # of pages that may call from a browser
     proxies: int  # proxies of ours in front, which are believed where a caller comes from
-    workers: int  # gateways that share the engines
     suspects: CrashSuspects
-    request_wake_up: Callable[[int], None]  # of a sleeping model, by id
+    request_wake_up: Callable[[WakeUp], None]  # has a sleeping model loaded
+    shared_queue: SharedQueue | None = None  # with other gateways, if these may share the engines
     observe: Callable[[RequestContext], StreamObserver | None] = watch_for_loops  # what watches a call's stream
+    record_feedback: Record = record_nowhere
     throughput: ThroughputEstimator = field(default_factory=ThroughputEstimator)
     wall: Callable[[], float] = time.time  # Unix seconds
     clock: Callable[[], float] = time.monotonic  # seconds

@@ -15,6 +15,7 @@ from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT
 MAX_ID = 2**63 - 1
 MAX_MS = 2**31 - 1  # an `integer` of PostgreSQL: 24 days
 MAX_TEMPERATURE = 1000  # hundredths; engines take 2.0 at most
+MAX_RETRIES = 1000
 MAX_TIME = 32_503_680_000.0  # the year 3000; a clock that was never set says 1970
 # "looped": the answer was in a word loop when it ended, also if the client or the gateway ended it.
 STATUSES = frozenset({"finished", "looped", "aborted", "interrupted", "failed", "refused"})
@@ -54,6 +55,15 @@ class Usage:
     looped_tokens: int = 0  # of the completion, those that repeat what is before them
     saved_tokens: int = 0  # that an answer which was ended because of a loop could still have had
     temperature: int | None = None  # hundredths, as the engine got it; None: none
+    watched: bool = False  # word loops were looked for to its end
+    observer_failed: bool = False  # not to its end, by a fault of ours; not recorded with the call
+    # The timeline, before and beside `first_token_ms` and `duration_ms`. None and "": of an older gateway, or unknown.
+    queued_ms: int | None = None  # until it was its turn
+    loading_ms: int | None = None  # until its model was loaded
+    prefill_ms: int | None = None  # from when its engine had it to the first byte; None also of answers in one piece
+    retries: int | None = None  # how often it was sent to another replica
+    stopped_by: str = ""  # one of `stops.STOPS`
+    engine: str = ""  # what runs it, and its version
 
 
 NAMES = frozenset(Usage.__dataclass_fields__)
@@ -70,11 +80,19 @@ NUMBERS = (
     ("looped_tokens", INTEGER, 0, MAX_TOKEN_COUNT),
     ("saved_tokens", INTEGER, 0, MAX_TOKEN_COUNT),
     ("temperature", OPTIONAL_INTEGER, 0, MAX_TEMPERATURE),
+    *((f"{stage}_ms", OPTIONAL_INTEGER, 0, MAX_MS) for stage in ("queued", "loading", "prefill")),
+    ("retries", OPTIONAL_INTEGER, 0, MAX_RETRIES),
 )
 # What lines of older versions lack, with what it is then.
-ABSENT = {"looped_tokens": 0, "saved_tokens": 0, "temperature": None}
+ABSENT = {
+    **{"looped_tokens": 0, "saved_tokens": 0, "temperature": None, "watched": False, "observer_failed": False},
+    **{"queued_ms": None, "loading_ms": None, "prefill_ms": None, "retries": None},
+}
 # Member: longest text. Those that an older version did not write are "".
-TEXTS = (("request_id", 40), ("model", 100), ("endpoint", 40), ("end_user", 64), ("address", 45), ("client", 80))
+TEXTS = (
+    *(("request_id", 40), ("model", 100), ("endpoint", 40), ("end_user", 64), ("address", 45), ("client", 80)),
+    *(("stopped_by", 16), ("engine", 80)),
+)
 
 
 def encode_line(kind: str, usage: Usage) -> bytes:
@@ -143,6 +161,8 @@ def is_valid(facts: dict[str, Any]) -> bool:
     request_id, model, endpoint = facts["request_id"], facts["model"], facts["endpoint"]
     end_user, address, client, status = facts["end_user"], facts["address"], facts["client"], facts["status"]
     looped, saved, temperature = facts["looped_tokens"], facts["saved_tokens"], facts["temperature"]
+    queued, loading, prefill, retries = facts["queued_ms"], facts["loading_ms"], facts["prefill_ms"], facts["retries"]
+    stopped_by, engine = facts["stopped_by"], facts["engine"]
     return (
         (type(key) is int and 1 <= key <= MAX_ID)
         and (type(tenant) is int and 1 <= tenant <= MAX_ID)
@@ -157,13 +177,21 @@ def is_valid(facts: dict[str, Any]) -> bool:
         and (temperature is None or (type(temperature) is int and 0 <= temperature <= MAX_TEMPERATURE))
         and (type(lasted) is int and 0 <= lasted <= MAX_MS)
         and (first is None or (type(first) is int and 0 <= first <= MAX_MS))
+        and (queued is None or (type(queued) is int and 0 <= queued <= MAX_MS))
+        and (loading is None or (type(loading) is int and 0 <= loading <= MAX_MS))
+        and (prefill is None or (type(prefill) is int and 0 <= prefill <= MAX_MS))
+        and (retries is None or (type(retries) is int and 0 <= retries <= MAX_RETRIES))
         and (type(started) is float and 0 <= started <= MAX_TIME)
         and type(request_id) is type(model) is type(endpoint) is type(end_user) is type(address) is type(client) is str
         and (len(request_id) <= 40 and len(model) <= 100 and len(endpoint) <= 40)
         and (len(end_user) <= 64 and len(address) <= 45 and len(client) <= 80)
-        and "\0" not in f"{request_id}{model}{endpoint}{end_user}{address}{client}"
+        and type(stopped_by) is type(engine) is str
+        and (len(stopped_by) <= 16 and len(engine) <= 80)
+        and "\0" not in f"{request_id}{model}{endpoint}{end_user}{address}{client}{stopped_by}{engine}"
         and (type(status) is str and status in STATUSES)
         and (facts["estimated"] is True or facts["estimated"] is False)
+        and (facts["watched"] is True or facts["watched"] is False)
+        and (facts["observer_failed"] is True or facts["observer_failed"] is False)
     )
 
 
@@ -186,13 +214,19 @@ def _check_members(facts: dict[str, Any]) -> None:
         value = facts.get(name, "")
         if type(value) is not str or len(value) > longest or "\0" in value:
             raise _bad_value(name, value)
-    started, status, estimated = facts["started"], facts["status"], facts["estimated"]
+    started, status = facts["started"], facts["status"]
     if type(started) not in (float, int) or not 0 <= started <= MAX_TIME:
         raise _bad_value("started", started)
     if type(status) is not str or status not in STATUSES:
         raise _bad_value("status", status)
-    if estimated is not True and estimated is not False:
-        raise _bad_value("estimated", estimated)
+    _check_flag("estimated", facts["estimated"])
+    for name in ("watched", "observer_failed"):
+        _check_flag(name, facts.get(name, ABSENT[name]))
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if value is not True and value is not False:
+        raise _bad_value(name, value)
 
 
 def _bad_value(name: str, value: Any) -> BadLine:

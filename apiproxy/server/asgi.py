@@ -9,16 +9,18 @@ import fcntl
 import gc
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 from django.conf import settings
+from django.db import DataError, IntegrityError
 
 from apiproxy.bridge import catalogue_loader
 from apiproxy.dataplane import host_watch
@@ -26,7 +28,10 @@ from apiproxy.dataplane.catalogue import Catalogue, Counter, Limit
 from apiproxy.dataplane.cors import Origins
 from apiproxy.dataplane.crash_suspects import CrashSuspects
 from apiproxy.dataplane.downstream import Receive, Scope, Send, client_of
+from apiproxy.dataplane.errors import FeedbackUnavailable
 from apiproxy.dataplane.executor import DaemonExecutor
+from apiproxy.dataplane.fairness import ContendedMinute
+from apiproxy.dataplane.feedback import FeedbackNote, Outcome
 from apiproxy.dataplane.formats.requests import RequestPolicy
 from apiproxy.dataplane.gateway import JSON, Gateway
 from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused, Spool, UsageDrain
@@ -35,8 +40,11 @@ from apiproxy.dataplane.limits.redis import SharedLimits
 from apiproxy.dataplane.memory_budget import MemoryBudget
 from apiproxy.dataplane.metrics import LAYOUT, Metrics
 from apiproxy.dataplane.mmap_counters import CounterFile
+from apiproxy.dataplane.queue_snapshot import QueueSnapshot
 from apiproxy.dataplane.routes import PROBES
 from apiproxy.dataplane.services import Services
+from apiproxy.dataplane.shared_queue import SharedQueue
+from apiproxy.dataplane.wake_ups import WakeUp
 from apiproxy.server import malloc_trim
 from modelregistry.supervisor.watchdog import HANGS, Down, Watchdog
 from portal.quotas import windows
@@ -54,6 +62,8 @@ FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
 RECORD_REJECTIONS = 2.0  # seconds between two writings of refused calls
 REPORT = 2.0  # seconds between two looks at what could not be recorded
+# Seconds between two reports of the queue to operators: while calls wait, and while none does.
+REPORT_QUEUE, REPORT_IDLE_QUEUE = 2.0, 10.0
 # Seconds that a step of a background task may take before it counts as hanging: a database may hang for so long.
 PATIENT = 60.0
 # Seconds after which a gateway whose metering fails, though the database is there, takes no calls any more: its usage
@@ -85,10 +95,13 @@ class Application:
         self._moved, self._wait = 0, MOVE  # lines of the spool that are moved; seconds until the next look at it
         self._refused = self._aside = 0  # usage that could not be recorded: what /metrics has counted, what waits
         self._reported = -1
-        self._woken: dict[int, float] = {}
+        self._worker = f"{settings.HOST_NAME}/{os.getpid()}"
+        self._queue_reported = -math.inf  # loop time
+        self._woken: dict[tuple[int, bool], float] = {}  # by model, and whether more than a batch waits for it
         self._looks: dict[tuple[Counter, float], asyncio.Task[Spending | None]] = {}
         self._spent_again = 0.0
         self._shared: SharedLimits | None = None
+        self._queue: SharedQueue | None = None
         self._only: int | None = None  # descriptor of the lock that a second gateway would want
         self._starting = asyncio.Lock()
         self._next_look: asyncio.Event | None = None  # a look that unknown keys wait for and that has not begun
@@ -167,7 +180,7 @@ class Application:
     async def _build(self) -> None:
         spool = Spool(settings.SPOOL)
         self.drain = UsageDrain(settings.SPOOL, catalogue_loader.record_usage, own=spool.owner)
-        limits = self._limits()
+        limits, self._queue = self._limits(), self._shared_queue()
         malloc_trim.configure_malloc()
         budget = MemoryBudget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY)
         self._trimmer = malloc_trim.MallocTrimmer(budget)
@@ -183,7 +196,6 @@ class Application:
             max_upload=settings.GATEWAY_MAX_UPLOAD,
             origins=Origins(settings.GATEWAY_CORS_ORIGINS),
             proxies=settings.TRUSTED_PROXIES,
-            workers=settings.GATEWAY_WORKERS,
             suspects=CrashSuspects(
                 settings.RUN / "suspects",
                 catalogue_loader.body_key(),
@@ -191,6 +203,8 @@ class Application:
                 wall=time.time,
             ),
             request_wake_up=self._request_wake_up,
+            shared_queue=self._queue,
+            record_feedback=self._record_feedback,
         )
         gateway = Gateway(services)
         self._catalogue_thread = DaemonExecutor("catalogue")
@@ -205,7 +219,8 @@ class Application:
         await self._reload(gateway)
         if isinstance(limits, SharedLimits):
             self._shared = limits
-            await limits.start()
+        # Side by side: while Redis is away each waits for it.
+        await asyncio.gather(*(one.start() for one in (self._shared, self._queue) if one is not None))
         self._gateway = gateway
         for name, step in (
             ("catalogue", self._poll),
@@ -215,6 +230,7 @@ class Application:
             ("engines", self._ask_engines),
             ("refusals", self._record_rejections_often),
             ("set_aside", self._report_set_aside),
+            ("queue", self._report_queue_often),
         ):
             self._tasks.append(self._watchdog.keep_running(name, partial(step, gateway), patience=PATIENT))
         # What lives as long as the process is put out of the collector's sight: p99 of 700 streams 26 -> 6 ms.
@@ -230,6 +246,16 @@ class Application:
             prefix=settings.REDIS_PREFIX,
             bounds=windows.window_bounds,
             spent=self._query_spent,
+            workers=settings.GATEWAY_WORKERS,
+            keep=self._watchdog.keep_running,
+        )
+
+    def _shared_queue(self) -> SharedQueue | None:
+        if not settings.REDIS_URL:
+            return None
+        return SharedQueue(
+            settings.REDIS_URL,
+            prefix=settings.REDIS_PREFIX,
             workers=settings.GATEWAY_WORKERS,
             keep=self._watchdog.keep_running,
         )
@@ -253,9 +279,13 @@ class Application:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_MOVE):
                     await self._record_rejections(gateway)
+                    await self._record_refused_calls(gateway)
+                    await self._withdraw_queue()
         if self._shared is not None:
             # Last: calls that were cut off have been settled by now.
             await self._shared.close()
+        if self._queue is not None:
+            await self._queue.close()
         await self._watchdog.close()
         gateway.services.spool.close()
         gateway.services.metrics.close()
@@ -296,6 +326,7 @@ class Application:
             gateway.note_supervisors(
                 await loop.run_in_executor(self._catalogue_thread, catalogue_loader.heartbeats_by_host)
             )
+            gateway.note_loads(await loop.run_in_executor(self._catalogue_thread, catalogue_loader.loads_by_replica))
         await self._check_catalogue(gateway)
 
     async def _refresh(self) -> None:
@@ -424,6 +455,7 @@ class Application:
     async def _record_rejections_often(self, gateway: Gateway) -> None:
         await asyncio.sleep(RECORD_REJECTIONS)
         await self._record_rejections(gateway)
+        await self._record_refused_calls(gateway)
         await self._record_deaths(gateway)
 
     async def _record_rejections(self, gateway: Gateway) -> None:
@@ -440,6 +472,21 @@ class Application:
         except RecordRefused as error:
             log.error("the database would not take %d counts of refused calls: %s", len(counts), error)
 
+    async def _record_refused_calls(self, gateway: Gateway) -> None:
+        """Write the last refused calls, by which their callers can look up why. Best effort, see `refused_calls`."""
+        calls = gateway.refused_calls.take()
+        if not calls:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.shield(
+                loop.run_in_executor(self._ledger_thread, catalogue_loader.record_refused_calls, calls)
+            )
+        except DatabaseUnavailable:
+            gateway.refused_calls.give_back(calls)  # the ledger has reported it
+        except RecordRefused as error:
+            log.error("the database would not take %d refused calls: %s", len(calls), error)
+
     async def _record_deaths(self, gateway: Gateway) -> None:
         """Write the calls under which engines died into the audit log; the log has them in any case."""
         deaths = gateway.services.suspects.take()
@@ -450,6 +497,32 @@ class Application:
             await asyncio.shield(loop.run_in_executor(self._ledger_thread, catalogue_loader.record_deaths, deaths))
         except (DatabaseUnavailable, RecordRefused) as error:
             log.error("%d calls under which engines died are missing in the audit log: %s", len(deaths), error)
+
+    async def _report_queue_often(self, gateway: Gateway) -> None:
+        await asyncio.sleep(REPORT_QUEUE)
+        if gateway.queued or asyncio.get_running_loop().time() - self._queue_reported >= REPORT_IDLE_QUEUE:
+            with contextlib.suppress(DatabaseUnavailable):  # that is reported already
+                await self._report_queue(gateway)
+
+    async def _withdraw_queue(self) -> None:
+        """Take this worker, which stops, off operators' pages; without the database they notice by its age."""
+        withdraw = partial(catalogue_loader.withdraw_queue, self._worker)
+        with contextlib.suppress(DatabaseUnavailable):
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._ledger_thread, withdraw))
+
+    async def _report_queue(self, gateway: Gateway) -> None:
+        """Report who waits to operators, and what callers were served in the minutes that are over."""
+        loop = asyncio.get_running_loop()
+        minutes = gateway.fairness.finished()
+        write = partial(
+            write_queue_report,
+            self._worker,
+            gateway.queue_snapshot(),
+            minutes,
+        )
+        await asyncio.shield(loop.run_in_executor(self._ledger_thread, write))
+        gateway.fairness.forget(minutes)
+        self._queue_reported = loop.time()
 
     async def _sweep(self, gateway: Gateway) -> None:
         await asyncio.sleep(1.0)
@@ -473,11 +546,30 @@ class Application:
             gateway.services.metrics.count_lost_usage(refused - self._refused)
             self._refused = refused
 
-    def _request_wake_up(self, model: int) -> None:
+    def _request_wake_up(self, wake: WakeUp) -> None:
+        loop, key = asyncio.get_running_loop(), (wake.model, wake.interactive)
+        if loop.time() - self._woken.get(key, -WAKE_AGAIN) >= WAKE_AGAIN:
+            self._woken[key] = loop.time()
+            waiting = max(1, self.gateway.waiting(wake.model))  # the first is not in the queue yet
+            writing = loop.run_in_executor(self._catalogue_thread, write_wake_request, wake, waiting)
+            writing.add_done_callback(partial(self._on_wake_request, wake))
+
+    def _on_wake_request(self, wake: WakeUp, writing: asyncio.Future[float]) -> None:
+        if not writing.cancelled() and (seconds := writing.result()):
+            self._woken.pop((wake.model, wake.interactive), None)  # another caller's call has it loaded
+            self.gateway.refuse_wake_up(wake, seconds)
+
+    async def _record_feedback(self, note: FeedbackNote) -> Outcome:
+        """Store what a caller says. Raises FeedbackUnavailable where the database does not answer in time."""
         loop = asyncio.get_running_loop()
-        if loop.time() - self._woken.get(model, -WAKE_AGAIN) >= WAKE_AGAIN:
-            self._woken[model] = loop.time()
-            loop.run_in_executor(self._catalogue_thread, write_wake_request, model)
+        try:
+            # In the thread of limits: that of the catalogue would keep a revoked key alive.
+            async with asyncio.timeout(PATIENCE):
+                return await asyncio.shield(
+                    loop.run_in_executor(self._limits_thread, catalogue_loader.record_feedback, note)
+                )
+        except (DatabaseUnavailable, IntegrityError, DataError, TimeoutError) as error:
+            raise FeedbackUnavailable("feedback_unavailable", headers={"retry-after": "30"}) from error
 
 
 def lock(path: Path, kind: int) -> int:
@@ -492,13 +584,20 @@ def lock(path: Path, kind: int) -> int:
     return descriptor
 
 
-def write_wake_request(model: int) -> None:
+def write_queue_report(worker: str, snapshot: QueueSnapshot, minutes: Sequence[ContendedMinute]) -> None:
+    """Write who waits in this worker. In a thread, where 200 calls become plain values as well."""
+    catalogue_loader.report_queue(worker, asdict(snapshot), [asdict(one) for one in minutes])
+
+
+def write_wake_request(wake: WakeUp, calls: int) -> float:
+    """Return 0; or in how many seconds its caller may have the model loaded, who had too many others loaded."""
     try:
-        catalogue_loader.request_wake_up(model)
+        return catalogue_loader.request_wake_up(wake, calls)
     except DatabaseUnavailable as error:
-        log.warning("cannot ask for model %s: %s", model, error)
+        log.warning("cannot ask for model %s: %s", wake.model, error)
     except Exception:  # it may be gone
-        log.exception("cannot ask for model %s", model)
+        log.exception("cannot ask for model %s", wake.model)
+    return 0.0
 
 
 def request_policy() -> RequestPolicy:

@@ -30,6 +30,10 @@ INHERITED_PREFIXES = (
     *("HF_", "TORCH", "PYTORCH_", "TRITON_", "TOKENIZERS_", "RAY_", "GLOO_", "SAFETENSORS_"),
 )
 
+# How a model sleeps: its engine is stopped, or keeps its processes (vLLM's sleep mode) and gives back its GPUs' memory.
+# At level 1 its weights wait in RAM, at level 2 they are read again.
+STOP, LEVEL_1, LEVEL_2 = "stop", "level1", "level2"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
@@ -49,6 +53,7 @@ class Spec:
     allowed_risks: tuple[str, ...] = ()
     generation: int = 0  # of restarts that operators asked for
     version: str = ""  # of the engine, to which it is pinned; empty: the newest that has proven itself
+    sleep: str = STOP  # what becomes of its engine when nothing calls it: STOP, LEVEL_1 or LEVEL_2
 
     def arguments(self, launcher: str) -> Arguments:
         """Read the operator's arguments as this launcher does."""
@@ -63,6 +68,8 @@ class Spec:
         values = asdict(self)
         if not self.version:
             del values["version"]  # came later: what runs since before is still what is wanted
+        if self.sleep == STOP:
+            del values["sleep"]
         return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -268,6 +275,25 @@ class Engine:
         """Return whether this version of it can end an answer that repeats itself (vLLM's `repetition_detection`)."""
         return False
 
+    def sleep_levels(self) -> tuple[str, ...]:
+        """Return how its models can sleep; all but STOP keep their processes."""
+        return (STOP,)
+
+    def explain_no_sleep(self, program: Sequence[str], version: str) -> str:
+        """Return why this program cannot sleep, as a code of `failure_advice`; empty: it can.
+
+        `version`: empty if it is not known.
+        """
+        return "sleep-unknown"
+
+    def sleep_options(self, spec: Spec) -> CommandParts:
+        """Return what it needs to be able to sleep as the model is to."""
+        return CommandParts()
+
+    def predict_asleep(self, prediction: Prediction) -> Prediction:
+        """Return what it takes of its devices while it sleeps. `prediction`: awake."""
+        return prediction
+
     def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         """Return how it is started, whatever memory it gets. An external engine, which is never started, has none."""
         raise NotImplementedError
@@ -299,8 +325,8 @@ class Engine:
 
         `grant` None: what it will take could not be predicted, so the engine takes what it takes by itself.
         """
-        parts = self.command(spec, endpoint)
-        options = parts.options + self.isolation_options(spec, isolation)
+        parts, sleep = self.command(spec, endpoint), self.sleep_options(spec)
+        options = parts.options + self.isolation_options(spec, isolation) + sleep.options
         if grant:
             planned = self.memory_options(spec, grant)
             options = arguments.drop_overridden(
@@ -310,7 +336,8 @@ class Engine:
         operators = spec.arguments(self.launcher)
         own = self.own_options(program)
         options = [*arguments.drop_overridden(self.launcher, options, operators), *own.options]
-        env = self._inherited_environment(environment) | _prepend_path(program, environment) | parts.env | own.env
+        inherited = self._inherited_environment(environment) | _prepend_path(program, environment)
+        env = inherited | parts.env | sleep.env | own.env
         if grant:
             env |= {"CUDA_VISIBLE_DEVICES": ",".join(grant.visible), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # NVML's order
             env = {name: value for name, value in env.items() if name not in self.planned_variables}
@@ -373,6 +400,10 @@ class Engine:
 
     def sees_images(self, args: Sequence[str]) -> bool:
         """Return whether it takes images."""
+        return False
+
+    def reasons(self, args: Sequence[str]) -> bool:
+        """Return whether it thinks before it answers, and sends its thoughts apart from the answer."""
         return False
 
     # --- Its failures

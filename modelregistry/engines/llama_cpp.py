@@ -147,6 +147,12 @@ class LlamaCpp(Engine):
         # With the projector of the model.
         return bool(read_arguments(self.launcher, args).text("--mmproj"))
 
+    def reasons(self, args: Sequence[str]) -> bool:
+        # By default it is "auto" for every model, so only what an operator chose says something of this one.
+        parsed = read_arguments(self.launcher, args)
+        chosen = parsed.text("--reasoning-format") not in (None, "", "none", "auto")
+        return chosen or parsed.text("--reasoning") == "on"
+
 
 class LlamaServer(LlamaCpp):
     """llama.cpp's own server, compiled for this host."""

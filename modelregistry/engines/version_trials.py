@@ -27,7 +27,7 @@ NOT_ITS_FAULT = frozenset(
     [
         *("does-not-fit", "port-in-use", "missing-file", "bad-files", "pointer-file", "no-permission", "disk-full"),
         *("disk-fault", "read-only", "gpu-lost", "gpu-memory-fault", "gpu-busy", "driver-mismatch", "fabric-manager"),
-        *("bad-address", "remote-code", "host-memory", "no-engine", "start-fault"),
+        *("bad-address", "remote-code", "host-memory", "no-engine", "start-fault", "sleep-unsupported"),
     ]
 )
 

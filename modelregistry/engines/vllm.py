@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from modelregistry.engines import vllm_arguments
 from modelregistry.engines.arguments import Arguments, read_arguments
 from modelregistry.engines.base import (
+    LEVEL_1,
+    LEVEL_2,
+    STOP,
     CallerIsolation,
     CommandParts,
     Engine,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 LEAST_CACHE = 2**20  # bytes; not 0, which could be taken as unset
 # An environment's own scripts hold the path of their Python, so vLLM's command is started by its module.
 VLLM_MODULE = ("-m", "vllm.entrypoints.cli.main")
+LEAST_TO_SLEEP = (0, 11)  # of its releases: the first whose documentation has the reload of level 2
 VLLM_GUARD = Path(__file__).with_name("vllm_guard")  # on the PYTHONPATH of a vLLM that we installed
 
 
@@ -102,8 +106,30 @@ class Vllm(Engine):
 
     def ends_loops(self, version: str) -> bool:
         # `repetition_detection` of its requests came with 0.17.
-        release = re.match(r"(\d+)\.(\d+)", version)
-        return release is not None and (int(release[1]), int(release[2])) >= (0, 17)
+        return _release_of(version) >= (0, 17)
+
+    # --- Its sleep
+
+    def sleep_levels(self) -> tuple[str, ...]:
+        return (STOP, LEVEL_1, LEVEL_2)
+
+    def explain_no_sleep(self, program: Sequence[str], version: str) -> str:
+        if self.runs_on_cpu(program):
+            return "sleep-cpu"  # "Sleep mode is not supported on current platform", and it would not start
+        if tuple(program[1:]) != VLLM_MODULE:
+            return "sleep-unguarded"  # its development routes would be open to all who reach its port
+        if version and _release_of(version) < LEAST_TO_SLEEP:
+            return "sleep-version"
+        return ""
+
+    def sleep_options(self, spec: Spec) -> CommandParts:
+        if spec.sleep == STOP:
+            return CommandParts()
+        # What development mode would add to the log is stacks of errors, with callers' words in them.
+        return CommandParts(options=["--enable-sleep-mode", "--no-log-error-stack"], env={"VLLM_SERVER_DEV_MODE": "1"})
+
+    def predict_asleep(self, prediction: Prediction) -> Prediction:
+        return memory.predict_asleep(prediction)
 
     def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         argv = ["--served-model-name", spec.name, "--host", endpoint.address, "--port", str(endpoint.port)]
@@ -227,6 +253,15 @@ class Vllm(Engine):
     def sees_images(self, args: Sequence[str]) -> bool:
         limits = read_arguments(self.launcher, args).data("--limit-mm-per-prompt")
         return isinstance(limits, dict) and limits.get("image") != 0
+
+    def reasons(self, args: Sequence[str]) -> bool:
+        return bool(read_arguments(self.launcher, args).text("--reasoning-parser"))
+
+
+def _release_of(version: str) -> tuple[int, int]:
+    """Return major and minor; (0, 0) of what is no version."""
+    release = re.match(r"(\d+)\.(\d+)", version)
+    return (int(release[1]), int(release[2])) if release else (0, 0)
 
 
 def _load_format(directory: Path) -> str:

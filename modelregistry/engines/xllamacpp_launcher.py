@@ -1,8 +1,9 @@
 """Runs llama.cpp's own HTTP server out of the `xllamacpp` wheel, in llama-server's words.
 
 Executed by the Python of that engine's environment (3.10 or newer), so it imports nothing of ours. The API key comes
-in LLAMA_API_KEY. On SIGTERM it waits until no request is running or `--grace` seconds are over, and is gone: the
-server's destructor would wait for running requests with the interpreter lock held.
+in LLAMA_API_KEY. Port 0 is any free one; the line "listening on" has it. On SIGTERM it waits until no request is
+running or `--grace` seconds are over, and is gone: the server's destructor would wait for running requests with the
+interpreter lock held.
 
 `OPTIONS` is what it takes: llama-server's options as far as the wheel's parameters have them, by the names and with the
 meaning of llama.cpp's common/arg.cpp (b11434). The product reads the table too, and
@@ -52,8 +53,8 @@ def main(argv: "list[str]") -> None:
             else:
                 option.apply(params, value)
         finish(params)
-        if not params.model.path or not params.model_alias or not params.port:
-            raise ValueError("--model, --alias and --port are needed")
+        if not params.model.path or not params.model_alias:
+            raise ValueError("--model and --alias are needed")
     except (ValueError, OSError, AttributeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from modelregistry.files import architecture, bounds
+from modelregistry.files import architecture, bounds, model_card
 from modelregistry.files.architecture import Config
 from modelregistry.files.json_stream import BrokenJson, JsonWalker
 from modelregistry.files.metadata import ModelMetadata
@@ -136,6 +136,7 @@ def read_checkpoint(directory: Path) -> ModelMetadata:
     size = sum(tensor.size for tensor in tensors) + sum(file.stat().st_size for file in pickles)
     config = _count_layers(config, tensors)
     kept = _memory(config, tensors)
+    card = model_card.read_model_card(directory)
     return ModelMetadata(
         architecture=config.architecture,
         task=_task(directory, config),
@@ -159,6 +160,8 @@ def read_checkpoint(directory: Path) -> ModelMetadata:
         pooling=_pooling(directory),
         risks=tuple(find_risks(directory)),
         files=len(files) or len(pickles),
+        licence=card.licence,
+        languages=card.languages,
     )
 
 

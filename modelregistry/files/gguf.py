@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from modelregistry.files import bounds
+from modelregistry.files import bounds, model_card
 from modelregistry.files.bounds import HEADS, SIZE, OutOfBounds
 from modelregistry.files.gguf_constants import (
     GGML_QUANT_SIZES,
@@ -226,7 +226,7 @@ def _parse(walk: _Walk, length: int) -> _Header:
     values: dict[str, Any] = {}
     for _ in range(pairs):
         key = walk.text()
-        values[key] = _read_value(walk, walk.number("<I"))
+        values[key] = _read_value(walk, walk.number("<I"), with_texts=key == HeaderKeys.General.LANGUAGES)
     alignment = values.get(HeaderKeys.General.ALIGNMENT, 32)
     if type(alignment) is not int or not 1 <= alignment <= bounds.SIZE:
         raise _Broken
@@ -243,7 +243,7 @@ def _size_tensors(tensors: list[_Tensor], data: int) -> Iterator[_Tensor]:
         yield tensor if tensor.number in _TYPES else replace(tensor, size=max(0, ends[tensor.offset] - tensor.offset))
 
 
-def _read_value(walk: _Walk, kind: int) -> Any:
+def _read_value(walk: _Walk, kind: int, *, with_texts: bool) -> Any:
     if kind in SCALARS:
         return walk.number(SCALARS[kind])
     if kind == GGUFValueType.STRING:
@@ -252,6 +252,8 @@ def _read_value(walk: _Walk, kind: int) -> Any:
         raise _Broken
     kind, count = walk.number("<I"), walk.number("<Q")
     if kind == GGUFValueType.STRING:
+        if with_texts and count <= model_card.MOST_LANGUAGES:
+            return [walk.text() for _ in range(count)]
         walk.skip_texts(count)
         return count
     if kind not in SCALARS:  # arrays of arrays: in the format, in no model
@@ -339,6 +341,8 @@ def _build_metadata(path: Path, values: Mapping[str, Any], tensors: list[_Tensor
         vocabulary=_vocabulary(values, own),
         pooling=pooling,
         files=files,
+        licence=clean_text(values.get(HeaderKeys.General.LICENCE)),
+        languages=model_card.clean_languages(values.get(HeaderKeys.General.LANGUAGES)),
     )
 
 

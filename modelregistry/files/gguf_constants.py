@@ -165,6 +165,8 @@ class HeaderKeys:
         ARCHITECTURE = "general.architecture"
         ALIGNMENT = "general.alignment"
         FILE_TYPE = "general.file_type"
+        LICENCE = "general.license"
+        LANGUAGES = "general.languages"
 
     class Split:
         LLM_KV_SPLIT_COUNT = "split.count"

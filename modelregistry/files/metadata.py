@@ -64,6 +64,7 @@ class ModelMetadata:
     only where an argument asks for them. `task`: what the architecture was made for.
     `feed_forward`: of a GGUF file, numbers of a token within the widest feed-forward part, those of all experts that
     work on it (`experts_per_token`) together. `risks`: what an operator had to allow. `files`: how many hold weights.
+    `licence` and `languages` (codes such as "ja"): as its publisher named them.
     """
 
     architecture: str
@@ -92,6 +93,8 @@ class ModelMetadata:
     pooling: str | None = None
     risks: tuple[str, ...] = ()
     files: int = 0
+    licence: str = ""
+    languages: tuple[str, ...] = ()
 
     def stored(self) -> dict[str, Any]:
         """Return it for JSON; what is as usual is left out, as one layer is like the other."""
@@ -107,7 +110,7 @@ class ModelMetadata:
         values = {name: value for name, value in stored.items() if name in known}
         values["attention"] = tuple(Attention(**layer) for layer in stored.get("attention", ()))
         values["states"] = tuple(RecurrentState(**layer) for layer in stored.get("states", ()))
-        for name in ("risks", "missing", "experts"):
+        for name in ("risks", "missing", "experts", "languages"):
             values[name] = tuple(stored.get(name, ()))
         return cls(**values)
 

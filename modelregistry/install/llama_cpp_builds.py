@@ -4,11 +4,13 @@ For the processor at hand; `CMAKE_ARGS` says more, as with llama-cpp-python ever
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
 import tarfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,15 @@ SERVER_OPTIONS = (
     *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_IS_DEV=OFF"),
     *("-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"),
 )
+# Compilers drop the tile configuration of its AMX kernels, so on a Xeon with AMX llama-server dies of SIGILL when it
+# computes on the processor (llama.cpp's pull request 26954, open in August 2026; seen with gcc 12 and build 11434).
+WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+
+
+def compiler_flags(known: Mapping[str, str], machine: str) -> dict[str, str]:
+    """Return CFLAGS and CXXFLAGS as they are set, with what this processor's builds need beside."""
+    more = WITHOUT_AMX if machine == "x86_64" else ""
+    return {name: f"{known.get(name, '')} {more}".strip() for name in ("CFLAGS", "CXXFLAGS")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +51,7 @@ class Build:
             # One compiler for each processor that we may use: each takes up to 1 GB.
             "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))),
             **os.environ,
+            **compiler_flags(os.environ, platform.machine()),
             "PATH": f"{self.tools / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "PIP_CONFIG_FILE": os.devnull,
         }

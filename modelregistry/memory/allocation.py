@@ -5,7 +5,7 @@ was no room.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modelregistry.engines.base import MemoryGrant, Spec
@@ -15,7 +15,7 @@ from modelregistry.files.metadata import ModelMetadata
 from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.memory import estimate, placement
 from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable
-from modelregistry.memory.placement import Commitment, NoRoom, NoSuchDevice
+from modelregistry.memory.placement import Commitment, NoRoom, NoSuchDevice, Space
 from modelregistry.process import gpus, process
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import Run
@@ -159,12 +159,14 @@ class FitResult:
 
     `allocation`: where it goes; None: nowhere, and `refusal` says why. `launcher`: "" if the host has no engine for it.
     `need`: what it would take on each of its devices, at least that where it does not fit; None: unknown.
+    `spaces`: where it could go if others made room.
     `to_go`: the fewest replicas of ours without which it would fit; (): none are in its way, or more than a few.
     """
 
     launcher: str
     allocation: Allocation | None = None
     need: Prediction | None = None
+    spaces: tuple[Space, ...] = ()
     refusal: NoRoom | NoSuchDevice | Unpredictable | None = None
     to_go: tuple[str, ...] = ()
 
@@ -200,7 +202,13 @@ def check_fit(
         to_go = placement.would_have_to_go(
             refusal.need, Demand.of(spec, launcher, kind), devices, shares, gpus=spec.gpus
         )
-        return FitResult(launcher=launcher, need=placement.at_least(refusal.need), refusal=refusal, to_go=to_go)
+        return FitResult(
+            launcher=launcher,
+            need=placement.at_least(refusal.need),
+            spaces=placement.find_spaces(refusal.need, kind, devices, gpus=spec.gpus),
+            refusal=refusal,
+            to_go=to_go,
+        )
     return FitResult(launcher=launcher, allocation=given, need=given.prediction)
 
 
@@ -238,6 +246,66 @@ def _measure_tenant(tenant: HostedReplica, devices: Sequence[Device]) -> dict[in
     promised = tenant.allocation.needed * tenant.settled
     on_cards = {device: on_devices.get(device, promised) for device in tenant.allocation.devices}
     return on_cards | {gpus.RAM: estimate.measure_held(processes).fixed}
+
+
+# --- Engines that sleep: they live, without their model on the cards ------------------------------------------------
+
+
+def bytes_for_sleep(given: Allocation) -> int:
+    """Return the RAM that its weights take while it sleeps with them (vLLM's level 1)."""
+    return given.prediction.weights * max(len(given.devices), 1)
+
+
+def while_asleep(given: Allocation, ram: int) -> Allocation:
+    """Return what it is promised while it sleeps. `ram`: bytes of RAM that it has for its weights."""
+    asleep = launched_by(given.launcher).predict_asleep(given.prediction)
+    return replace(given, prediction=replace(asleep, host=asleep.host + ram))
+
+
+def after_sleep(given: Allocation, ram: int) -> Allocation:
+    """Return what it is promised awake: the RAM in which its weights waited stays its own."""
+    return replace(given, prediction=replace(given.prediction, host=given.prediction.host + ram))
+
+
+def space_to_wake(given: Allocation) -> Space:
+    """Return what it needs on its own cards beside what it is promised asleep."""
+    return Space(needs=dict.fromkeys(given.devices, given.needed - while_asleep(given, 0).needed))
+
+
+def has_ram(wanted: int, tenants: Iterable[HostedReplica], devices: Sequence[Device]) -> bool:
+    """Return whether so many bytes of RAM are neither held nor promised. Reads /proc."""
+    shares = [share for one in occupants(tenants, devices) for share in one.shares]
+    return any(placement.free_room(one, shares).free >= wanted for one in devices if one.kind == "ram")
+
+
+def find_room_to_wake(
+    given: Allocation, sleeper: HostedReplica, others: Iterable[HostedReplica], devices: Sequence[Device]
+) -> FitResult:
+    """Return whether it can wake where it sleeps, as its process is bound to its cards. Reads /proc.
+
+    `given`: what it is promised awake; `sleeper`: the same replica as it is.
+    """
+    [own] = occupants([sleeper], devices)
+    around = [share for one in occupants(others, devices) for share in one.shares]
+    mine = [device for device in devices if device.index in given.devices]
+    free = {one.index: placement.free_room(one, [*around, *own.shares]).free for one in mine}
+    # What it holds asleep, or is promised, is its own already.
+    more = {one.index: given.needed - max(own.needed, own.held.get(one.index, 0)) for one in mine}
+    if free.keys() == set(given.devices) and all(free[index] >= more[index] for index in free):
+        return FitResult(launcher=given.launcher, allocation=given, need=given.prediction)
+    refusal = NoRoom(given.prediction, [placement.free_room(device, around) for device in mine])
+    return FitResult(launcher=given.launcher, need=given.prediction, refusal=refusal)
+
+
+def keeps_memory_asleep(given: Allocation, run: Run, devices: Sequence[Device]) -> bool:
+    """Return whether it holds more than half of what it should have given back to a card. Reads /proc.
+
+    Some versions of vLLM did (its issue 32714). Where a driver does not report whose memory it is, nothing is known.
+    """
+    held = gpus.memory_held(devices, {who.pid for who in process.process_tree(run)})
+    asleep = while_asleep(given, 0).needed
+    most = asleep + (given.needed - asleep) // 2
+    return any(held.get(device, 0) > most for device in given.devices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,9 @@
 Pure. What the devices hold now and what our engines were promised is given; nothing is kept between two questions.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 
 from modelregistry.files.metadata import ModelMetadata
 from modelregistry.memory.estimate import MIB, Demand, Prediction, predict, with_cache
@@ -19,6 +19,7 @@ RAM_MARGIN = 0.05
 # So many at a time are looked at for what would have to go, and so many are thought of as going: 800 trials at most.
 MOST_TRIED = 16
 MOST_GONE = 3
+MOST_SPACES = 128  # sets of cards that are looked at for one replica: four of eight are 70
 CONTEXT_STEP = 1024  # tokens
 # vLLM is given its part of the card as a fraction, of which it looks at no more than this.
 FRACTION_DIGITS = 4
@@ -108,8 +109,6 @@ def kind_of(devices: Iterable[Device], *, on_cpu: bool) -> str:
 
 def free_room(device: Device, shares: Sequence[Commitment]) -> Room:
     here = [share for share in shares if share.device == device.index]
-    margin = GPU_MARGIN if device.kind == "gpu" else int(device.total * RAM_MARGIN)
-    pledged = sum(share.pledged for share in here)
     held = sum(share.held for share in here)
     return Room(
         device=device.index,
@@ -117,9 +116,15 @@ def free_room(device: Device, shares: Sequence[Commitment]) -> Room:
         total=device.total,
         ours=tuple((share.name, max(share.predicted, share.held)) for share in here),
         strangers=max(0, device.used - held),
-        free=0 if device.fault else max(0, device.free - pledged - margin),
+        free=0 if device.fault else max(0, spare_bytes(device, here)),
         fault=device.fault,
     )
+
+
+def spare_bytes(device: Device, shares: Sequence[Commitment]) -> int:
+    """Return what is neither held nor promised on the device, less its margin; negative: too much is promised."""
+    margin = GPU_MARGIN if device.kind == "gpu" else int(device.total * RAM_MARGIN)
+    return device.free - sum(share.pledged for share in shares if share.device == device.index) - margin
 
 
 def find_place(
@@ -177,6 +182,26 @@ def _short_of_ram(
         ),
         None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """Devices on which one replica could go, with the bytes that it needs at least on each of them."""
+
+    needs: Mapping[int, int]
+
+
+def find_spaces(
+    prediction: Prediction, kind: str, devices: Sequence[Device], *, gpus: Sequence[int] = ()
+) -> tuple[Space, ...]:
+    """Return where a replica could go if others made room for it, by what `find_place` asks for."""
+    least = prediction.total - (prediction.cache - prediction.cache_least) - prediction.droppable
+    if kind != "gpu":
+        return tuple(Space(needs={one.index: least}) for one in devices if one.kind == kind and not one.fault)
+    cards = [one.index for one in devices if one.kind == "gpu" and not one.fault and (not gpus or one.index in gpus)]
+    beside = {RAM: prediction.host} if prediction.host else {}
+    sets = islice(combinations(cards, prediction.devices), MOST_SPACES)
+    return tuple(Space(needs=dict.fromkeys(some, least) | beside) for some in sets)
 
 
 def _candidates(rooms: Sequence[Room], prediction: Prediction, gpus: Sequence[int]) -> list[Room]:

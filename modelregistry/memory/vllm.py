@@ -63,6 +63,17 @@ def predict(facts: ModelMetadata, demand: Demand) -> Prediction:
     )
 
 
+def predict_asleep(prediction: Prediction) -> Prediction:
+    """Return what stays on each card while it sleeps: CUDA's context, the buffers between cards, and captured graphs.
+
+    Weights and cache are given back, and what PyTorch holds in reserve (v1/worker/gpu_worker.py, `sleep`). Others saw
+    1.14 GB on each of four cards (vLLM's issue 32714); not measured here.
+    """
+    left = min(prediction.apart + GRAPHS, prediction.total)
+    emptied = replace(prediction, weights=0, cache=0, cache_least=0, droppable=0, rule_of_thumb=0, open=False)
+    return replace(emptied, overhead=left, total=left)
+
+
 def fill_share(formula: Prediction, demand: Demand, card: int) -> Prediction:
     """Return the prediction with all of the part of each card (of `card` bytes) that an argument gives vLLM."""
     part = demand.arguments.decimal("--gpu-memory-utilization") or 0.0

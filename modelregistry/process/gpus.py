@@ -5,7 +5,7 @@ the list with what was last known of it and a `fault`: engines may still hold it
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +32,8 @@ class Device:
     `index` counts the host's devices in the driver's order, each instance of a divided card separately; RAM is -1.
     `uuid` is what CUDA_VISIBLE_DEVICES understands. `free` may be less than `total` - `used`: some memory is available
     to no process. `fault`: why the numbers are old; empty: they are current.
+    `utilisation`: in how much of the last second any program ran on the card, in per cent; `temperature`: of its chip,
+    in °C. None: not known, as of RAM and of instances of a divided card.
     """
 
     index: int
@@ -43,6 +45,8 @@ class Device:
     free: int
     processes: tuple[GpuProcess, ...] = ()
     fault: str = ""
+    utilisation: int | None = None
+    temperature: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name} {self.total / 1e9:.0f} GB, {self.free / 1e9:.0f} GB free"
@@ -186,7 +190,17 @@ def _read_gpu(nvml: Any, handle: Any, index: int) -> Device:
         used=memory.used,
         free=memory.free,
         processes=tuple(_read_holders(nvml, handle)),
+        utilisation=_read_sensor(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        temperature=_read_sensor(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
     )
+
+
+def _read_sensor(nvml: Any, read: Callable[[], int]) -> int | None:
+    """Return what a sensor says; None where there is none: a card without it holds models as well as any other."""
+    try:
+        return int(read())
+    except nvml.NVMLError:
+        return None
 
 
 def _read_holders(nvml: Any, handle: Any) -> Iterator[GpuProcess]:
@@ -205,7 +219,7 @@ def _read_holders(nvml: Any, handle: Any) -> Iterator[GpuProcess]:
 
 def _unread_device(before: Device | None, index: int, why: str) -> Device:
     if before:
-        return replace(before, fault=why)
+        return replace(before, fault=why, utilisation=None, temperature=None)
     return Device(index=index, uuid="", name="GPU", kind="gpu", total=0, used=0, free=0, fault=why)
 
 

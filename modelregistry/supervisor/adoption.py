@@ -82,11 +82,18 @@ def _adopt(
 
 def _take_over(replica: ManagedReplica, run: Run, now: float) -> None:
     replica.record_launch(run, metadata_of(run), now)
+    if replica.state == ReplicaState.DRAINING and _is_wanted(replica):
+        # To sleep, or for another model: both are decided again, by what is known now.
+        replica.state = ReplicaState.READY
     if replica.state in (ReplicaState.READY, ReplicaState.UNHEALTHY):
         replica.ready_at, replica.unproven = now, True
     elif replica.state != ReplicaState.DRAINING:
         replica.state = ReplicaState.STARTING
     log.info(ADOPTED, replica, run.engine.pid)
+
+
+def _is_wanted(replica: ManagedReplica) -> bool:
+    return replica.desired.enabled and replica.desired.fingerprint() == replica.fingerprint
 
 
 def _record_death(replica: ManagedReplica, facts: ReplicaFacts | None, run: Run | None) -> None:
@@ -115,7 +122,7 @@ def _desired_of_deleted(run: Run | None) -> DesiredModel:
         enabled=False,
         replicas=0,
         idle_after=None,
-        wake_requested=False,
+        hours=None,
         url="",
         upstream_key="",
         upstream_model="",

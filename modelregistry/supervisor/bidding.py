@@ -1,4 +1,4 @@
-"""Which host takes a model that no host has: among those with its files, the one where it fits and most room is left.
+"""Which host takes a model that no host has: of those with its files, one where it fits, with most room left.
 
 Each supervisor writes a bid for the models whose files it sees, reads the bids of all, and takes what it wins by a
 conditional update: whatever two of them see, one gets it. A single host takes a model at once, without a bid.
@@ -30,10 +30,20 @@ MAX_BIDS = 20  # models that are bid for at a time; computing an offer takes som
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What a host offers for a model: whether it fits there now, and the free bytes where it would go."""
+    """What a host offers for a model: whether it fits there now, and the free bytes where it would go.
+
+    `cost`: where it does not fit, what it would cost to make room for it (`eviction.cost_of`); None: there cannot be.
+    """
 
     fits: bool
     free: int
+    cost: float | None = None
+
+    @property
+    def worth(self) -> tuple[bool, bool, float, int]:
+        """Return what orders offers: where it fits, else where making room costs least, else where most is free."""
+        can_come = self.fits or self.cost is not None
+        return self.fits, can_come, 0.0 if self.fits else -(self.cost or 0.0), self.free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +65,13 @@ def choose_host(bids: Iterable[Bid], living: Collection[int], *, waited: float) 
     """Return the host that is to have the model; None: none yet.
 
     `living`: the hosts that could bid. `waited`: seconds since the caller's own bid; after BIDS_WITHIN it waits for no
-    other host, whose disk may hang. If the model fits nowhere, the host with most room takes it and reports why.
+    other host, whose disk may hang. If the model fits nowhere, it goes where making room for it costs least, or to the
+    host with most room, which reports why it does not fit.
     """
     there = [bid for bid in bids if bid.host in living]
     if not there or (waited < BIDS_WITHIN and not {bid.host for bid in there} >= set(living)):
         return None
-    return max(there, key=lambda bid: (bid.offer.fits, bid.offer.free, -bid.host)).host
+    return max(there, key=lambda bid: (*bid.offer.worth, -bid.host)).host
 
 
 class BidBook(Protocol):

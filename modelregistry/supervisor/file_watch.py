@@ -1,8 +1,10 @@
 """The metadata in the files of this host's models, read once and again whenever the files change."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from modelregistry.files import model_files
@@ -27,7 +29,7 @@ class FileWatch:
         for model, desired in desired_models:
             stamp = stamp_of(desired)
             if not desired.external and self.read.get(model) != stamp:
-                found[model] = _read(desired)
+                found[model] = replace(_read(desired), stamp=digest_of(Path(desired.spec.path)))
                 self.read[model] = stamp
         return found
 
@@ -36,6 +38,11 @@ def stamp_of(desired: DesiredModel) -> FileStamp:
     """Return a value that changes when the files do, or the risks that an operator allows."""
     spec = desired.spec
     return spec.engine, spec.path, spec.allowed_risks, tuple(_state_of(Path(spec.path)))
+
+
+def digest_of(path: Path) -> str:
+    """Return a text that changes when the files do: their names, sizes and times, not what is in them."""
+    return hashlib.sha256(repr(tuple(_state_of(path))).encode()).hexdigest()[:32]
 
 
 def _state_of(path: Path) -> Iterable[tuple[str, int, int]]:

@@ -5,19 +5,20 @@ import random
 import secrets
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from modelregistry import failure_advice, placement_messages, validation
 from modelregistry.engines import parsers, programs
-from modelregistry.engines.base import CallerIsolation, EngineEndpoint, Spec
+from modelregistry.engines.base import STOP, CallerIsolation, EngineEndpoint, Spec
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine, select_engine
 from modelregistry.engines.version_trials import NoVersion, Trial
 from modelregistry.memory import allocation, placement
-from modelregistry.memory.allocation import Allocation, HostedReplica
+from modelregistry.memory.allocation import Allocation, HostedReplica, Occupant
 from modelregistry.memory.estimate import Measured, Prediction, Unpredictable
+from modelregistry.memory.placement import Space
 from modelregistry.process import gpus, process
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import Run, Runs
@@ -36,11 +37,15 @@ class CannotLaunch(Exception):
 
 
 class DoesNotFit(CannotLaunch):
-    """The host has no room for it now. `need`: on each device; None: the host lacks the devices."""
+    """The host has no room for it now. `need`: on each device; None: the host lacks the devices.
 
-    def __init__(self, message: str, need: Prediction | None) -> None:
-        super().__init__(message, "does-not-fit")
+    `spaces`: where it could go if others made room.
+    """
+
+    def __init__(self, message: str, need: Prediction | None, spaces: tuple[Space, ...] = ()) -> None:
+        super().__init__(message, failure_advice.NO_ROOM)
         self.need = need
+        self.spaces = spaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,8 @@ class RunMetadata:
     stamp: str = ""
     trial: bool = False
     fallback: str = ""
+    sleep: str = ""  # the level at which it can sleep; "": it cannot
+    no_sleep: str = ""  # why it cannot although its model is to, as a code of `failure_advice`
 
     @property
     def address(self) -> str:
@@ -156,8 +163,31 @@ def allocate(
     if isinstance(found.refusal, Unpredictable):
         return None
     if found.allocation is None:
-        raise DoesNotFit(placement_messages.explain_refusal(found), found.need)
+        raise DoesNotFit(placement_messages.explain_refusal(found), found.need, found.spaces)
     return found.allocation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRoom:
+    """The memory of this host now. `occupants`: in the order in which they were given; `free`: by device."""
+
+    devices: Sequence[Device]
+    occupants: Sequence[Occupant]
+    free: Mapping[int, int]
+
+    def spaces_for(self, granted: Allocation, spec: Spec) -> tuple[Space, ...]:
+        """Return where a replica that runs could go another time."""
+        kind = "gpu" if granted.devices else "ram"
+        return placement.find_spaces(granted.prediction, kind, self.devices, gpus=spec.gpus)
+
+
+def measure_room(before: Sequence[Device], hosted: Iterable[HostedReplica]) -> HostRoom:
+    """Read what is free of the devices, and who holds the rest. Blocks for some 10 ms."""
+    devices = gpus.visible_devices(gpus.list_devices(before), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    occupants = allocation.occupants(hosted, devices)
+    shares = [share for one in occupants for share in one.shares]
+    free = {device.index: placement.spare_bytes(device, shares) for device in devices if not device.fault}
+    return HostRoom(devices=devices, occupants=occupants, free=free)
 
 
 def make_offer(
@@ -169,12 +199,15 @@ def make_offer(
     hosted: Iterable[HostedReplica],
     measurements: Iterable[Measured],
     versions: Mapping[str, str],
-) -> Offer:
-    """Return what this host offers for a model that no host has. Blocks as `allocate` does, for each replica."""
+) -> tuple[Offer, tuple[Space, ...]]:
+    """Return what this host offers for a model that no host has, and where it could go if others made room.
+
+    Blocks as `allocate` does, for each replica.
+    """
     try:
         engine = choose_engine(config, spec)
     except CannotLaunch:
-        return Offer(fits=False, free=0)
+        return Offer(fits=False, free=0), ()
     devices = gpus.visible_devices(gpus.list_devices(before), os.environ.get("CUDA_VISIBLE_DEVICES"))
     occupants = allocation.occupants(hosted, devices)
     kind = placement.kind_of(devices, on_cpu=launched_by(engine.launcher).runs_on_cpu(engine.program))
@@ -182,7 +215,7 @@ def make_offer(
     free = sum(placement.free_room(device, shares).free for device in devices if device.kind == kind)
     facts = allocation.facts_of(spec)
     if facts is None:
-        return Offer(fits=True, free=free)  # its need is not known
+        return Offer(fits=True, free=free), ()  # its need is not known
     for number in range(replicas):
         found = allocation.check_fit(
             *(spec, facts, engine.launcher, engine.program, devices),
@@ -191,7 +224,7 @@ def make_offer(
             version=engine.measured_version(versions),
         )
         if not found.fits or found.allocation is None:
-            return Offer(fits=False, free=free)
+            return Offer(fits=False, free=free), found.spaces
         given = found.allocation
         occupants.append(
             allocation.Occupant(
@@ -202,7 +235,7 @@ def make_offer(
                 held={},
             )
         )
-    return Offer(fits=True, free=free)
+    return Offer(fits=True, free=free), ()
 
 
 def launch(
@@ -215,9 +248,16 @@ def launch(
     address: str,
     port: int,
     granted: Allocation | None = None,
+    no_sleep: str = "",
 ) -> tuple[Run, RunMetadata]:
-    """Execute an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch."""
+    """Execute an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch.
+
+    `no_sleep`: why it is started without its sleep mode, as a code of `failure_advice`.
+    """
     launcher, program, choice = engine.launcher, engine.program, engine.choice
+    sleeps = spec.sleep != STOP
+    if sleeps and not no_sleep:
+        no_sleep = launched_by(launcher).explain_no_sleep(program, choice.installed.version if choice else "")
     _check_arguments(config, spec, launcher, program)
     endpoint = EngineEndpoint(
         address=address,
@@ -241,10 +281,13 @@ def launch(
         stamp=choice.installed.stamp if choice else "",
         trial=choice.trial if choice else False,
         fallback=choice.instead if choice else "",
+        sleep=spec.sleep if sleeps and not no_sleep else "",
+        no_sleep=no_sleep if sleeps else "",
     )
     _forget_old_runs(runs, key)
     grant = granted.grant if granted else None
-    command = launched_by(launcher).build_command(spec, program, endpoint, os.environ, grant, config.isolation)
+    started = replace(spec, sleep=STOP) if no_sleep else spec
+    command = launched_by(launcher).build_command(started, program, endpoint, os.environ, grant, config.isolation)
     try:
         return runs.start(secrets.token_hex(8), command, label=asdict(metadata), grace=endpoint.grace), metadata
     except (process.StartFailed, OSError) as error:

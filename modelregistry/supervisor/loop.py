@@ -13,7 +13,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,14 +22,16 @@ from typing import Any
 import httpx2
 from django.utils import timezone
 
-from modelregistry import failure_advice
+from modelregistry import failure_advice, placement_messages
 from modelregistry.engines import programs, version_trials
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import FAILED, NOT_ITS_FAULT, PROVEN, UNTRIED, Installed, Trial
+from modelregistry.memory.allocation import HostedReplica
+from modelregistry.memory.placement import Space
 from modelregistry.process import gpus, probe, process, stopping
 from modelregistry.process.process import Run
-from modelregistry.supervisor import inspection, launching, plan
+from modelregistry.supervisor import inspection, launching, plan, room_maker, sleeping
 from modelregistry.supervisor.adoption import adopt_runs
 from modelregistry.supervisor.async_helpers import cancel_and_wait, wait_for_either
 from modelregistry.supervisor.bidding import Bidder, Offer, Unassigned, with_files
@@ -37,10 +39,13 @@ from modelregistry.supervisor.executor import Executor
 from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.file_watch import FileWatch
 from modelregistry.supervisor.inspection import Inspector
-from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, SupervisorConfig
+from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, HostRoom, SupervisorConfig
 from modelregistry.supervisor.managed_replica import ManagedReplica
 from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import ReplicaFacts, Report
+from modelregistry.supervisor.room_maker import RoomMaker
+from modelregistry.supervisor.sleeper import Sleeper
+from modelregistry.supervisor.sleeping import SleepFault
 from modelregistry.supervisor.state_sync import StateSync
 from modelregistry.supervisor.tasks import TaskRunner
 from modelregistry.supervisor.watchdog import Watchdog
@@ -95,6 +100,21 @@ class Supervisor:
         self.installed: list[Installed] | None = None  # versions of engines, as last seen
         self.inspector = Inspector(self.runs, config.cache, config.commands)
         self.sync = StateSync(config, self.replicas, self.executor, clock=clock, on_exchange=self.wake.set)
+        self.room_maker = RoomMaker(
+            *(self.replicas, self.sync),
+            measure=self._measure_room,
+            lock=self.allocation_lock,
+            begin_drain=self._begin_leaving,
+            clock=clock,
+        )
+        self.room_changed = asyncio.Event()
+        self.sleeper = Sleeper(
+            *(self.replicas, self.executor),
+            lock=self.allocation_lock,
+            devices=lambda: self.inspector.devices,
+            start_limit=config.start_limit,
+            clock=clock,
+        )
 
     async def run(self, signals: Signals, *, stop_engines: bool) -> None:
         """Adopt the running engines, then supervise until `signals.stop`.
@@ -128,6 +148,13 @@ class Supervisor:
             adopt_runs, self.runs, known, self.sync.desired_models, grace=grace, clock=self.clock
         )
         self.replicas.update(found)
+        await asyncio.gather(
+            *(
+                self.sleeper.adopt(self.client, one, known[key].state if key in known else None)
+                for key, one in found.items()
+                if one.run and one.sleep
+            )
+        )
 
     # --- Loops --------------------------------------------------------------------------------------------------
 
@@ -138,6 +165,7 @@ class Supervisor:
             self.watchdog.keep_running(name, partial(self._run_step, work))
             for name, work in (("inspection", self.inspect), ("files", self._read_files))
         ]
+        background.append(self.watchdog.keep_running("room", self._make_room))
         bidder = Bidder(
             *(self.sync.host.id, self.sync),
             make_offer=self._make_offer,
@@ -158,7 +186,9 @@ class Supervisor:
         finally:
             await cancel_and_wait([sync, *background, *self._running_tasks("probe_task")])
         if unfinished := self._running_tasks("engine_task"):
-            await asyncio.wait(unfinished, timeout=self.config.stop_grace)
+            _, late = await asyncio.wait(unfinished, timeout=self.config.stop_grace)
+            # Waking may take minutes, and an engine that is stopped meanwhile would be started again.
+            await cancel_and_wait(list(late))
         await self.sync.last_exchange()
 
     async def _run_step(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -166,12 +196,29 @@ class Supervisor:
         await work()
         await asyncio.sleep(inspection.EVERY)
 
+    async def _make_room(self) -> None:
+        """Make room for models that are called, as a watchdog's step."""
+        await self.room_maker.make_room()
+        self.wake.set()
+        await wait_for_either(self.room_changed, room_maker.EVERY)
+        self.room_changed.clear()
+
+    async def _measure_room(self, hosted: Sequence[HostedReplica]) -> HostRoom:
+        return await self.executor.run(launching.measure_room, self.inspector.devices, hosted)
+
+    def _begin_leaving(self, replica: ManagedReplica, spaces: tuple[Space, ...]) -> None:
+        if replica.probe_task:
+            replica.probe_task.cancel()
+        replica.leave_for(spaces, self.clock())
+        self.sync.changed.set()
+
     async def inspect(self) -> None:
         """Look at the machine for the next report, and retry failed replicas when the installed engines changed."""
         installed = await self.executor.run(programs.all_installed, self.config.cache)
         if self.installed not in (None, installed):
             # A model that had no engine, or one that does not work, may have one now.
             for replica in self.replicas.values():
+                replica.sleep_failures = 0
                 if replica.state in (ReplicaState.BACKOFF, ReplicaState.FAILED):
                     replica.retry_at = self.clock()
         self.installed = installed
@@ -209,6 +256,7 @@ class Supervisor:
     def _wanted_replicas(self) -> dict[ReplicaKey, plan.Wanted]:
         # Running engines are not stopped for an address at which nothing could be started.
         address = "" if self.sync.address_fault else self.sync.address
+        hour = timezone.now()
         return {
             ReplicaKey(model_id, number): plan.Wanted(
                 fingerprint=desired.fingerprint(),
@@ -216,7 +264,7 @@ class Supervisor:
                 external=desired.external,
                 # An external engine does not run on this machine: cutting it off would help no one.
                 enabled=desired.enabled and (desired.external or not self.sync.maintenance),
-                idle_after=desired.idle_after,
+                idle_after=desired.idle_after_at(hour),
                 wake_requested=desired.wake_requested,
             )
             for model_id, desired in self.sync.desired_models.items()
@@ -231,6 +279,10 @@ class Supervisor:
         assert replica, "only a start is planned for a replica that does not exist"
         if isinstance(action, plan.AskQuestion | plan.CheckHealth):
             self._begin_probe(replica, action, now)
+        elif isinstance(action, plan.Wake):
+            replica.enter(ReplicaState.STARTING, now)
+            replica.engine_task = self._create_task(replica, "engine_task", self._wake_replica(replica))
+            self.sync.changed.set()
         else:
             self._end_service(replica, action, now)
 
@@ -241,19 +293,26 @@ class Supervisor:
             replica.probe_task = self._create_task(replica, "probe_task", probing(replica))
 
     def _end_service(
-        self, replica: ManagedReplica, action: plan.Drain | plan.Stop | plan.Fail | plan.Remove, now: float
+        self,
+        replica: ManagedReplica,
+        action: plan.Drain | plan.Resume | plan.Sleep | plan.Stop | plan.Fail | plan.Remove,
+        now: float,
     ) -> None:
         if replica.probe_task:
             replica.probe_task.cancel()
         match action:
             case plan.Drain(next_state=next_state):
-                replica.state_after_drain = next_state
+                replica.drain_to(next_state)
                 replica.enter(ReplicaState.DRAINING, now)
-            case plan.Stop():
-                replica.engine_task = self._create_task(replica, "engine_task", self._stop_replica(replica))
+            case plan.Resume():
+                replica.stay(now)
+                self.sync.evictions.call_off(replica.key)
+            case plan.Sleep() | plan.Stop():
+                work = self._sleep_replica if isinstance(action, plan.Sleep) else self._stop_replica
+                replica.engine_task = self._create_task(replica, "engine_task", work(replica))
             case plan.Fail(reason=reason, cause=cause):
-                work = self._fail_replica(replica, reason, cause)
-                replica.engine_task = self._create_task(replica, "engine_task", work)
+                failing = self._fail_replica(replica, reason, cause)
+                replica.engine_task = self._create_task(replica, "engine_task", failing)
             case plan.Remove():
                 del self.replicas[replica.key]
                 self.sync.removed.add(replica.key)
@@ -313,9 +372,10 @@ class Supervisor:
                 address=replica.address,
                 port=replica.port,
                 granted=replica.allocation,
+                no_sleep=replica.sleep_fault if replica.sleep_failures >= sleeping.MOST_FAILURES else "",
             )
         except DoesNotFit as error:
-            replica.record_no_room(self.clock(), str(error), error.need)
+            await self._record_no_room(replica, error)
         except CannotLaunch as error:
             replica.port = 0
             replica.record_crash(self.clock(), str(error), error.cause)
@@ -331,6 +391,12 @@ class Supervisor:
         else:
             replica.oom_kills = process.oom_kills()
             replica.record_launch(run, metadata, self.clock())
+
+    async def _record_no_room(self, replica: ManagedReplica, error: DoesNotFit) -> None:
+        can_come = await self.room_maker.can_come(replica, error.spaces)
+        detail = placement_messages.explain_waiting(str(error)) if can_come else str(error)
+        replica.record_no_room(self.clock(), detail, error.need, error.spaces, can_come=can_come)
+        self.room_changed.set()
 
     async def _allocate(self, replica: ManagedReplica) -> ChosenEngine:
         """Choose its engine and allocate its memory. Raises CannotLaunch."""
@@ -361,7 +427,7 @@ class Supervisor:
         async with self.allocation_lock:
             hosted = [replica.hosted for replica in self.replicas.values() if replica.hosted]
             try:
-                return await self.executor.run(
+                offer, spaces = await self.executor.run(
                     launching.make_offer,
                     *(self.config, model.spec, model.replicas),
                     before=self.inspector.devices,
@@ -372,6 +438,7 @@ class Supervisor:
             except Exception:  # a host takes it even where it fits nowhere, and its start reports the reason
                 log.exception("%s: cannot determine whether it fits here", model.spec.name)
                 return Offer(fits=False, free=0)
+        return offer if offer.fits else replace(offer, cost=await self.room_maker.price(spaces))
 
     def _is_settled(self, model_id: int) -> bool:
         """Return whether each replica of the model has its memory, if they are to run at all."""
@@ -387,8 +454,16 @@ class Supervisor:
     async def _stop_replica(self, replica: ManagedReplica) -> None:
         left = await self._stop_engine(replica)
         replica.clear_run()
+        self._note_left(replica)
         replica.enter(replica.state_after_drain, self.clock(), left)
-        replica.state_after_drain = ReplicaState.STOPPED
+        replica.drain_to(ReplicaState.STOPPED)
+        self.room_changed.set()
+
+    def _note_left(self, replica: ManagedReplica) -> None:
+        """Record that it has left its place, if that was for another model."""
+        if replica.for_room:
+            self.sync.evictions.on_stopped(replica.key, self.clock())
+            replica.without_room = True
 
     async def _fail_replica(self, replica: ManagedReplica, reason: str, cause: str = "") -> None:
         run, never_answered = replica.run, replica.ready_at is None
@@ -402,8 +477,60 @@ class Supervisor:
         replica.detail = "\n".join(filter(None, [story, left]))
         found = _find_cause(run, stopped=reason != "") or cause
         replica.cause = "host-memory" if process.oom_kills() > replica.oom_kills else found
+        if replica.cause == "sleep-unsupported":
+            replica.refuse_sleep(replica.cause, self.clock())
         if never_answered:
             self._blame_version(replica)
+
+    async def _sleep_replica(self, replica: ManagedReplica) -> None:
+        fault = await self._find_sleep_fault(replica, self.sleeper.put_to_sleep(self.client, replica), "sleep-failed")
+        if fault:
+            replica.record_sleep_fault(fault)
+            await self._stop_replica(replica)
+        else:
+            self._note_left(replica)
+            replica.fall_asleep(self.clock())
+            self.room_changed.set()
+
+    async def _wake_replica(self, replica: ManagedReplica) -> None:
+        try:
+            fault = await self._find_sleep_fault(replica, self.sleeper.wake(self.client, replica), "wake-failed")
+        except DoesNotFit as error:
+            await self._record_no_room(replica, error)
+            return
+        if fault:
+            replica.record_sleep_fault(fault)
+            await self._start_again(replica, fault)
+        else:
+            await self._begin_service(replica)
+
+    async def _find_sleep_fault(
+        self, replica: ManagedReplica, work: Coroutine[Any, Any, None], cause: str
+    ) -> SleepFault | None:
+        """Do the work and return what went wrong, so that nothing is left between awake and asleep.
+
+        Raises DoesNotFit.
+        """
+        try:
+            await work
+        except SleepFault as fault:
+            return fault
+        except DoesNotFit:
+            raise
+        except Exception as error:  # an unforeseen fault: it is stopped, as if it had answered wrongly
+            log.exception("%s: %s", replica, cause)
+            return SleepFault(cause, describe_exception(error))
+        return None
+
+    async def _start_again(self, replica: ManagedReplica, fault: SleepFault) -> None:
+        """Stop an engine that did not wake as it should, and start it as if it had been stopped before."""
+        await self._stop_engine(replica)
+        desired = self.sync.desired_models.get(replica.key.model, replica.desired)
+        replica.begin_start(desired, self.sync.address, self.clock())
+        replica.restarts += 1
+        replica.detail, replica.cause = str(fault), fault.cause
+        self.sync.changed.set()
+        await self._start_replica(replica)
 
     async def _stop_engine(self, replica: ManagedReplica) -> str:
         """Stop its engine and return what is left of it, or ""."""
@@ -428,9 +555,29 @@ class Supervisor:
             return
         if replica.state == ReplicaState.STARTING and replica.installed and not await self._proves_its_version(replica):
             return
+        if replica.state == ReplicaState.STARTING and replica.sleep and not await self._answers_as_before(replica):
+            return
         replica.blamed_trial = None
         replica.version = await probe.read_version(self.client, replica.target) or self._installed_version(replica)
+        await self._begin_service(replica)
+
+    async def _begin_service(self, replica: ManagedReplica) -> None:
+        """Have it serve, as it has answered."""
         replica.record_answer(await probe.check_health(self.client, replica.target), self.clock())
+        model = replica.key.model
+        self.sync.evictions.on_ready(model, self.clock(), self.sync.demands.calls(model))
+
+    async def _answers_as_before(self, replica: ManagedReplica) -> bool:
+        """Keep the first answer of an engine that can sleep; return whether one that was woken still gives it."""
+        try:
+            difference = await self.sleeper.keep_answer(self.client, replica)
+        except SleepFault as fault:
+            replica.record_sleep_fault(fault)
+            return True
+        if difference:
+            work = self._fail_replica(replica, difference, "wake-damaged")
+            replica.engine_task = self._create_task(replica, "engine_task", work)
+        return not difference
 
     def _installed_version(self, replica: ManagedReplica) -> str:
         """Return the version of an engine that does not report it itself."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -9,19 +10,33 @@ from typing import Any
 
 from django.utils import timezone
 
+from modelregistry.engines.base import LEVEL_2
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.version_trials import Choice, Trial
-from modelregistry.memory.allocation import Allocation, HostedReplica
+from modelregistry.failure_advice import NO_ROOM
+from modelregistry.memory.allocation import (
+    Allocation,
+    HostedReplica,
+    Occupant,
+    after_sleep,
+    space_to_wake,
+    while_asleep,
+)
 from modelregistry.memory.estimate import Prediction
+from modelregistry.memory.placement import Space
 from modelregistry.process import probe, process
 from modelregistry.process.process import Life, Run
-from modelregistry.supervisor import plan
+from modelregistry.supervisor import eviction, plan
+from modelregistry.supervisor.eviction import HeldShare, Standing
 from modelregistry.supervisor.launching import RunMetadata
 from modelregistry.supervisor.plan import Observed, ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
+from modelregistry.supervisor.sleeping import MOST_FAILURES, NEVER_SLEPT, SleepFault, SleepRecord, load_record
 
 log = logging.getLogger(__name__)
 
+HOUR = 3600.0
+USUAL_LOAD = 30.0  # seconds that a load is taken to last while it is not known
 BUSY_CPU = 0.2  # of one core; an idle llama-cpp-python server uses 0.00
 
 
@@ -52,8 +67,18 @@ class ManagedReplica:
     fallback: str = ""  # the version that is started if it does not
     blamed_trial: Trial | None = None  # the failed trial for which this start fell back
 
+    sleep: str = ""  # the level at which its engine can sleep; "": it cannot
+    slept: str = ""  # the level at which it sleeps now; "": it is awake, or there is none
+    sleep_record: SleepRecord = NEVER_SLEPT
+    sleep_fault: str = ""  # why it does not, or did not, sleep as it is to: a code of `failure_advice`
+    sleep_failures: int = 0  # in a row
+
     allocation: Allocation | None = None  # its part of the host's memory
     needed: Prediction | None = None  # the memory for which there was no room
+    spaces: tuple[Space, ...] = ()  # where it could go if others made room
+    without_room: bool = False  # it is not started before there is
+    for_room: bool = False  # it is drained for another model
+    drain_limit: float = plan.DRAIN_LIMIT
     written_placement: tuple[Any, ...] | None = None
     peak: int = 0  # bytes, the most that this run was measured to take on one device
 
@@ -69,6 +94,10 @@ class ManagedReplica:
     checked_at: float = 0.0
     reported_at: float = 0.0  # when it last reported whether it works on requests
     ready_at: float | None = None
+    loaded_at: float = float("-inf")  # when it was ready for the first time; not known of an adopted one
+    load_seconds: float | None = None  # from its last start until it answered
+    uses: float = 0.0  # health checks at which it had worked since the one before, those of an hour ago counted as 1/e
+    used_at: float = 0.0  # when `uses` was counted
     active_at: float = 0.0
     measured_at: float = 0.0
     failed_checks: int = 0
@@ -102,17 +131,34 @@ class ManagedReplica:
     @property
     def hosted(self) -> HostedReplica | None:
         """What others that need memory must know of it; None: it has no memory."""
-        if self.allocation is None or (self.run is None and self.engine_task is None):
+        if self.promised is None or (self.run is None and self.engine_task is None):
             return None
-        return HostedReplica(
-            name=str(self), allocation=self.allocation, run=self.run, settled=self.ready_at is not None
-        )
+        return HostedReplica(name=str(self), allocation=self.promised, run=self.run, settled=self.ready_at is not None)
+
+    @property
+    def promised(self) -> Allocation | None:
+        """Its part of the host's memory as it is now, awake or asleep."""
+        if self.allocation is None:
+            return None
+        ram = self.sleep_record.ram
+        return while_asleep(self.allocation, ram) if self.slept else after_sleep(self.allocation, ram)
+
+    @property
+    def sleeping(self) -> bool:
+        """Whether its engine lives and sleeps, and is neither woken nor stopped now."""
+        return bool(self.slept) and self.state in (ReplicaState.ASLEEP, ReplicaState.FAILED)
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether its engine can be put to sleep, and could prove itself when it wakes."""
+        gave_up = self.sleep_failures >= MOST_FAILURES
+        return bool(self.sleep) and self.sleep_record.answer is not None and not gave_up
 
     @property
     def placement(self) -> tuple[Prediction | None, tuple[int, ...]]:
         """What was predicted for its last start, and its devices."""
-        if self.allocation:
-            return self.allocation.prediction, self.allocation.devices
+        if self.promised:
+            return self.promised.prediction, self.promised.devices
         return self.needed, ()
 
     def observe(self) -> Observed:
@@ -133,11 +179,41 @@ class ManagedReplica:
             running=self.running,
             active_at=self.active_at,
             retry_at=self.retry_at,
+            drain_limit=self.drain_limit,
+            for_room=self.for_room,
+            without_room=self.without_room,
+            may_sleep=self.can_sleep and not self.slept and self.state_after_drain == ReplicaState.ASLEEP,
+            sleeping=self.sleeping,
         )
+
+    def share(self, occupant: Occupant, *, kept: bool, now: float) -> HeldShare:
+        """Return what a decision about others' room must know of it."""
+        held: dict[int, int] = {}
+        for part in occupant.shares:
+            held[part.device] = held.get(part.device, 0) + max(part.predicted, part.held)
+        return HeldShare(
+            key=self.key,
+            held=held,
+            standing=self._standing(),
+            kept=kept,
+            ready_at=self.loaded_at,
+            active_at=self.active_at,
+            busy=self.running != 0,
+            reload_seconds=USUAL_LOAD if self.load_seconds is None else self.load_seconds,
+            calls_per_hour=self.uses * math.exp((self.used_at - now) / HOUR),
+        )
+
+    def _standing(self) -> Standing:
+        if (self.state == ReplicaState.READY or self.sleeping) and self.engine_task is None:
+            return Standing.READY
+        # One that is to start again, with other settings, takes the same room again.
+        leaves = self.state == ReplicaState.DRAINING and self.state_after_drain == ReplicaState.ASLEEP
+        return Standing.LEAVING if leaves else Standing.FIXED
 
     def current_facts(self, now: float) -> ReplicaFacts:
         """Return what its row is to say."""
         waits = self.state in (ReplicaState.BACKOFF, ReplicaState.FAILED)
+        stays = self.state in (ReplicaState.READY, ReplicaState.ASLEEP)
         return ReplicaFacts(
             state=self.state,
             url=self.url,
@@ -149,15 +225,17 @@ class ManagedReplica:
             restarts=self.restarts,
             retry_at=self._retry_instant(now) if waits else None,
             detail=self.detail,
-            cause=self.cause,
+            cause=self.cause or (self.sleep_fault if stays else ""),
             version=self.version,
+            load_seconds=self.load_seconds,
+            slept=self.slept if self.state == ReplicaState.ASLEEP else "",
         )
 
     def restore(self, facts: ReplicaFacts, retry_at: float) -> None:
         """Restore what its row says, as an earlier supervisor wrote it."""
         self.state, self.detail, self.cause, self.restarts = facts.state, facts.detail, facts.cause, facts.restarts
         self.launcher, self.slots, self.version = facts.launcher, facts.slots, facts.version
-        self.run_id, self.retry_at = facts.run_id, retry_at
+        self.run_id, self.retry_at, self.load_seconds = facts.run_id, retry_at, facts.load_seconds
 
     def _retry_instant(self, now: float) -> datetime:
         instant = timezone.now() + timedelta(seconds=self.retry_at - now)
@@ -179,11 +257,14 @@ class ManagedReplica:
     def begin_start(self, desired: DesiredModel, address: str, now: float) -> None:
         """Prepare a start as `desired`, listening at this address."""
         if desired.fingerprint() != self.fingerprint or self.address not in ("", address):
-            self.crashes = self.futile_starts = 0
+            self.crashes = self.futile_starts = self.sleep_failures = 0
+            self.sleep_fault = ""
         self.version = self.installed = self.stamp = self.fallback = ""
         self.trial = False
-        self.desired, self.fingerprint, self.state_after_drain = desired, desired.fingerprint(), ReplicaState.STOPPED
+        self.desired, self.fingerprint = desired, desired.fingerprint()
+        self.drain_to(ReplicaState.STOPPED)
         self.address = address
+        self.without_room = False
         self.clear_run()
         self.checked_at = 0.0
         # Until it answers its row shows why it had to be started again.
@@ -204,6 +285,8 @@ class ManagedReplica:
         self.fingerprint = metadata.fingerprint
         self.installed, self.stamp = metadata.installed, metadata.stamp
         self.trial, self.fallback = metadata.trial, metadata.fallback
+        self.sleep, self.sleep_record = metadata.sleep, load_record(run)
+        self.sleep_fault = metadata.no_sleep or (self.sleep_fault if self.sleep_failures else "")
         self.since = self.active_at = self.reported_at = self.progressed_at = now
 
     def record_answer(self, seen: probe.HealthCheck, now: float) -> None:
@@ -214,6 +297,8 @@ class ManagedReplica:
         self.failed_checks = self.refusals = self.futile_starts = 0
         self.last_failure = ""
         self.unproven = False
+        if self.state == ReplicaState.STARTING and self.loaded_at < self.since:
+            self.load_seconds, self.loaded_at = now - self.since, now
         self.enter(ReplicaState.READY, now)
 
     def record_crash(self, now: float, detail: str, cause: str = "") -> None:
@@ -233,15 +318,46 @@ class ManagedReplica:
         self.installed, self.stamp = choice.installed.version, choice.installed.stamp
         self.trial, self.fallback = choice.trial, choice.instead
 
-    def record_no_room(self, now: float, detail: str, need: Prediction | None) -> None:
+    def record_no_room(
+        self, now: float, detail: str, need: Prediction | None, spaces: tuple[Space, ...], *, can_come: bool
+    ) -> None:
         """Record that there is no room for it.
 
-        Nothing crashed, so nothing is counted; it is tried again soon, as others may stop.
+        Nothing crashed, so nothing is counted; it is tried again soon, as others may stop. `can_come`: others can be
+        unloaded for it, so that it sleeps until it is called.
         """
+        self.needed, self.spaces = need, spaces
+        if can_come:
+            self.wait_for_room(now, detail)
+            return
         self.retry_at = now + plan.ROOM_PAUSE
-        self.needed = need
         self.enter(ReplicaState.FAILED, now, detail)
-        self.cause = "does-not-fit"
+        self.cause = NO_ROOM
+
+    def wait_for_room(self, now: float, detail: str) -> None:
+        """Sleep until there is room for it."""
+        self.without_room = True
+        self.enter(ReplicaState.ASLEEP, now, detail)
+
+    def leave_for(self, spaces: tuple[Space, ...], now: float) -> None:
+        """Begin to leave its place to another model, and come back when there is room for it."""
+        self.spaces = spaces
+        self.for_room, self.drain_limit = True, eviction.DRAIN_LIMIT
+        self.state_after_drain = ReplicaState.ASLEEP
+        self.enter(ReplicaState.DRAINING, now)
+
+    def stay(self, now: float) -> None:
+        """Serve on, or sleep on, after all."""
+        if self.slept:
+            self.fall_asleep(now)
+            return
+        self.drain_to(ReplicaState.STOPPED)
+        self.enter(ReplicaState.READY, now)
+
+    def drain_to(self, state: ReplicaState) -> None:
+        """Set what it enters when it has stopped, for no other model's sake."""
+        self.state_after_drain = state
+        self.for_room, self.drain_limit = False, plan.DRAIN_LIMIT
 
     def record_bad_address(self, now: float, detail: str) -> None:
         """Record that this machine lacks the host's address. It is tried again soon, or at another address."""
@@ -249,9 +365,31 @@ class ManagedReplica:
         self.enter(ReplicaState.FAILED, now, detail)
         self.cause = "bad-address"
 
+    def fall_asleep(self, now: float) -> None:
+        """Record that its engine sleeps, as its record says; when that is stopped it is asleep all the same."""
+        self.slept = self.sleep_record.level or LEVEL_2
+        self.drain_to(ReplicaState.ASLEEP)
+        self.ready_at, self.unproven, self.measured_at = now, False, 0.0
+        self.running, self.live = 0, None
+        self.spaces = (space_to_wake(self.allocation),) if self.allocation else ()
+        self.enter(ReplicaState.ASLEEP, now)
+
+    def record_sleep_fault(self, fault: SleepFault) -> None:
+        """Record that it did not sleep or wake as it should."""
+        log.warning("%s: %s: %s", self, fault.cause, fault)
+        self.sleep_fault = fault.cause
+        self.sleep_failures += 1
+
+    def refuse_sleep(self, cause: str, now: float) -> None:
+        """Have it started without its sleep mode, at once, until its settings or its engine change."""
+        self.sleep_fault, self.sleep_failures = cause, MOST_FAILURES
+        self.retry_at = now
+
     def clear_run(self) -> None:
         """Forget the run, which is over."""
         self.run = None
+        self.sleep = self.slept = ""
+        self.sleep_record = NEVER_SLEPT
         self.needed = self.allocation.prediction if self.allocation else self.needed
         self.allocation = None
         self.url = self.api_key = ""
@@ -274,6 +412,7 @@ class ManagedReplica:
         self.reported_at = now
         if seen.running or seen.work != self.work_done:
             self.active_at = now
+            self.uses, self.used_at = self.uses * math.exp((self.used_at - now) / HOUR) + 1, now
         if not seen.running or seen.work is None or seen.work != self.work_done:
             self.progressed_at = now
         self.work_done = seen.work

@@ -2,6 +2,7 @@
 
     STARTING -> READY <-> UNHEALTHY        an engine that runs
     READY -> DRAINING -> STOPPED, ASLEEP   off the catalogue, until it has nothing to do
+    ASLEEP -> STARTING                     called: started, or woken if its engine lives (`Observed.sleeping`)
     any that runs -> BACKOFF or FAILED     it crashed, or had to be stopped; started again when its time has come
 
 BACKOFF waits for the next try, after 1, 2, 4 … 60 s. FAILED ends a crash loop: the replica is tried again every ten
@@ -21,6 +22,7 @@ CHECK_EXTERNAL_EVERY = 10.0  # of an external one, which others pay for
 DRAIN_CHECK_EVERY = 0.5
 PUBLISHED_FOR = 2.5  # seconds; longer than one catalogue poll (2 s), so no gateway still routes here
 DRAIN_LIMIT = 300.0  # seconds for answers that have begun
+UNPUBLISHED_LIMIT = 10.0  # seconds for gateways to see that a replica gives its place to another, or it stays
 DRAIN_FAILED_CHECKS = 20  # in a row, 10 s at least: an engine that does not even report its health finishes nothing
 UNHEALTHY_LIMIT = 120.0  # seconds without an answer before an engine that still runs is stopped
 REFUSALS_LIMIT = 10  # of a starting engine: it answers, but not as it should
@@ -76,7 +78,9 @@ class Observed:
 
     `ended`: its engine is gone although it was not stopped. `published_at`: since when gateways can know the state,
     None while the database does not. `running` as in `probe.HealthCheck`. `active_at`: when it was last known to work
-    on requests; `reported_at`: when it last reported whether it does.
+    on requests; `reported_at`: when it last reported whether it does. `drain_limit`: seconds for answers that have
+    begun. `for_room`: it is drained for another model. `without_room`: it waits until there is room for it.
+    `may_sleep`: after its drain its engine can live on asleep; `sleeping`: it does.
     """
 
     key: ReplicaKey
@@ -94,6 +98,11 @@ class Observed:
     running: int | None = None
     active_at: float = 0.0
     retry_at: float = 0.0
+    drain_limit: float = DRAIN_LIMIT
+    for_room: bool = False
+    without_room: bool = False
+    may_sleep: bool = False
+    sleeping: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +133,27 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Have it serve on: no gateway has seen that it was to leave."""
+
+    key: ReplicaKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sleep:
+    """Put its engine to sleep; one that does not sleep is stopped."""
+
+    key: ReplicaKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wake:
+    """Wake its engine and have it prove itself; one that fails to is stopped and started again."""
+
+    key: ReplicaKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """Stop the engine, if there is one."""
 
@@ -149,7 +179,7 @@ class Remove:
     key: ReplicaKey
 
 
-Action = Start | AskQuestion | CheckHealth | Drain | Stop | Fail | Remove
+Action = Start | AskQuestion | CheckHealth | Drain | Resume | Sleep | Wake | Stop | Fail | Remove
 
 
 def plan_actions(
@@ -188,10 +218,12 @@ def _plan(key: ReplicaKey, want: Wanted | None, seen: Observed | None, now: floa
         return Start(key=key) if want and want.enabled else None
     if seen.external:
         return _plan_external(want, seen, now)
+    if seen.sleeping:
+        return _plan_sleeping(want, seen, now)
     if seen.state in (ReplicaState.STOPPED, ReplicaState.ASLEEP, ReplicaState.BACKOFF, ReplicaState.FAILED):
         return _plan_without_engine(want, seen, now)
     if seen.state == ReplicaState.DRAINING:
-        return _plan_draining(seen, now)
+        return _plan_draining(want, seen, now)
     return _plan_serving(want, seen, now, start_limit)
 
 
@@ -244,16 +276,27 @@ def _plan_unhealthy(seen: Observed, now: float) -> Action | None:
     return AskQuestion(key=seen.key) if now - seen.checked_at >= CHECK_EVERY else None
 
 
-def _plan_draining(seen: Observed, now: float) -> Action | None:
+def _plan_draining(want: Wanted | None, seen: Observed, now: float) -> Action | None:
     if seen.ended:
         return Stop(key=seen.key)  # it was to stop anyway
+    unseen = seen.published_at is None and now - seen.since > UNPUBLISHED_LIMIT
+    if unseen and seen.for_room and want is not None and _is_as_wanted(want, seen):
+        return Resume(key=seen.key)  # without the database: its callers would be cut off at the limit
     known = seen.published_at is not None and now - seen.published_at >= PUBLISHED_FOR
     # An earlier check may have been followed by a request.
     checked_since = seen.published_at is not None and seen.checked_at >= seen.published_at + PUBLISHED_FOR
-    given_up = now - seen.since > DRAIN_LIMIT or seen.failed_checks >= DRAIN_FAILED_CHECKS
+    given_up = now - seen.since > seen.drain_limit or seen.failed_checks >= DRAIN_FAILED_CHECKS
     if (known and checked_since and seen.running == 0) or given_up:
-        return Stop(key=seen.key)
+        well = seen.failed_checks < DRAIN_FAILED_CHECKS
+        return Sleep(key=seen.key) if seen.may_sleep and well else Stop(key=seen.key)
     return CheckHealth(key=seen.key) if now - seen.checked_at >= DRAIN_CHECK_EVERY else None
+
+
+def _plan_sleeping(want: Wanted | None, seen: Observed, now: float) -> Action | None:
+    if seen.ended or want is None or not _is_as_wanted(want, seen):
+        return Stop(key=seen.key)  # it is started when it is called, as if it had been stopped before
+    called = not seen.without_room and (want.wake_requested or want.idle_after is None)
+    return Wake(key=seen.key) if called and now >= seen.retry_at else None
 
 
 def _plan_without_engine(want: Wanted | None, seen: Observed, now: float) -> Action | None:
@@ -262,6 +305,8 @@ def _plan_without_engine(want: Wanted | None, seen: Observed, now: float) -> Act
     if not want.enabled:
         return None if seen.state == ReplicaState.STOPPED else Stop(key=seen.key)
     if seen.state == ReplicaState.ASLEEP:
+        if seen.without_room and not _differs(want, seen):
+            return None
         return Start(key=seen.key) if want.wake_requested or want.idle_after is None else None
     if seen.state == ReplicaState.STOPPED or _differs(want, seen) or now >= seen.retry_at:
         return Start(key=seen.key)

@@ -7,12 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from modelregistry import models
+from modelregistry.awake_hours import IDLE_AFTER, AwakeHours
 from modelregistry.database_clock import database_now
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import engine_named
@@ -21,6 +24,7 @@ from modelregistry.memory.allocation import Allocation, MemoryUse
 from modelregistry.memory.estimate import Measured
 from modelregistry.models import (
     EngineTrial,
+    EvictionRecord,
     Host,
     HostBid,
     HostReport,
@@ -32,8 +36,10 @@ from modelregistry.models import (
     WakeRequest,
 )
 from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
+from modelregistry.supervisor.eviction_log import LoggedEviction
 from modelregistry.supervisor.lease import STALE_AFTER, Claim
 from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
+from modelregistry.supervisor.wake_demand import WakeDemand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +50,33 @@ class DesiredModel:
     enabled: bool
     replicas: int
     idle_after: float | None
-    wake_requested: bool
+    hours: AwakeHours | None
     url: str
     upstream_key: str
     upstream_model: str
+    pinned: bool = False
+    wake: WakeDemand | None = None  # callers wait for it
 
     @property
     def external(self) -> bool:
         return engine_named(self.spec.engine).external
+
+    @property
+    def wake_requested(self) -> bool:
+        return self.wake is not None
+
+    def keeps_its_place(self, now: datetime) -> bool:
+        """Return whether it may not be unloaded for others: it is pinned, or this is one of its hours."""
+        zone = ZoneInfo(settings.TIME_ZONE)
+        return self.pinned or (self.hours is not None and self.hours.keep_awake(now, zone))
+
+    def idle_after_at(self, now: datetime) -> float | None:
+        """Return the seconds without a request after which it sleeps; None: it does not sleep now."""
+        if self.hours is None:
+            return self.idle_after
+        if self.hours.keep_awake(now, ZoneInfo(settings.TIME_ZONE)):
+            return None
+        return IDLE_AFTER if self.idle_after is None else self.idle_after
 
     def fingerprint(self) -> str:
         """Return a value that changes exactly when a replica must be restarted."""
@@ -74,6 +99,8 @@ class ReplicaFacts:
     detail: str = ""
     cause: str = ""
     version: str = ""
+    load_seconds: float | None = None
+    slept: str = ""
 
 
 # What gateways build their catalogue from. Other changes are written without notifying them.
@@ -114,6 +141,7 @@ class FileFacts:
 
     facts: Mapping[str, Any] | None
     fault: str
+    stamp: str = ""
 
 
 def get_or_create_host(name: str) -> HostRow:
@@ -181,7 +209,7 @@ def place_bids(host_id: int, offers: Mapping[int, Offer]) -> None:
     with transaction.atomic():
         HostBid.objects.filter(host=host_id).exclude(model__in=offers).delete()
         for model_id in ServedModel.objects.filter(pk__in=offers, host=None).values_list("pk", flat=True):
-            values = {"fits": offers[model_id].fits, "free": offers[model_id].free, "at": timezone.now()}
+            values = {**asdict(offers[model_id]), "at": timezone.now()}
             HostBid.objects.update_or_create(host_id=host_id, model_id=model_id, defaults=values)
 
 
@@ -189,7 +217,9 @@ def open_bids(model_ids: Collection[int]) -> dict[int, list[Bid]]:
     """Return the bids for these models, by the model's id."""
     found: dict[int, list[Bid]] = {}
     for row in HostBid.objects.filter(model__in=model_ids):
-        found.setdefault(row.model_id, []).append(Bid(host=row.host_id, offer=Offer(fits=row.fits, free=row.free)))
+        found.setdefault(row.model_id, []).append(
+            Bid(host=row.host_id, offer=Offer(fits=row.fits, free=row.free, cost=row.cost))
+        )
     return found
 
 
@@ -219,6 +249,7 @@ def spec_of(row: ServedModel) -> Spec:
         allowed_risks=tuple(row.allowed_risks),
         generation=row.generation,
         version=row.engine_version,
+        sleep=row.sleep_mode,
     )
 
 
@@ -230,15 +261,25 @@ def _desired_model(row: ServedModel) -> DesiredModel:
         enabled=row.enabled and not retired,
         replicas=1 if external else row.replicas,
         idle_after=None if external else row.idle_after,
-        wake_requested=hasattr(row, "wake_request"),
+        hours=None if external else row.awake_hours,
+        pinned=row.pinned,
+        wake=_wake_demand(row),
         url=row.url.rstrip("/"),
         upstream_key=row.upstream_key,
         upstream_model=row.upstream_model or row.name,
     )
 
 
+def _wake_demand(row: ServedModel) -> WakeDemand | None:
+    found: WakeRequest | None = getattr(row, "wake_request", None)
+    if found is None:
+        return None
+    since = found.since or found.at
+    return WakeDemand(at=found.at, since=since, calls=found.calls, interactive_at=found.interactive_at)
+
+
 def clear_wake_requests(model_id: int, since: datetime) -> None:
-    """Delete the request to wake a model, which is awake; one made after `since` stays."""
+    """Delete the request to wake a model, which is awake or not waited for; one made after `since` stays."""
     WakeRequest.objects.filter(model=model_id, at__lte=since).delete()
 
 
@@ -258,6 +299,8 @@ def replica_facts(host_id: int) -> dict[ReplicaKey, ReplicaFacts]:
             detail=row.detail,
             cause=row.cause,
             version=row.version,
+            load_seconds=row.load_seconds,
+            slept=row.slept,
         )
         for row in Replica.objects.filter(host=host_id)
     }
@@ -366,6 +409,33 @@ def record_trial(host_id: int, model_id: int, trial: Trial) -> None:
         )
 
 
+MOST_EVICTIONS = 500  # that are kept of a host: at one a minute those of a day's work
+
+
+def record_eviction(host_id: int, facts: LoggedEviction, row_id: int | None) -> int | None:
+    """Write an eviction, or what is known of it since, and return its row. None if one of the models was deleted."""
+    known = {"drain_seconds": facts.drain_seconds, "load_seconds": facts.load_seconds, "calls": facts.calls}
+    if row_id is not None:
+        EvictionRecord.objects.filter(pk=row_id).update(**known)
+        return row_id
+    with transaction.atomic():
+        models_there = {facts.key.model, facts.successor}
+        if ServedModel.objects.filter(pk__in=models_there).count() < len(models_there):
+            return None
+        row = EvictionRecord.objects.create(
+            host_id=host_id,
+            model_id=facts.key.model,
+            index=facts.key.number,
+            successor_id=facts.successor,
+            at=facts.at,
+            waited_seconds=facts.waited_seconds,
+            **known,
+        )
+        mine = EvictionRecord.objects.filter(host=host_id)
+        mine.filter(pk__in=list(mine.values_list("pk", flat=True)[MOST_EVICTIONS:])).delete()
+    return row.pk
+
+
 def record_live_values(host_id: int, key: ReplicaKey, seen: Mapping[str, Any] | None) -> None:
     """Record what a replica does now, without notifying gateways."""
     Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(live=seen)
@@ -379,7 +449,7 @@ def record_report(host_id: int, report: Report) -> None:
 def record_file_facts(model_id: int, report: FileFacts) -> None:
     """Record what the files of a model say. Does nothing if the model was deleted meanwhile."""
     if ServedModel.objects.filter(pk=model_id).exists():
-        values = {"facts": report.facts, "fault": report.fault, "at": timezone.now()}
+        values = {"facts": report.facts, "fault": report.fault, "stamp": report.stamp, "at": timezone.now()}
         models.FileReport.objects.update_or_create(model_id=model_id, defaults=values)
 
 

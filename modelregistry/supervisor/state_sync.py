@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 
 from django.db import DataError, Error, close_old_connections, connections
@@ -19,6 +19,7 @@ from django.utils import timezone
 from modelregistry import addresses
 from modelregistry.addresses import AddressFault
 from modelregistry.engines.version_trials import UNTRIED, Trial
+from modelregistry.failure_advice import NO_ROOM
 from modelregistry.memory import allocation
 from modelregistry.memory.estimate import Measured
 from modelregistry.process import process
@@ -26,6 +27,7 @@ from modelregistry.process.process import Run
 from modelregistry.supervisor import lease, repository
 from modelregistry.supervisor.async_helpers import wait_for_either
 from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
+from modelregistry.supervisor.eviction_log import EvictionLog
 from modelregistry.supervisor.executor import Executor
 from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.launching import SupervisorConfig
@@ -33,6 +35,7 @@ from modelregistry.supervisor.lease import HeldElsewhere, HostLease
 from modelregistry.supervisor.managed_replica import ManagedReplica
 from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, FileFacts, ReplicaFacts, Report
+from modelregistry.supervisor.wake_demand import WakeDemands
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +84,8 @@ class StateSync:
         self.address_fault: AddressFault | None = None  # why they cannot
         self.address_at = float("-inf")
         self.log_tails: dict[int, str] = {}
+        self.demands = WakeDemands()
+        self.evictions = EvictionLog()
         self.database_is_away = False
         # One thread, so that there is one connection.
         self.database = Executor(1, "database")
@@ -124,6 +129,22 @@ class StateSync:
         """Write what changed, read what is wanted. Raises django.db.Error, HeldElsewhere."""
         await self.database.run(close_old_connections)
         await self._renew_lease()
+        await self._write_rows()
+        await self._write_log_tails()
+        await self._read_host()
+        asked_at = timezone.now()
+        self.desired_models = await self.database.run(
+            repository.desired_models, self.host.id, keeping=not self.maintenance
+        )
+        wakes = {model_id: one.wake for model_id, one in self.desired_models.items() if one.wake}
+        self.demands.update(wakes, self.clock())
+        for model_id in self._woken_models():
+            await self.database.run(repository.clear_wake_requests, model_id, asked_at)
+        for model_id in self._forsaken_models():
+            await self.database.run(repository.clear_wake_requests, model_id, wakes[model_id].at)
+        self.on_exchange()
+
+    async def _write_rows(self) -> None:
         for key in list(self.removed):
             await self.database.run(repository.remove_replica, self.host.id, key)
             self.removed.discard(key)
@@ -140,22 +161,19 @@ class StateSync:
         while self.unwritten_trials:
             await self.database.run(repository.record_trial, self.host.id, *self.unwritten_trials[0])
             del self.unwritten_trials[0]
-        await self._write_log_tails()
-        await self._read_host()
-        asked_at = timezone.now()
-        self.desired_models = await self.database.run(
-            repository.desired_models, self.host.id, keeping=not self.maintenance
-        )
-        for model_id in self._woken_models():
-            await self.database.run(repository.clear_wake_requests, model_id, asked_at)
-        self.on_exchange()
+        await self._write_evictions()
+
+    async def _write_evictions(self) -> None:
+        for logged, row_id in list(self.evictions.unwritten()):
+            row_id = await self.database.run(repository.record_eviction, self.host.id, logged, row_id)
+            self.evictions.note_written(logged, row_id, self.clock())
 
     async def _record_file_facts(self, model_id: int, facts: FileFacts) -> None:
         try:
             await self.database.run(repository.record_file_facts, model_id, facts)
         except (DataError, ValueError, OverflowError) as error:  # else no model's rows would be written any more
             log.error("the facts of the files of model %d cannot be stored: %s", model_id, error)
-            fault = FileFacts(facts=None, fault=describe_exception(error))
+            fault = replace(facts, facts=None, fault=describe_exception(error))
             await self.database.run(repository.record_file_facts, model_id, fault)
 
     def record_trial(self, model_id: int, trial: Trial) -> None:
@@ -254,7 +272,8 @@ class StateSync:
             live = replica.live
             await self.database.run(repository.record_live_values, self.host.id, replica.key, live)
             replica.written_live = live
-        if replica.run and replica.state == ReplicaState.READY and self.clock() - replica.measured_at >= MEASURE_EVERY:
+        holds = replica.state == ReplicaState.READY or replica.slept
+        if replica.run and holds and self.clock() - replica.measured_at >= MEASURE_EVERY:
             replica.measured_at = self.clock()
             await self._write_measurement(replica, replica.run)
 
@@ -273,7 +292,7 @@ class StateSync:
         if used is None:
             return
         await self.database.run(repository.record_measurement, self.host.id, replica.key, used)
-        if granted is None or used.most <= replica.peak * 1.01:
+        if granted is None or replica.slept or used.most <= replica.peak * 1.01:
             return
         replica.peak = used.most
         version = granted.version or (self.report.engines.get(granted.launcher, "") if self.report else "")
@@ -295,6 +314,16 @@ class StateSync:
             model_id
             for model_id, desired in self.desired_models.items()
             if desired.wake_requested and model_id in ready
+        ]
+
+    def _forsaken_models(self) -> list[int]:
+        """Return the models without room whose callers have left: room that comes later is not for them."""
+        now = self.clock()
+        without = {one.key.model for one in self.replicas.values() if one.without_room or one.cause == NO_ROOM}
+        return [
+            model_id
+            for model_id, desired in self.desired_models.items()
+            if desired.wake_requested and model_id in without and self.demands.since(model_id, now) is None
         ]
 
     def _log_outage(self, error: Error) -> None:

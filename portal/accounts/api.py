@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.http import Http404
 from django.shortcuts import get_object_or_404
@@ -139,14 +140,17 @@ class Members(GenericViewSet[Membership]):
         row = membership.add_member(current_user(request), tenant, values["user"], values["role"])
         return Response(shapes.Member(row).data, status.HTTP_201_CREATED)
 
-    @extend_schema(summary=_("Change a member's role"), request=shapes.ChangedMember, responses={200: shapes.Member})
+    @extend_schema(summary=_("Change a member"), request=shapes.ChangedMember, responses={200: shapes.Member})
     def partial_update(self, request: Request, slug: str, username: str) -> Response:
-        """Change the role of a member who was added by hand."""
-        row = self._member(slug, username)
-        changed = membership.change_role(
-            current_user(request), row, validated(shapes.ChangedMember, request.data)["role"]
-        )
-        return Response(shapes.Member(changed).data)
+        """Change the role of a member who was added by hand, or whether any member is a champion."""
+        row, by = self._member(slug, username), current_user(request)
+        values = validated(shapes.ChangedMember, request.data)
+        with transaction.atomic():
+            if "role" in values:
+                row = membership.change_role(by, row, values["role"])
+            if values["is_champion"] is not None:
+                row = membership.appoint_champion(by, row, values["is_champion"])
+        return Response(shapes.Member(row).data)
 
     @extend_schema(summary=_("Remove a member"), responses={204: None})
     def destroy(self, request: Request, slug: str, username: str) -> Response:

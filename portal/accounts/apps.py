@@ -12,8 +12,12 @@ class AccountsConfig(AppConfig):
     def ready(self) -> None:
         from modelregistry.supervisor import tasks
         from portal.accounts import break_glass, directory_sync
+        from portal.accounts.search import KINDS
+        from portal.web import search
 
         break_glass.watch_sign_ins()
+        for kind in KINDS:
+            search.register(kind)
         # Django's own command: expired sessions of people who closed their browser without signing out.
         tasks.register("clearsessions", timedelta(days=1), ("clearsessions",))
         if settings.DIRECTORY:

@@ -114,3 +114,8 @@ class SettingsForm(forms.Form):
         help_text=_("In this browser."),
     )
     wants_mail = forms.BooleanField(label=_("Send me notices by mail as well"), required=False)
+    wants_tips = forms.BooleanField(
+        label=_("Send me a tip now and then if I have not used models for some time"),
+        required=False,
+        help_text=_("At most one in two weeks, on working days. No other person learns of it."),
+    )

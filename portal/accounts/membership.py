@@ -58,6 +58,19 @@ def change_role(by: User, membership: Membership, role: str) -> Membership:
     return row
 
 
+def appoint_champion(by: User, membership: Membership, is_champion: bool) -> Membership:
+    """Give a member the mark of a champion, or take it away. It is ours also where the directory has the role."""
+    permissions.check_access(by, membership.tenant)
+    with transaction.atomic():
+        row = Membership.objects.select_for_update(of=("self",)).select_related("user").filter(pk=membership.pk).first()
+        if row is None:
+            raise MembershipRefused(_("This person does not belong to the tenant any more."))
+        if row.is_champion != is_champion:
+            row.is_champion = is_champion
+            row.save(update_fields=["is_champion"])
+    return row
+
+
 def remove_member(by: User, membership: Membership) -> None:
     """Remove a member: their keys of the tenant stop within 2 s, their usage stays on record, and they are notified.
 

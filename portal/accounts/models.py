@@ -19,6 +19,8 @@ EAST_ASIAN = (
     *("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "HALFWIDTH KATAKANA ", "HANGUL ", "VERTICAL KANA "),
     *("VARIATION SELECTOR", "MASU MARK"),
 )
+# Of a tenant. Beyond a hundred to one the others would hardly be served at all while they wait.
+LEAST_WEIGHT, MOST_WEIGHT = 0.1, 10
 
 
 def time_zones() -> set[str]:
@@ -29,6 +31,16 @@ def time_zones() -> set[str]:
 def check_time_zone(name: str) -> None:
     if name not in time_zones():
         raise ValidationError(_("%(name)s is not a time zone. Example: Asia/Tokyo"), params={"name": name})
+
+
+def check_weight(value: float) -> None:
+    """Raise ValidationError for what is no weight of a tenant, also for NaN, which no bound refuses."""
+    if not LEAST_WEIGHT <= value <= MOST_WEIGHT:
+        raise ValidationError(
+            _("A weight is from %(least)s to %(most)s."),
+            code="no-weight",
+            params={"least": LEAST_WEIGHT, "most": MOST_WEIGHT},
+        )
 
 
 class Tenant(models.Model):
@@ -51,6 +63,16 @@ class Tenant(models.Model):
         default=90,
         validators=[MinValueValidator(1), MaxValueValidator(3650)],
         help_text=_("Suggested for a new key; the person who creates it may choose otherwise. Empty: no expiry."),
+    )
+    weight = models.FloatField(
+        _("weight"),
+        default=1.0,
+        db_default=1.0,
+        validators=[check_weight],
+        help_text=_(
+            "Where people wait for a model, one of a tenant with weight 2 is served twice as much as one of a tenant "
+            "with weight 1. Without a queue it has no effect. From 0.1 to 10."
+        ),
     )
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
@@ -115,6 +137,12 @@ class User(AbstractUser):
         default=True,
         help_text=_("Notices of the portal come by mail as well, where it can send."),
     )
+    wants_tips = models.BooleanField(
+        _("tips"),
+        default=True,
+        db_default=True,
+        help_text=_("At most one in two weeks, to people who have not used models for some time."),
+    )
     tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
 
     objects: ClassVar[People] = People()
@@ -165,6 +193,13 @@ class Membership(models.Model):
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="memberships", verbose_name=_("tenant"))
     role = models.CharField(_("role"), max_length=10, choices=Role, default=Role.MEMBER)
     source = models.CharField(_("source"), max_length=10, choices=Source, default=Source.MANUAL)
+    # A mark beside the role: also one from the directory may have it, which knows no such thing.
+    is_champion = models.BooleanField(
+        _("champion"),
+        default=False,
+        db_default=False,
+        help_text=_("Helps colleagues to begin, and may publish use cases for the tenant."),
+    )
     since = models.DateTimeField(_("since"), default=timezone.now, editable=False)
 
     class Meta:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest
 from rest_framework.request import Request
 
@@ -59,6 +59,20 @@ def check_access(by: User | None, tenant: Tenant | None = None) -> None:
     if by is None or may_operate(by) or (tenant is not None and administers(by, tenant)):
         return
     raise PermissionDenied
+
+
+def publishable_tenants(user: User) -> QuerySet[Tenant]:
+    """Return the tenants for which this person may publish: as a champion or an admin of theirs, operators all."""
+    if user.is_staff:
+        return Tenant.objects.all()
+    mine = Membership.objects.filter(user=user).filter(Q(is_champion=True) | Q(role=Membership.Role.ADMIN))
+    return Tenant.objects.filter(pk__in=mine.values("tenant"))
+
+
+def publishers_of(tenant: Tenant) -> QuerySet[User]:
+    """Return the tenant's active champions and admins. Operators are not included."""
+    mine = Membership.objects.filter(tenant=tenant).filter(Q(is_champion=True) | Q(role=Membership.Role.ADMIN))
+    return User.objects.filter(is_active=True, pk__in=mine.values("user")).order_by("pk")
 
 
 def own_tenants(user: User) -> QuerySet[Tenant]:

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
 from portal.accounts.models import Membership, Tenant, User
@@ -36,7 +37,7 @@ class Me(serializers.Serializer[User]):
 class Settings(ModelSerializer[User]):
     class Meta:
         model = User
-        fields: ClassVar = ["language", "wants_mail"]
+        fields: ClassVar = ["language", "wants_mail", "wants_tips"]
 
 
 # --- tenants
@@ -45,13 +46,13 @@ class Settings(ModelSerializer[User]):
 class TenantNow(ModelSerializer[Tenant]):
     class Meta:
         model = Tenant
-        fields: ClassVar = ["slug", "name", "time_zone", "key_days", "is_active", "created_at"]
+        fields: ClassVar = ["slug", "name", "time_zone", "key_days", "weight", "is_active", "created_at"]
 
 
 class NewTenant(ModelSerializer[Tenant]):
     class Meta:
         model = Tenant
-        fields: ClassVar = ["slug", "name", "time_zone", "key_days"]
+        fields: ClassVar = ["slug", "name", "time_zone", "key_days", "weight"]
 
 
 class ChangedTenant(ModelSerializer[Tenant]):
@@ -59,7 +60,7 @@ class ChangedTenant(ModelSerializer[Tenant]):
 
     class Meta:
         model = Tenant
-        fields: ClassVar = ["name", "time_zone", "key_days", "is_active"]
+        fields: ClassVar = ["name", "time_zone", "key_days", "weight", "is_active"]
 
 
 class TenantFilter(serializers.Serializer[Any]):
@@ -79,6 +80,7 @@ class Member(serializers.Serializer[Membership]):
     source = serializers.ChoiceField(  # type: ignore[assignment]
         Membership.Source.choices, help_text="`directory`: comes from the company directory and is changed there."
     )
+    is_champion = serializers.BooleanField(help_text="May publish use cases for the tenant.")
     since = serializers.DateTimeField()
 
 
@@ -94,4 +96,11 @@ class NewMember(serializers.Serializer[Any]):
 
 
 class ChangedMember(serializers.Serializer[Any]):
-    role = serializers.ChoiceField(Membership.Role.choices)
+    role = serializers.ChoiceField(Membership.Role.choices, required=False)
+    is_champion = serializers.BooleanField(required=False, allow_null=True, default=None)
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a change of nothing: a misspelt name would seem to succeed."""
+        if "role" not in values and values["is_champion"] is None:
+            raise serializers.ValidationError({"role": [_("Give a role, or whether the person is a champion.")]})
+        return values

@@ -6,6 +6,7 @@ from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LoginView
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.translation import get_language, override
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
@@ -20,6 +21,11 @@ class SignIn(LoginView):
     template_name = "accounts/sign_in.html"
     form_class = SignInForm
     http_method_names = ["get", "head", "post", "options"]  # Django's form views take PUT for POST
+
+    def get_redirect_url(self, request: HttpRequest | None = None) -> str:
+        """Return the page that was asked for; "" for the home page, instead of which people may be led elsewhere."""
+        asked = super().get_redirect_url()
+        return "" if asked == reverse("home") else asked
 
     def form_invalid(self, form: SignInForm) -> HttpResponse:  # type: ignore[override]
         response = super().form_invalid(form)
@@ -38,6 +44,7 @@ def settings_page(request: HttpRequest) -> HttpResponse:
         "language": get_language(),
         "theme": request.COOKIES.get(THEME_COOKIE, "system"),
         "wants_mail": user.wants_mail,
+        "wants_tips": user.wants_tips,
     }
     form = SettingsForm(request.POST if request.method == "POST" else None, initial=initial)
     if form.is_valid():
@@ -52,7 +59,8 @@ def settings_page(request: HttpRequest) -> HttpResponse:
 
 def save_settings(request: HttpRequest, user: User, values: dict[str, str]) -> HttpResponse:
     user.language, user.wants_mail = values["language"], bool(values["wants_mail"])
-    user.save(update_fields=["language", "wants_mail"])
+    user.wants_tips = bool(values["wants_tips"])
+    user.save(update_fields=["language", "wants_mail", "wants_tips"])
     with override(user.language):
         messages.success(request, _("Saved."))
     response = redirect("settings")

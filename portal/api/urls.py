@@ -10,8 +10,11 @@ from portal.audit import api as audit
 from portal.keys import api as keys
 from portal.notifications import api as notifications
 from portal.operations import api as operations
+from portal.operations import queue_api, weights_api
+from portal.prices import api as prices
 from portal.quotas import api as quotas
 from portal.usage import api as usage
+from portal.use_cases import api as use_cases
 
 
 class Anything(StringConverter):
@@ -28,8 +31,10 @@ router.register("catalogue", keys.CatalogueModels, basename="api-catalogue")
 router.register("management-keys", keys.ManagementKeys, basename="api-management-keys")
 router.register("quotas", quotas.Quotas, basename="api-quotas")
 router.register("quota-requests", quotas.Requests, basename="api-quota-requests")
+router.register("prices", prices.Prices, basename="api-prices")
 router.register("tenants", accounts.Tenants, basename="api-tenants")
 router.register("notices", notifications.Notices, basename="api-notices")
+router.register("use-cases", use_cases.UseCases, basename="api-use-cases")
 router.register("hosts", operations.Hosts, basename="api-hosts")
 router.register("models", operations.Models, basename="api-models")
 router.register("replicas", operations.Replicas, basename="api-replicas")
@@ -53,9 +58,14 @@ urlpatterns = [
     path("v1/usage/series/", usage.UsageSeriesView.as_view(), name="api-usage-series"),
     path("v1/usage/groups/", usage.UsageGroups.as_view({"get": "list"}), name="api-usage-groups"),
     path("v1/usage/scopes/", usage.UsageScopesView.as_view(), name="api-usage-scopes"),
+    path("v1/prices/settings/", prices.PriceSettingsView.as_view(), name="api-price-settings"),
+    path("v1/requests/", usage.RequestsView.as_view(), name="api-requests"),
+    path("v1/requests/<str:request_id>/", usage.RequestView.as_view(), name="api-request"),
     path("v1/audit/", audit.AuditView.as_view(), name="api-audit"),
     path("v1/allowances/", quotas.AllowancesView.as_view(), name="api-allowances"),
     path("v1/overview/", operations.OverviewView.as_view(), name="api-overview"),
+    path("v1/queue/", queue_api.QueueView.as_view(), name="api-queue"),
+    path("v1/weights/", weights_api.WeightsView.as_view(), name="api-weights"),
     path("v1/directory/", operations.DirectoryView.as_view(), name="api-directory"),
     path("v1/directory/sync/", operations.SynchroniseDirectoryView.as_view(), name="api-directory-sync"),
     path("v1/presets/", operations.PresetsView.as_view(), name="api-presets"),

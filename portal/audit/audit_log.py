@@ -33,13 +33,21 @@ SUBJECTS = {
     "tenant": gettext_lazy("Tenant"),
     "key": gettext_lazy("API key"),
     "management-key": gettext_lazy("Management key"),
+    "class-weight": gettext_lazy("Weight of a class"),
+    "price": gettext_lazy("Price"),
+    "budget": gettext_lazy("Budget"),
+    "prices": gettext_lazy("Display of prices"),
     "quota": gettext_lazy("Quota"),
     "request": gettext_lazy("Quota request"),
     "model": gettext_lazy("Model"),
     "alias": gettext_lazy("Alias"),
     "access": gettext_lazy("Access to a model"),
     "host": gettext_lazy("Host"),
+    "use-case": gettext_lazy("Use case"),
     "directory": gettext_lazy("Company directory"),
+    "house-rules": gettext_lazy("House rules"),
+    "announcement": gettext_lazy("Announcement"),
+    "webhook": gettext_lazy("Webhook"),
 }
 # The second: what was done to it.
 VERBS = {
@@ -56,6 +64,7 @@ VERBS = {
     "off": pgettext_lazy("audit", "switched off"),
     "revoke": pgettext_lazy("audit", "revoked"),
     "models": pgettext_lazy("audit", "models changed"),
+    "tenants": pgettext_lazy("audit", "tenants changed"),
     "playground": pgettext_lazy("audit", "made for the playground"),
     "granted": pgettext_lazy("audit", "granted"),
     "refused": pgettext_lazy("audit", "refused"),
@@ -67,6 +76,14 @@ VERBS = {
     "sync": pgettext_lazy("audit", "synchronised at once"),
     "force": pgettext_lazy("audit", "synchronised although most lost their access"),
     "crash": pgettext_lazy("audit", "an engine died under a request"),
+    "proposed": pgettext_lazy("audit", "proposed"),
+    "published": pgettext_lazy("audit", "published"),
+    "returned": pgettext_lazy("audit", "returned to its author"),
+    "hidden": pgettext_lazy("audit", "hidden"),
+    "shown": pgettext_lazy("audit", "shown again"),
+    "comment": pgettext_lazy("audit", "a comment deleted"),
+    "canary": pgettext_lazy("audit", "the canary’s answers accepted"),
+    "canary-request": pgettext_lazy("audit", "the canary requested"),
 }
 # What events hold beside fields of rows.
 NOTES = {
@@ -76,6 +93,9 @@ NOTES = {
     "replica": gettext_lazy("Replica"),
     "open_calls": gettext_lazy("Requests open at that engine"),
     "verdict": gettext_lazy("Cause"),
+    "canary_run": gettext_lazy("canary run"),
+    "version": gettext_lazy("version"),
+    "company_wide": gettext_lazy("for the whole company"),
 }
 VERDICTS = {
     "guilty": gettext_lazy("this request, which is refused for a few minutes"),

@@ -10,8 +10,9 @@ from django.db import transaction
 
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Tenant, User
+from portal.adoption import summary
 from portal.audit.models import AuditEvent
-from portal.demo import journal, keyrings, machines, notifications, policy, staff, traffic
+from portal.demo import availability, journal, keyrings, machines, notifications, policy, staff, traffic, use_cases
 from portal.usage import records
 from portal.usage.models import UsageRecord
 
@@ -78,6 +79,9 @@ def fill_database(
     journal.write_journal(chance, now, people, holders, models, directory=not directory)
     keyrings.create_management_keys(chance, now, people)
     notifications.notify_all(now, people)
+    use_cases.create_use_cases(chance, now, people)
+    availability.create_intervals(now, models, size.days)
+    summary.update_if_due(now)
     return Filled(
         tenants=len(people.tenants),
         people=User.objects.count(),

@@ -13,6 +13,7 @@ from portal.demo import workdays
 from portal.demo.plan import DEPARTMENTS, SERVICES, Department, Service
 from portal.demo.staff import ADMIN, EMPLOYEE, OPERATOR, Staff
 from portal.keys.models import ApiKey, ManagementKey
+from portal.usage import client_classes
 
 NAMES = (
     "ノート PC",
@@ -30,6 +31,21 @@ PURPOSES = (
     *("議事録の要約", "メールの下書き", "資料の翻訳", "コードの補完", "データ整形のスクリプト", "マニュアルの下書き"),
 )
 CLIENTS = ("OpenAI/Python", "OpenAI/JS", "curl", "Continue", "Dify", "python-httpx", "Cline")
+# What calls with a person's key, by its name; else one of OFTEN.
+CLASSES = {
+    "Python スクリプト": client_classes.OPENAI,
+    "Jupyter": client_classes.OPENAI,
+    "VS Code": "cline",
+    "Continue": "continue",
+    "Excel マクロ": client_classes.OTHER,
+}
+OFTEN = (
+    client_classes.OPEN_WEBUI,
+    client_classes.OPEN_WEBUI,
+    client_classes.OPENAI,
+    client_classes.DIFY,
+    "claude-code",
+)
 NETWORKS = ("10.20", "10.21", "10.22", "10.24", "10.31", "172.20")
 SCRIPTS = (
     ("月次レポート", ("usage:read",)),
@@ -60,6 +76,16 @@ class Holder:
                 ended = min(key.expires_at or at + timedelta(1), key.revoked_at or at + timedelta(1))
                 return key if at < ended else None
         return None
+
+
+def client_class_of(key: ApiKey) -> str:
+    """Return the class of programs that call with this key (see `client_classes`)."""
+    for name, code in (("Dify", client_classes.DIFY), ("WebUI", client_classes.OPEN_WEBUI)):
+        if name in key.name:
+            return code
+    if key.user_id is None:
+        return client_classes.OPENAI
+    return CLASSES.get(key.name) or OFTEN[key.user_id % len(OFTEN)]
 
 
 def create_keys(chance: Random, now: datetime, staff: Staff, models: dict[str, ServedModel], days: int) -> list[Holder]:

@@ -11,7 +11,7 @@ from typing import Any
 from modelregistry.models import Alias, FileReport, Host, HostReport, Replica, ServedModel
 from modelregistry.overview import MADE_UP
 from portal.accounts.models import Tenant
-from portal.demo.plan import ENGINES, HOSTS, LARGE, NEW, OLD, SimulatedModel
+from portal.demo.plan import CHAT, CODE, ENGINES, HOSTS, LARGE, NEW, OLD, SMALL, VISION, SimulatedModel
 from portal.demo.rows import insert_row
 from portal.keys.models import ModelAccess
 
@@ -25,6 +25,11 @@ ended with status 1: torch.OutOfMemoryError: CUDA out of memory. Tried to alloca
 GPU 0 has a total capacity of 47.99 GiB of which 612.00 MiB is free.
 RuntimeError: Engine core initialization failed. See root cause above."""
 GIVEN_UP = {"detail": OUT_OF_MEMORY, "cause": "gpu-memory", "restarts": 5}
+
+
+# What a model's arguments and files do not show in this company.
+CAN = {VISION: ["vision"], LARGE: ["tools"]}
+LICENCES = {CHAT: "gemma", LARGE: "llama3.3", CODE: "apache-2.0", VISION: "apache-2.0", SMALL: "gemma"}
 
 
 def create_hosts(chance: Random, now: datetime, tenants: dict[str, Tenant]) -> dict[str, ServedModel]:
@@ -57,6 +62,8 @@ def _model(engine: SimulatedModel, hosts: dict[str, Host], now: datetime, tenant
             name=engine.name,
             description_ja=engine.ja,
             description_en=engine.en,
+            declared_capabilities=CAN.get(engine.name, []),
+            licence=LICENCES.get(engine.name, ""),
             engine=engine.engine,
             task=engine.task,
             path=f"/srv/models/{engine.name}" + ("" if directory else ".gguf"),
@@ -173,4 +180,6 @@ def _device(index: int, uuid: str, name: str, kind: str, total: int, used: int) 
         "free": total - used,
         "processes": [],
         "fault": "",
+        "utilisation": (37 + 29 * index) % 83 if kind == "gpu" else None,
+        "temperature": 48 + 5 * (index % 4) if kind == "gpu" else None,
     }

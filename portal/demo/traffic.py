@@ -10,10 +10,14 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from portal.demo import workdays
-from portal.demo.keyrings import Holder
+from portal.demo.keyrings import Holder, client_class_of
 from portal.demo.plan import ENGINES, LARGE
 
 ENGINE = {engine.name: engine for engine in ENGINES}
+STOPPED_BY = {
+    **{"finished": "stop", "looped": "loop", "aborted": "client", "interrupted": "restart"},
+    **{"failed": "engine_error", "refused": "engine_refused"},
+}
 HOURS = {
     "office": workdays.OFFICE,
     "counter": workdays.COUNTER,
@@ -103,6 +107,7 @@ def _draw_calls(chance: Random, holder: Holder, day: date, now: datetime, grown:
         )
         row = _row(chance, SimulatedCall(at, model, prompt, answer, end_user), day, now)
         row["key_id"], row["user_id"], row["tenant_id"] = key.pk, key.user_id, key.tenant_id
+        row["client_class"] = client_class_of(key)
         yield row
 
 
@@ -160,8 +165,7 @@ def _row(chance: Random, call: SimulatedCall, day: date, now: datetime) -> Row:
     slow = 1 + 0.9 * load * load
     chat = engine.task == "chat"
     first = int(engine.first * slow * (1 + call.prompt / 5000) * chance.lognormvariate(0, 0.38))
-    if chance.random() < 0.02 * load:
-        first += int(chance.uniform(1500, 9000))  # it waited in the queue
+    queued = int(chance.uniform(1500, 9000)) if chance.random() < 0.02 * load else 0
     speed = engine.speed / (1 + 0.35 * load) * chance.uniform(0.85, 1.1) if engine.speed else 0
     status, answer, estimated = _draw_outcome(chance, call, now)
     streamed = status in ("finished", "aborted") and chat and chance.random() < 0.94  # the others do not stream
@@ -187,6 +191,12 @@ def _row(chance: Random, call: SimulatedCall, day: date, now: datetime) -> Row:
         "looped_tokens": looped,
         "saved_tokens": max(0, MOST_TOKENS - answer) if looped else 0,
         "temperature": temperature,
+        "watched": chat,
+        "queued_ms": queued,
+        "loading_ms": 0,
+        "prefill_ms": first if streamed else None,
+        "retries": 0,
+        "stopped_by": STOPPED_BY[status],
         "status": status,
         "estimated": estimated,
         "end_user": call.end_user,

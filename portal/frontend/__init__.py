@@ -19,9 +19,23 @@ LOCK = HERE / "package-lock.json"
 NODE_LOCK = HERE / "node.lock"
 # What browsers get of it: the path that `{% static %}` takes, and where npm puts the file. The storage of static files
 # asks for the map, which the last line of the script names.
+# The languages that the playground colours code of; each is loaded when an answer has such code (portal/static/try).
+LANGUAGES = (
+    *("bash", "c", "cpp", "csharp", "css", "delphi", "diff", "dockerfile", "dos", "go", "ini", "java", "javascript"),
+    *("json", "kotlin", "markdown", "nginx", "php", "powershell", "python", "r", "ruby", "rust", "sql", "swift"),
+    *("typescript", "vbnet", "vbscript", "xml", "yaml"),
+)
 SERVED = {
     "vendor/chart.umd.min.js": "chart.js/dist/chart.umd.min.js",
     "vendor/chart.umd.min.js.map": "chart.js/dist/chart.umd.min.js.map",
+    "vendor/marked.esm.js": "marked/lib/marked.esm.js",
+    "vendor/marked.esm.js.map": "marked/lib/marked.esm.js.map",
+    # Without it `**「強調」**は` stays as it is: CommonMark ends no emphasis between Japanese punctuation and a letter.
+    "vendor/marked-cjk-friendly.js": "marked-cjk-friendly/dist/index.js",
+    "vendor/purify.min.js": "dompurify/dist/purify.min.js",
+    "vendor/purify.min.js.map": "dompurify/dist/purify.min.js.map",
+    "vendor/highlight/core.min.js": "@highlightjs/cdn-assets/es/core.min.js",
+    **{f"vendor/highlight/{name}.min.js": f"@highlightjs/cdn-assets/es/languages/{name}.min.js" for name in LANGUAGES},
 }
 LEAST_NPM = 7  # the first that reads this kind of lock
 HELP = "Run: .venv/bin/python -m portal.frontend"

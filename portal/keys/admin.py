@@ -44,9 +44,19 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     ]  # fmt: skip
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> list[str]:
-        """Return the usual fields; for a personal key also `responsible`, which only service keys have."""
+        """Return the usual fields; for a personal key also `responsible`, which only service keys have.
+
+        Nothing changes of the canary's key.
+        """
+        if obj and obj.is_canary:
+            return [str(name) for name in self.fields]
         fields = list(super().get_readonly_fields(request, obj))
         return [*fields, "responsible"] if obj and obj.user_id else fields
+
+    def formfield_for_choice_field(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        if db_field.name == "key_class":
+            kwargs["choices"] = ApiKey.CHOOSABLE
+        return super().formfield_for_choice_field(db_field, request, **kwargs)
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """Save, and record a change of the key's models: the audit watches rows, and they are not in the key's row."""

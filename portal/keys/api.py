@@ -21,7 +21,7 @@ from portal.accounts import permissions
 from portal.accounts.api_permissions import SignedIn
 from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import current_user
-from portal.keys import leaked_keys, lifecycle, management_keys, model_access, queries
+from portal.keys import end_user_secret, leaked_keys, lifecycle, management_keys, model_access, queries
 from portal.keys import serializers as shapes
 from portal.keys.models import ApiKey, ManagementKey
 from portal.web.rest.list_pages import ListPagination
@@ -99,6 +99,25 @@ class Keys(GenericViewSet[ApiKey]):
         overlap = timedelta(hours=validated(shapes.Rotation, request.data)["overlap_hours"])
         new, text = lifecycle.rotate_key(self._manageable_key(), overlap, by=current_user(request))
         return key_response(new, status.HTTP_201_CREATED, text)
+
+    @extend_schema(
+        summary=gettext_lazy("Create or replace the secret that signs end users"),
+        request=None,
+        responses={201: shapes.UserSecret},
+    )
+    @action(detail=True, methods=["post"], url_path="user-secret")
+    @sensitive_variables("text")
+    def user_secret(self, request: Request, prefix: str) -> Response:
+        """Return the secret, this once. From then on people are named only by tokens that are signed with it."""
+        text = end_user_secret.make_user_secret(self._manageable_key(), by=current_user(request))
+        return Response({"secret": text, "settings": end_user_secret.webui_settings(text)}, status.HTTP_201_CREATED)
+
+    @extend_schema(summary=gettext_lazy("Remove the secret that signs end users"), responses={204: None})
+    @user_secret.mapping.delete
+    def remove_user_secret(self, request: Request, prefix: str) -> Response:
+        """Believe names without a signature again."""
+        end_user_secret.remove_user_secret(self._manageable_key(), by=current_user(request))
+        return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(summary=gettext_lazy("Revoke an API key"), request=shapes.Revocation, responses={200: shapes.Key})
     @action(detail=True, methods=["post"])

@@ -8,18 +8,23 @@ class KeysConfig(AppConfig):
 
     def ready(self) -> None:
         from portal.audit import tracking
-        from portal.keys.models import ApiKey, ManagementKey
+        from portal.keys.models import ApiKey, ClassWeight, ManagementKey
+        from portal.keys.search import KIND
+        from portal.web import search
 
+        search.register(KIND)
         tracking.track(
             ApiKey,
             "key",
-            secret={"digest"},
+            secret={"digest", "end_user_nonce"},
             ignored={"last_used_at", "last_used_from", "last_used_with"},
             tenant=lambda key: key.tenant,
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
-            # `playground` records its own events; a revocation is recorded as with any key.
-            is_skipped=lambda key: key.is_playground and key.revoked_at is None,
+            # `playground` records its own events, and the canary's key has a new text for each session; a revocation is
+            # recorded as with any key.
+            is_skipped=lambda key: key.is_of_portal and key.revoked_at is None,
         )
+        tracking.track(ClassWeight, "class-weight")
         tracking.track(
             ManagementKey,
             "management-key",

@@ -1,19 +1,19 @@
 """Ready-to-paste ways to call a model, from curl to Dify. Pure text, which must run unchanged."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from django.utils.translation import gettext as _
 
 from portal.keys.integrations import Fields, OpenWebUI, dify_fields, open_webui_settings
 from portal.keys.model_access import AvailableModel
+from portal.keys.recipes import RECORDING, VARIABLE, ClientRecipe, make_recipes
 
-# The variables that the OpenAI SDK reads by itself; the first is used where the key can no longer be shown.
-VARIABLE = "OPENAI_API_KEY"
+# What the OpenAI SDK reads by itself, beside VARIABLE.
 ADDRESS = "OPENAI_BASE_URL"
 # Without a limit a small model may ramble to the end of its context: a first try took 164 s and looked broken.
 ANSWER = 200  # tokens
-RECORDING = "meeting.mp3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,7 @@ class CodeSamples:
     environment: str  # for programs that read the OpenAI SDK's variables, as most programs with this SDK do
     dify: Fields
     open_webui: OpenWebUI
+    recipes: tuple[ClientRecipe, ...]  # of more programs and libraries
 
 
 def make_samples(offer: AvailableModel, *, base_url: str, key: str = "") -> CodeSamples:
@@ -36,6 +37,7 @@ def make_samples(offer: AvailableModel, *, base_url: str, key: str = "") -> Code
         environment=f"{ADDRESS}={base_url}\n{VARIABLE}={shown_key}",
         dify=dify_fields(offer, base_url, key),
         open_webui=open_webui_settings(offer, base_url, key),
+        recipes=make_recipes(offer, base_url=base_url, key=key),
     )
 
 
@@ -52,7 +54,8 @@ def sample_request(task: str) -> tuple[str, dict[str, object]]:
     }
 
 
-def curl_sample(offer: AvailableModel, base_url: str, key: str) -> str:
+def curl_sample(offer: AvailableModel, base_url: str, key: str, body: Mapping[str, object] | None = None) -> str:
+    """Return the command. `body`: of a chat, without the model; without it the one of `sample_request`."""
     if offer.task == "transcription":
         return (
             f"curl {base_url}/audio/transcriptions \\\n"
@@ -60,9 +63,9 @@ def curl_sample(offer: AvailableModel, base_url: str, key: str) -> str:
             f'  -F "model={offer.name}" \\\n'
             f'  -F "file=@{RECORDING}"'
         )
-    path, body = sample_request(offer.task)
+    path, usual = sample_request(offer.task)
     # An apostrophe would end the shell's quotes around the body (translations may well contain one).
-    text = json.dumps({"model": offer.name, **body}, ensure_ascii=False).replace("'", "\\u0027")
+    text = json.dumps({"model": offer.name, **(body or usual)}, ensure_ascii=False).replace("'", "\\u0027")
     return (
         f"curl {base_url}{path} \\\n"
         f'  -H "Authorization: Bearer {key or "$" + VARIABLE}" \\\n'
@@ -71,7 +74,8 @@ def curl_sample(offer: AvailableModel, base_url: str, key: str) -> str:
     )
 
 
-def python_sample(offer: AvailableModel, base_url: str, key: str) -> str:
+def python_sample(offer: AvailableModel, base_url: str, key: str, body: Mapping[str, object] | None = None) -> str:
+    """Return the program, or "". `body`: of a chat, with `messages` and `max_tokens`; as in `curl_sample`."""
     key_argument = f', api_key="{key}"' if key else ""
     head = f'from openai import OpenAI\n\nclient = OpenAI(base_url="{base_url}"{key_argument})\n'
     if offer.task == "transcription":
@@ -80,7 +84,7 @@ def python_sample(offer: AvailableModel, base_url: str, key: str) -> str:
             f'    answer = client.audio.transcriptions.create(model="{offer.name}", file=recording)\n'
             "print(answer.text)"
         )
-    __, body = sample_request(offer.task)
+    body = body or sample_request(offer.task)[1]
     if offer.task == "embedding":
         return (
             f"{head}answer = client.embeddings.create(\n"
@@ -94,7 +98,7 @@ def python_sample(offer: AvailableModel, base_url: str, key: str) -> str:
         f"{head}stream = client.chat.completions.create(\n"
         f'    model="{offer.name}",\n'
         f"    messages={to_python_literal(body['messages'])},\n"
-        f"    max_tokens={ANSWER},\n"
+        f"    max_tokens={body['max_tokens']},\n"
         "    stream=True,\n)\n"
         "for chunk in stream:\n"
         "    if chunk.choices:\n"

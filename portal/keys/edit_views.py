@@ -11,13 +11,14 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_http_methods
 
 from portal.accounts.models import Tenant
 from portal.accounts.permissions import administered_tenants, current_user, tenant_for
-from portal.keys import form_tokens, lifecycle, model_access, queries
+from portal.keys import end_user_secret, form_tokens, lifecycle, model_access, queries
 from portal.keys.forms import (
     ChangeKeyForm,
     NewKeyForm,
@@ -30,6 +31,10 @@ from portal.keys.key_example import make_example
 from portal.keys.models import ApiKey
 from portal.web import posted_forms
 
+SENT_BEFORE = gettext_noop(
+    "No other secret was created: this form was sent before, or the secret has changed since. A secret is shown only "
+    "once. If you did not copy it, create a new one."
+)
 TENANTS = 300  # to choose from before a service key is created
 
 
@@ -119,7 +124,8 @@ def show_text(request: HttpRequest, key: ApiKey, text: str) -> HttpResponse:
 @login_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_key(request: HttpRequest, prefix: str) -> HttpResponse:
-    key = get_object_or_404(queries.manageable_by(current_user(request)).filter(revoked_at=None), prefix=prefix)
+    keys = queries.manageable_by(current_user(request)).filter(revoked_at=None)
+    key = get_object_or_404(keys.exclude(key_class=ApiKey.Class.CANARY), prefix=prefix)
     form = ChangeKeyForm(key, request.POST if request.method == "POST" else None)
     if form.is_valid():
         lifecycle.change_key(key, by=current_user(request), **form.changes())
@@ -145,6 +151,32 @@ def rotate_key(request: HttpRequest, prefix: str) -> HttpResponse:
         messages.error(request, refusal.sentence)
         return redirect("key", prefix)
     return show_text(request, new, text)
+
+
+@login_required
+@never_cache
+@posted_forms.only_posted
+@sensitive_variables("text")
+def change_user_secret(request: HttpRequest, prefix: str) -> HttpResponse:
+    """Make a secret that signs end users and show it, this once, or remove it.
+
+    The form says which secret the new one replaces: sent again by a reload, it would replace the one just copied.
+    """
+    key = get_object_or_404(queries.manageable_by(current_user(request)), prefix=prefix)
+    try:
+        if posted_forms.posted_choice(request, "secret", "new", "none") == "none":
+            end_user_secret.remove_user_secret(key, by=current_user(request))
+            messages.success(request, _("The secret is removed. The change applies within 2 seconds."))
+            return redirect("key", prefix)
+        if request.POST.get("replaces", "") != key.user_secret_mark:
+            messages.warning(request, _(SENT_BEFORE))
+            return redirect("key", prefix)
+        text = end_user_secret.make_user_secret(key, by=current_user(request))
+    except lifecycle.KeyRefused as refusal:
+        messages.error(request, refusal.sentence)
+        return redirect("key", prefix)
+    lines = "\n".join(end_user_secret.webui_settings(text))
+    return render(request, "keys/user_secret.html", {"key": key, "text": text, "lines": lines})
 
 
 @login_required

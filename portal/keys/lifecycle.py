@@ -46,6 +46,10 @@ class KeyRevoked(KeyRefused):
     """A revoked key cannot change."""
 
 
+class KeyOfTheCanary(KeyRefused):
+    """Madoguchi itself renews this key; people can only revoke it."""
+
+
 class AlreadyReplaced(KeyRefused):
     """The key has a successor, which is the one to replace."""
 
@@ -58,6 +62,7 @@ class Changes(TypedDict, total=False):
     key_class: str
     networks: Sequence[str]
     takes_user_headers: bool
+    end_user_nonce: str
     loop_guard: bool
     expires_at: datetime | None
     allowed_models: Iterable[ServedModel] | None
@@ -119,9 +124,10 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
 
     The old key keeps working for `overlap`, or less if it expires before; without overlap it expires now. A revoked
     or expired key can have a successor too, and stays revoked or expired. Raises AlreadyReplaced, NotAMember when its
-    person has left, and TooManyKeys when as many keys as allowed were made within a day.
+    person has left, KeyOfTheCanary, and TooManyKeys when as many keys as allowed were made within a day.
     """
     _check_may_manage(by, key)
+    _check_not_canary(key)
     require_membership(key.user, key.tenant)
     now = timezone.now()
     with transaction.atomic():
@@ -140,6 +146,9 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
             key_class=key.key_class,
             networks=key.networks,
             takes_user_headers=key.takes_user_headers,
+            end_user_nonce=key.end_user_nonce,
+            separates_users=key.separates_users,
+            weight=key.weight,
             loop_guard=key.loop_guard,
             every_model=key.every_model,
             expires_at=key.expires_at and now + min(key.expires_at - key.created_at, timedelta(days=365 * MAX_YEARS)),
@@ -158,10 +167,11 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
 def change_key(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes]) -> None:
     """Give the key these values; others stay. Gateways apply them within one catalogue poll.
 
-    Raises KeyRevoked, NotAMember for a new responsible person, and ValidationError for wrong networks or an expiry too
-    far away.
+    Raises KeyRevoked, KeyOfTheCanary, NotAMember for a new responsible person, and ValidationError for wrong networks
+    or an expiry too far away.
     """
     _check_may_manage(by, key)
+    _check_not_canary(key)
     if key.revoked_at:
         raise KeyRevoked(_("This key is revoked."))
     if "responsible" in changes and changes["responsible"] != key.responsible:
@@ -189,6 +199,11 @@ def revoke_key(key: ApiKey, because: str = "", *, by: User | None = None) -> Non
 def revoke_leaked_key(key: ApiKey, by: User) -> None:
     """Revoke a key whose full text was found in the wrong place. Every person who has the text may revoke the key."""
     _revoke(key, LEAKED, by)
+
+
+def revoke_silently(key: ApiKey, because: str) -> None:
+    """Revoke a key whose person is notified of the reason in another way. The caller has checked who may."""
+    _revoke(key, because, key.user)
 
 
 def _revoke(key: ApiKey, because: str, by: User | None) -> None:
@@ -230,6 +245,11 @@ def _check_may_manage(by: User | None, key: ApiKey) -> None:
     """Raise PermissionDenied unless this person may change the key. Operators may; None: a command."""
     if by is None or not queries.manageable_by(by).filter(pk=key.pk).exists():
         permissions.check_access(by)
+
+
+def _check_not_canary(key: ApiKey) -> None:
+    if key.is_canary:
+        raise KeyOfTheCanary(_("Madoguchi itself uses this key. It can only be revoked."))
 
 
 def is_responsible_a_member(key: ApiKey) -> bool:

@@ -10,10 +10,9 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import routes
-from modelregistry.engines.base import Engine
-from modelregistry.engines.registry import engine_named
+from modelregistry.capabilities import find_capabilities
 from modelregistry.models import Replica, ServedModel
-from modelregistry.overview import is_supervised
+from modelregistry.overview import MADE_UP, is_supervised
 from modelregistry.sampling import describe_sampling
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey, ModelAccess
@@ -39,9 +38,11 @@ class AvailableModel:
     task: str
     context: int | None  # tokens per request; None: the operator has not specified it
     state: Liveness
+    made_up: bool = False  # on hosts of `demodata`, which do not exist, so no call is answered
     retires_on: date | None = None  # from that day on it is no longer offered
-    tools: bool = False  # see `capabilities`
+    tools: bool = False  # see `modelregistry.capabilities`
     vision: bool = False
+    reasoning: bool = False
     loops: str = ServedModel.Loops.OFF  # what is done about word loops
     sampling: tuple[tuple[str, str], ...] = ()  # parameters that it sets or bounds, and how
 
@@ -62,27 +63,32 @@ def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
 def available_models(served: QuerySet[ServedModel]) -> list[AvailableModel]:
     """Return these models with their state, by name. Three queries."""
     now = timezone.now()
-    replicas = Prefetch("replica_set", Replica.objects.select_related("host"))
-    return [
-        AvailableModel(
-            name=model.name,
-            aliases=tuple(alias.name for alias in model.aliases.all()),
-            description=model.description,
-            task=model.task,
-            context=model.context,
-            state=liveness(model.replica_set.all(), now),
-            retires_on=model.retires_on,
-            tools=_engine(model).calls_tools(model.args),
-            vision=_engine(model).sees_images(model.args),
-            loops=model.loops,
-            sampling=tuple(describe_sampling(routes.presets_of(model))),
-        )
-        for model in served.prefetch_related(replicas, "aliases")
-    ]
+    return [describe_model(model, now) for model in with_replicas(served)]
 
 
-def _engine(model: ServedModel) -> Engine:
-    return engine_named(model.engine).as_run_by(model.launcher)
+def with_replicas(served: QuerySet[ServedModel]) -> QuerySet[ServedModel]:
+    """Prefetch what `describe_model` reads."""
+    return served.prefetch_related(Prefetch("replica_set", Replica.objects.select_related("host")), "aliases")
+
+
+def describe_model(model: ServedModel, now: datetime) -> AvailableModel:
+    """Return a model that `with_replicas` gave, with its state."""
+    can = find_capabilities(model)
+    return AvailableModel(
+        name=model.name,
+        aliases=tuple(alias.name for alias in model.aliases.all()),
+        description=model.description,
+        task=model.task,
+        context=model.context,
+        state=liveness(model.replica_set.all(), now),
+        made_up=any(replica.host.seen_at == MADE_UP for replica in model.replica_set.all()),
+        retires_on=model.retires_on,
+        tools=ServedModel.Capability.TOOLS in can,
+        vision=ServedModel.Capability.VISION in can,
+        reasoning=ServedModel.Capability.REASONING in can,
+        loops=model.loops,
+        sampling=tuple(describe_sampling(routes.presets_of(model))),
+    )
 
 
 def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
@@ -101,11 +107,14 @@ def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
     return Liveness.DOWN
 
 
-def sort_key(offer: AvailableModel) -> tuple[int, bool, bool, str]:
-    """Return the key to sort by: models that answer now first, chat before other tasks, retiring models last; name."""
+def sort_key(offer: AvailableModel) -> tuple[int, bool, bool, bool, str]:
+    """Return the key to sort by: models that answer now first, chat before other tasks, retiring models last; name.
+
+    Made-up models come after real ones, so that the first question is answered where both are.
+    """
     order = [Liveness.UP, Liveness.UNSURE, Liveness.ASLEEP, Liveness.STARTING, Liveness.DOWN]
     retires = offer.retires_on is not None
-    return order.index(offer.state), offer.task != ServedModel.Task.CHAT, retires, offer.name
+    return order.index(offer.state), offer.task != ServedModel.Task.CHAT, offer.made_up, retires, offer.name
 
 
 def suggested_model(offered: list[AvailableModel]) -> AvailableModel | None:

@@ -1,5 +1,6 @@
 """API keys, management keys, and which tenants may use which model."""
 
+import hashlib
 from datetime import date, datetime
 from ipaddress import ip_network
 from typing import Any, ClassVar
@@ -39,6 +40,20 @@ def check_networks(networks: object) -> None:
             raise ValidationError(
                 _("%(network)s is not a network. Examples: 10.1.0.0/16, 192.168.7.5/32"), params={"network": network}
             ) from error
+
+
+# Of a service key, which may answer a whole company.
+LEAST_SERVICE_WEIGHT, MOST_SERVICE_WEIGHT = 0.1, 100
+
+
+def check_service_weight(value: float) -> None:
+    """Raise ValidationError for what is no weight of a service key, also for NaN, which no bound refuses."""
+    if not LEAST_SERVICE_WEIGHT <= value <= MOST_SERVICE_WEIGHT:
+        raise ValidationError(
+            _("A weight is from %(least)s to %(most)s."),
+            code="no-weight",
+            params={"least": LEAST_SERVICE_WEIGHT, "most": MOST_SERVICE_WEIGHT},
+        )
 
 
 # Further away some time zone, or a successor of the key, would have no date for its expiry.
@@ -100,6 +115,10 @@ class ApiKey(IssuedKey):
     class Class(models.TextChoices):
         INTERACTIVE = "interactive", _("interactive")
         BATCH = "batch", _("batch")
+        CANARY = "canary", _("canary")
+
+    # The canary is Madoguchi itself, see `canary_key`: scheduled as batch, but its calls may choose their replica.
+    CHOOSABLE = tuple(Class.choices[:2])
 
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="keys", verbose_name=_("tenant"))
     user = models.ForeignKey(
@@ -136,6 +155,23 @@ class ApiKey(IssuedKey):
         _("end users from Open WebUI"),
         default=False,
         help_text=_("Usage is listed by the people that Open WebUI names in the headers of its calls."),
+    )
+    # Of the secret with which the key's program signs its end users, see `end_user_secret`; empty: there is none.
+    end_user_nonce = models.CharField(
+        _("secret that signs end users"), max_length=32, blank=True, default="", db_default="", editable=False
+    )
+    separates_users = models.BooleanField(
+        _("each end user is a caller of their own"),
+        default=False,
+        db_default=False,
+        help_text=_("Where calls wait, the people behind the key take their own turns instead of sharing the key’s."),
+    )
+    weight = models.FloatField(
+        _("weight"),
+        null=True,
+        blank=True,
+        validators=[check_service_weight],
+        help_text=_("Of a service key: how many people it counts as where calls wait. Empty: as its class."),
     )
     loop_guard = models.BooleanField(
         _("guarded against word loops"),
@@ -176,6 +212,35 @@ class ApiKey(IssuedKey):
                 condition=Q(user__isnull=True) ^ Q(service=""), name="key_of_a_person_or_of_a_service"
             )
         ]
+
+    @property
+    def user_secret_mark(self) -> str:
+        """What forms name the secret by that signs its end users: changes with it; empty: there is none."""
+        return hashlib.sha256(self.end_user_nonce.encode()).hexdigest()[:16] if self.end_user_nonce else ""
+
+    @property
+    def is_of_portal(self) -> bool:
+        """Whether the portal made it for itself and renews its text."""
+        return self.is_playground or self.is_canary
+
+    @property
+    def is_canary(self) -> bool:
+        """Whether Madoguchi itself uses it, so that people can only revoke it."""
+        return self.key_class == self.Class.CANARY
+
+
+class ClassWeight(models.Model):
+    """How many people a service key of a class counts as, where operators have set it; see `weights`."""
+
+    key_class = models.CharField(_("class"), max_length=12, primary_key=True, choices=ApiKey.CHOOSABLE)
+    weight = models.FloatField(_("weight"), validators=[check_service_weight])
+
+    class Meta:
+        verbose_name = _("weight of a class")
+        verbose_name_plural = _("weights of classes")
+
+    def __str__(self) -> str:
+        return f"{self.key_class}: {self.weight:g}"
 
 
 class ManagementKey(IssuedKey):

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant
 from portal.keys import model_access
 from portal.keys.models import ModelAccess
@@ -15,28 +14,30 @@ ANSWER = 800
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """A chat model, and the short names of a person's tenants that may use it."""
+    """A model, and the short names of a person's tenants that may use it."""
 
     offer: model_access.AvailableModel
     tenants: tuple[str, ...]
 
 
-def model_choices(tenants: Sequence[Tenant]) -> list[ModelChoice]:
-    """Return the chat models that at least one of these tenants may use, those that answer now first.
+def model_choices(tenants: Sequence[Tenant]) -> dict[str, list[ModelChoice]]:
+    """Return by their task the models that at least one of these tenants may use, those that answer now first.
 
     At most four queries.
     """
     if not tenants:
-        return []
-    chat = model_access.open_to(tenants).filter(task=ServedModel.Task.CHAT)
+        return {}
+    served = model_access.open_to(tenants)
     slugs = [tenant.slug for tenant in tenants]
     restricted: dict[str, set[str]] = defaultdict(set)
-    for model, slug in ModelAccess.objects.filter(model__in=chat).values_list("model__name", "tenant__slug"):
+    for model, slug in ModelAccess.objects.filter(model__in=served).values_list("model__name", "tenant__slug"):
         restricted[model].add(slug)
-    return [
-        ModelChoice(
+    found: dict[str, list[ModelChoice]] = defaultdict(list)
+    for offer in sorted(model_access.available_models(served), key=model_access.sort_key):
+        allowed = restricted.get(offer.name)
+        choice = ModelChoice(
             offer=offer,
-            tenants=tuple(slug for slug in slugs if offer.name not in restricted or slug in restricted[offer.name]),
+            tenants=tuple(slug for slug in slugs if allowed is None or slug in allowed),
         )
-        for offer in sorted(model_access.available_models(chat), key=model_access.sort_key)
-    ]
+        found[offer.task].append(choice)
+    return found

@@ -1,5 +1,6 @@
 """Which keys a person may see, and what pages show of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -41,6 +42,8 @@ class KeyRow:
     class_name: str
     networks: tuple[str, ...]
     takes_user_headers: bool
+    user_secret_mark: str  # changes with the secret that signs its end users; empty: it has none
+    separates_users: bool
     loop_guard: bool
     service: str  # "" for a personal key
     responsible: str  # a name, or ""
@@ -62,6 +65,15 @@ class KeyRow:
     expires_soon: bool
 
     @property
+    def has_user_secret(self) -> bool:
+        return bool(self.user_secret_mark)
+
+    @property
+    def is_canary(self) -> bool:
+        """Whether Madoguchi itself uses the key, which people can only revoke."""
+        return self.key_class == ApiKey.Class.CANARY
+
+    @property
     def works(self) -> bool:
         return self.state is KeyState.WORKS
 
@@ -76,6 +88,12 @@ def service_keys_of(tenant: Tenant) -> QuerySet[ApiKey]:
     """Return the service keys of a tenant."""
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(tenant=tenant, user=None).select_related("tenant", "responsible")
     return keys
+
+
+def weighted_keys() -> QuerySet[ApiKey]:
+    """Return the service keys that work, which operators give weights, by tenant and name."""
+    keys: QuerySet[ApiKey] = ApiKey.objects.usable().filter(user=None).exclude(key_class=ApiKey.Class.CANARY)
+    return keys.select_related("tenant").order_by("tenant__slug", "service", "pk")
 
 
 def manageable_by(user: User) -> QuerySet[ApiKey]:
@@ -147,7 +165,12 @@ def responsible_is_member() -> Exists:
 
 def key_rows(keys: QuerySet[ApiKey], now: datetime) -> list[KeyRow]:
     """Return what pages show of these keys, in their order. Two queries, no matter how many keys."""
-    return [_row_of(key, now) for key in with_shown_fields(keys)]
+    return rows_of(with_shown_fields(keys), now)
+
+
+def rows_of(keys: Iterable[ApiKey], now: datetime) -> list[KeyRow]:
+    """Return what pages show of these keys, which come from `with_shown_fields`."""
+    return [_row_of(key, now) for key in keys]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +219,8 @@ def _row_of(key: ApiKey, now: datetime) -> KeyRow:
         class_name=str(ApiKey.Class(key.key_class).label),
         networks=tuple(key.networks),
         takes_user_headers=key.takes_user_headers,
+        user_secret_mark=key.user_secret_mark,
+        separates_users=key.separates_users,
         loop_guard=key.loop_guard,
         service=key.service,
         responsible=person(key.responsible) if key.responsible else "",

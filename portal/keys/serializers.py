@@ -39,6 +39,12 @@ class Key(serializers.Serializer[ApiKey]):
     key_class = serializers.ChoiceField(ApiKey.Class.choices)
     networks = serializers.ListField(child=CharField(), help_text="Empty: from everywhere.")
     takes_user_headers = serializers.BooleanField()
+    has_user_secret = serializers.BooleanField(
+        source="end_user_nonce", help_text="Whether its calls name people only by tokens signed with its secret."
+    )
+    separates_users = serializers.BooleanField(
+        help_text="Whether each person behind it is a caller of their own where calls wait. Operators decide."
+    )
     loop_guard = serializers.BooleanField(help_text="Whether its answers are watched for word loops.")
     models = serializers.SerializerMethodField(help_text="Null: all that the tenant may use.")
     state = serializers.SerializerMethodField(
@@ -60,6 +66,13 @@ class Key(serializers.Serializer[ApiKey]):
 
     def get_state(self, key: ApiKey) -> queries.KeyState:
         return queries.state_of(key)
+
+
+class UserSecret(serializers.Serializer[Any]):
+    """The secret with which a service signs its end users. Store it now: it is never shown again."""
+
+    secret = CharField()
+    settings = serializers.ListField(child=CharField(), help_text="Lines for the environment of Open WebUI.")
 
 
 class KeyWithText(Key):
@@ -86,7 +99,7 @@ class KeySettings(serializers.Serializer[Any]):
     name = CharField(max_length=60, required=False)
     purpose = CharField(max_length=200, required=False, allow_blank=True)
     key_class = serializers.ChoiceField(
-        ApiKey.Class.choices, required=False, help_text="`batch`: calls of `interactive` keys go first."
+        ApiKey.CHOOSABLE, required=False, help_text="`batch`: calls of `interactive` keys go first."
     )
     networks = serializers.ListField(
         child=CharField(max_length=50),

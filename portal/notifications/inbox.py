@@ -25,6 +25,7 @@ class NotificationRow:
     path: str  # of the page about it, or ""
     at: datetime
     is_read: bool
+    is_tip: bool = False
 
 
 def notifications_of(user: User) -> QuerySet[Notice]:
@@ -43,6 +44,7 @@ def notification_rows(notices: Iterable[Notice]) -> list[NotificationRow]:
             path=notice.path,
             at=notice.at,
             is_read=notice.read_at is not None,
+            is_tip=KINDS[notice.kind].is_tip,
         )
         for notice in notices
         if KINDS[notice.kind].required <= notice.facts.keys()

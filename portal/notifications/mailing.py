@@ -18,6 +18,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, override
 
+from portal.adoption import tips
 from portal.notifications.inbox import NotificationRow, notification_rows
 from portal.notifications.models import Notice
 from portal.notifications.types import KINDS
@@ -82,7 +83,7 @@ def _send_mail(notices: Sequence[Notice], connection: BaseEmailBackend, now: dat
         with override(user.language or "ja"):
             readable = notification_rows(notices)
             if readable:
-                compose_mail(readable, user.email, connection).send()
+                compose_mail(readable, user.email, connection, tips_off=tips.link_of(user)).send()
     except smtplib.SMTPRecipientsRefused as error:
         code, reason = next(iter(error.recipients.values()))
         log.warning("The mail server does not accept mail for %s: %s %r", user.email, code, reason)
@@ -96,9 +97,16 @@ def _send_mail(notices: Sequence[Notice], connection: BaseEmailBackend, now: dat
 
 
 def compose_mail(
-    notices: Sequence[NotificationRow], address: str, connection: BaseEmailBackend | None = None
+    notices: Sequence[NotificationRow],
+    address: str,
+    connection: BaseEmailBackend | None = None,
+    *,
+    tips_off: str = "",
 ) -> EmailMessage:
-    """Return a mail in the active language. Plain text: every mail program shows it, and nothing is loaded for it."""
+    """Return a mail in the active language. Plain text: every mail program shows it, and nothing is loaded for it.
+
+    `tips_off`: the path at which tips can be switched off without signing in; mail programs offer it as well.
+    """
     site = str(settings.SITE_NAME)
     if len(notices) == 1:
         subject = notices[0].title
@@ -111,9 +119,17 @@ def compose_mail(
         + _("Sent by %(site)s. You can choose under Settings whether to receive notices by mail.") % {"site": site}
         + (f"\n{settings.PUBLIC_URL}{reverse('settings')}" if settings.PUBLIC_URL else "")
     )
+    headers = {}
+    if tips_off and settings.PUBLIC_URL and any(one.is_tip for one in notices):
+        parts.insert(-1, _("No more tips: %(address)s") % {"address": settings.PUBLIC_URL + tips_off})
+        # RFC 8058: the mail program sends a POST, so that no scanner which follows links switches anything off.
+        headers = {
+            "List-Unsubscribe": f"<{settings.PUBLIC_URL}{tips_off}>",
+            "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
+        }
     # It may contain what people wrote: a line feed would begin another header.
     subject = " ".join(f"[{site}] {subject}".split())
-    return EmailMessage(subject, "\n\n".join(parts) + "\n", to=[address], connection=connection)
+    return EmailMessage(subject, "\n\n".join(parts) + "\n", to=[address], connection=connection, headers=headers)
 
 
 def _link(one: NotificationRow) -> str:

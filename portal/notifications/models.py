@@ -33,3 +33,60 @@ class Notice(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user} {self.kind} {self.ref}"
+
+
+class Webhook(models.Model):
+    """An address of a chat program to which notices for operators are posted. `url` is a secret."""
+
+    class Style(models.TextChoices):
+        SLACK = "slack", _("Slack, Mattermost, Rocket.Chat")
+        TEAMS = "teams", _("Microsoft Teams")
+
+    class Fault(models.TextChoices):
+        TIMEOUT = "timeout", _("it did not answer in time")
+        UNREACHABLE = "unreachable", _("it cannot be reached")
+        REFUSED = "refused", _("it refused the message")
+        REDIRECT = "redirect", _("it leads to another address, which is not followed")
+
+    name = models.CharField(_("name"), max_length=60, unique=True)
+    style = models.CharField(_("kind"), max_length=10, choices=Style, default=Style.TEAMS)
+    url = models.CharField(_("address"), max_length=1000)
+    language = models.CharField(
+        _("language"), max_length=2, choices=[("ja", "日本語"), ("en", "English")], default="ja"
+    )
+    kinds = models.JSONField(_("notices"), default=list)
+    is_active = models.BooleanField(_("active"), default=True)
+    succeeded_at = models.DateTimeField(_("last success"), null=True, editable=False)
+    failed_at = models.DateTimeField(_("last failure"), null=True, editable=False)
+    fault = models.CharField(max_length=20, choices=Fault, blank=True, editable=False)
+    status = models.PositiveSmallIntegerField(default=0, editable=False)  # of the answer; 0: none
+    failures = models.PositiveIntegerField(default=0, editable=False)  # since the last success
+    retry_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        verbose_name = _("webhook")
+        verbose_name_plural = _("webhooks")
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class WebhookMessage(models.Model):
+    """A notice that waits to be posted, or was."""
+
+    webhook = models.ForeignKey(Webhook, models.CASCADE, related_name="messages")
+    kind = models.CharField(max_length=40)
+    ref = models.CharField(max_length=100)
+    facts = models.JSONField(default=dict, encoder=DjangoJSONEncoder)
+    path = models.CharField(max_length=300, blank=True)
+    at = models.DateTimeField(db_index=True)
+    delivered_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["webhook", "kind", "ref"], name="posted_once_per_webhook")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.webhook_id} {self.kind} {self.ref}"

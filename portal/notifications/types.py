@@ -14,8 +14,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, pgettext
 
 from modelregistry.failure_advice import ADVICE
+from modelregistry.overview import ModelState
 from portal.accounts.models import DirectoryState
+from portal.adoption import tips
+from portal.canary.labels import label_findings
 from portal.quotas.units import UNITS
+from portal.web.templatetags.formatting import listed
 
 Facts = Mapping[str, Any]
 Sentence = Callable[[Facts], str]
@@ -31,6 +35,7 @@ class NoticeKind:
     text: Sentence
     # Also mailed to people who may no longer sign in. Other kinds would reveal internal matters to strangers.
     to_leavers: bool = False
+    is_tip: bool = False  # it can be switched off, see `portal.adoption.tips`
 
 
 def format_day(facts: Facts, name: str = "at") -> str:
@@ -219,6 +224,74 @@ def engine_version_failed_text(facts: Facts) -> str:
     return f"{text} {advice or facts['detail'].partition(chr(10))[0]}".strip()
 
 
+def canary_failed_text(facts: Facts) -> str:
+    return _(
+        "On %(host)s it answered the fixed test prompts with: %(findings)s. The page shows its answers beside the ones"
+        " that were right before."
+    ) % {"host": facts["host"], "findings": listed(label_findings(facts["findings"]))}
+
+
+def model_down_text(facts: Facts) -> str:
+    known = facts["reason"] in ModelState.values
+    return _(
+        "It has not answered since %(time)s (%(reason)s). Calls to it wait or are refused. The page shows the cause and"
+        " what helps."
+    ) % {"time": format_minute(facts), "reason": ModelState(facts["reason"]).label if known else facts["reason"]}
+
+
+def model_up_text(facts: Facts) -> str:
+    return _("It did not answer from %(began)s to %(ended)s.") % {
+        "began": format_minute(facts),
+        "ended": format_minute(facts, "ended_at"),
+    }
+
+
+# --- budgets
+
+
+def budget_text(facts: Facts) -> str:
+    return _(
+        "%(tenant)s: the usage of this month costs ¥%(spent)s of a budget of ¥%(yen)s (%(percent)s%%). Nothing is"
+        " refused. The page shows which models and people it is for."
+    ) % {
+        **facts,
+        "spent": number_format(facts["spent"], force_grouping=True),
+        "yen": number_format(facts["yen"], force_grouping=True),
+    }
+
+
+# --- tips
+
+
+def tip_no_call_text(facts: Facts) -> str:
+    return _(
+        "You have a key but have not had an answer with it yet. Your home page has a call to copy, already filled in."
+        " The quickest way is “Try it”: type a question as you would ask a colleague."
+    )
+
+
+def tip_away_text(facts: Facts) -> str:
+    return _(
+        "You have not used a model for two weeks. Three examples: paste a long mail and ask for its three main points;"
+        " paste your notes and ask for minutes with decisions and open questions; describe a table and ask for the"
+        " formula."
+    )
+
+
+# --- use cases, feedback
+
+
+def feedback_digest_text(facts: Facts) -> str:
+    count = facts["up"] + facts["down"]
+    thumbs = ngettext(
+        "In the week from %(day)s there was %(count)s thumb, %(up)s of them up.",
+        "In the week from %(day)s there were %(count)s thumbs, %(up)s of them up.",
+        count,
+    ) % {"day": format_day(facts), "count": count, "up": facts["up"]}
+    comments = ngettext("There is %(count)s comment.", "There are %(count)s comments.", facts["comments"])
+    return f"{thumbs} {comments % {'count': facts['comments']}}"
+
+
 KEY = frozenset({"key", "prefix", "tenant"})
 QUOTA = frozenset({"unit", "window", "model", "amount"})
 
@@ -317,6 +390,75 @@ KINDS: Mapping[str, NoticeKind] = {
         title=lambda facts: _("%(engine)s %(version)s failed with %(model)s") % facts,
         text=engine_version_failed_text,
     ),
+    # `model` a name, `reason` a ModelState, `at` when it stopped answering
+    "model-down": NoticeKind(
+        required=frozenset({"model", "reason", "at"}),
+        tone="broken",
+        title=lambda facts: _("%(model)s does not answer") % facts,
+        text=model_down_text,
+    ),
+    # … and `ended_at`
+    "model-up": NoticeKind(
+        required=frozenset({"model", "at", "ended_at"}),
+        tone="fine",
+        title=lambda facts: _("%(model)s answers again") % facts,
+        text=model_up_text,
+    ),
+    # `model` and `host` names, `findings` codes of `canary.judging`
+    "canary-failed": NoticeKind(
+        required=frozenset({"model", "host", "findings"}),
+        tone="broken",
+        title=lambda facts: _("%(model)s fails the canary") % facts,
+        text=canary_failed_text,
+    ),
+    "canary-passed": NoticeKind(
+        required=frozenset({"model", "host"}),
+        tone="fine",
+        title=lambda facts: _("%(model)s passes the canary again") % facts,
+        text=lambda facts: _("On %(host)s it answers the fixed test prompts as it should.") % facts,
+    ),
+    # `title` of the use case, `by` the name of the person who did it
+    "use-case-proposed": NoticeKind(
+        required=frozenset({"title", "by"}),
+        tone="watch",
+        title=lambda facts: _("A use case waits for your decision"),
+        text=lambda facts: _("%(by)s proposes “%(title)s”. Publish it or return it with a comment.") % facts,
+    ),
+    "use-case-published": NoticeKind(
+        required=frozenset({"title", "by"}),
+        tone="fine",
+        title=lambda facts: _("Your use case is published"),
+        text=lambda facts: _("%(by)s published “%(title)s”. Thank you for sharing it.") % facts,
+    ),
+    # `note` what should change
+    "use-case-returned": NoticeKind(
+        required=frozenset({"title", "by", "note"}),
+        tone="watch",
+        title=lambda facts: _("Your use case needs a change"),
+        text=lambda facts: _("%(by)s returned “%(title)s”: %(note)s") % facts,
+    ),
+    # `title` of the seminar
+    "seminar-over": NoticeKind(
+        required=frozenset({"title"}),
+        tone="fine",
+        title=lambda facts: _("The seminar is over: what next?"),
+        text=lambda facts: (
+            _(
+                "Thank you for taking part in “%(title)s”. Its key no longer works. Go on with the steps that are left,"
+                " create a key of your own if you need one, and choose a use case that is close to your work."
+            )
+            % facts
+        ),
+    ),
+    # `tenant` a name, "" all of them; `up`, `down` and `comments` numbers; `at` the beginning of the week
+    "feedback-digest": NoticeKind(
+        required=frozenset({"tenant", "up", "down", "comments", "at"}),
+        tone="fine",
+        title=lambda facts: (
+            _("Feedback of last week: %(tenant)s") % facts if facts["tenant"] else _("Feedback of last week")
+        ),
+        text=feedback_digest_text,
+    ),
     # `problem` a DirectoryState.Problem, `detail` "" or what it said, `at` when
     "directory-trouble": NoticeKind(
         required=frozenset({"problem", "detail", "at"}),
@@ -331,6 +473,33 @@ KINDS: Mapping[str, NoticeKind] = {
         tone="watch",
         title=lambda facts: _("A group of the company directory has changed"),
         text=directory_group_text,
+    ),
+    # `tenant` its name, `spent` and `yen` amounts, `percent` of the budget
+    "budget-near": NoticeKind(
+        required=frozenset({"tenant", "spent", "yen", "percent"}),
+        tone="watch",
+        title=lambda facts: _("The month’s budget of %(tenant)s is almost used up") % facts,
+        text=budget_text,
+    ),
+    "budget-reached": NoticeKind(
+        required=frozenset({"tenant", "spent", "yen", "percent"}),
+        tone="broken",
+        title=lambda facts: _("The month’s budget of %(tenant)s is used up") % facts,
+        text=budget_text,
+    ),
+    tips.NO_CALL: NoticeKind(
+        required=frozenset(),
+        tone="fine",
+        title=lambda facts: _("Your key is ready: try a first question"),
+        text=tip_no_call_text,
+        is_tip=True,
+    ),
+    tips.AWAY: NoticeKind(
+        required=frozenset(),
+        tone="fine",
+        title=lambda facts: _("Three things to ask a model this week"),
+        text=tip_away_text,
+        is_tip=True,
     ),
     # `person` a user name
     "last-operator-kept": NoticeKind(

@@ -25,11 +25,13 @@ from rest_framework.viewsets import GenericViewSet
 from modelregistry import fit, overview, validation
 from modelregistry.engines.base import Spec
 from modelregistry.engines.presets import PRESETS, Preset
+from modelregistry.evictions import read_evictions
 from modelregistry.failure_advice import ADVICE, words
 from modelregistry.files import model_files
 from modelregistry.models import EngineTrial, FileReport, Host, LogTail, Replica, ServedModel
 from portal.accounts.models import DirectoryState
 from portal.accounts.permissions import current_user
+from portal.canary import reports
 from portal.keys.models import ModelAccess
 from portal.operations import actions, directory, live, loops
 from portal.operations import serializers as shapes
@@ -87,6 +89,16 @@ class Hosts(GenericViewSet[Host]):
         """Remove a host that is gone. 409: its supervisor is alive, or models belong to it."""
         actions.remove_host(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(
+        summary=gettext_lazy("Models that gave their place to others on a host"),
+        responses={200: shapes.PastEviction(many=True)},
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None)
+    def evictions(self, request: Request, pk: int) -> Response:
+        """Return the last evictions on the host, newest first."""
+        return Response(to_plain(read_evictions(host=self.get_object())))
 
     def _host_values(self, hosts: Iterable[Host]) -> Sequence[overview.HostNow]:
         now, rows = timezone.now(), list(Replica.objects.all())
@@ -202,12 +214,38 @@ class Models(GenericViewSet[ServedModel]):
         known = {"facts": found.facts, "fault": found.fault, "at": found.at} if found else None
         return Response(to_plain(known or {"facts": None, "fault": "", "at": None}))
 
+    @extend_schema(
+        summary=gettext_lazy("When a model gave its place to another, or got another's"),
+        responses={200: shapes.PastEviction(many=True)},
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None)
+    def evictions(self, request: Request, pk: int) -> Response:
+        """Return the last evictions of the model and for it, newest first."""
+        return Response(to_plain(read_evictions(model=self.get_object())))
+
     @extend_schema(summary=gettext_lazy("How often a model falls into word loops"), responses={200: shapes.Loops})
     @action(detail=True)
     def loops(self, request: Request, pk: int) -> Response:
         """Return how often the model's answers fell into word loops in the last 24 hours and the 28 days before."""
-        found = loops.read_loops(self.get_object().name, timezone.now())
+        found = loops.read_loops(self.get_object(), timezone.now())
         return Response(shapes.Loops(loops.describe_loops(found)).data)
+
+    @extend_schema(summary=gettext_lazy("What a model answers to the fixed prompts"), responses={200: shapes.Canary})
+    @action(detail=True)
+    def canary(self, request: Request, pk: int) -> Response:
+        """Return the last runs of the canary."""
+        return Response(shapes.Canary(reports.read_canary(self.get_object())).data)
+
+    @extend_schema(
+        summary=gettext_lazy("Put the fixed prompts to a model now"), request=None, responses={200: shapes.Canary}
+    )
+    @canary.mapping.post
+    def request_canary(self, request: Request, pk: int) -> Response:
+        """Have a chat model asked within minutes. Does nothing for other models."""
+        model = self.get_object()
+        reports.request_run(current_user(request), model)
+        return Response(shapes.Canary(reports.read_canary(model)).data)
 
     @extend_schema(
         summary=gettext_lazy("Predict a model's memory and where it fits"),

@@ -3,6 +3,8 @@
 /ws/operations/
     snapshot   {at, hosts: [HostNow], models: [ModelNow]}: everything; the first message, and the first after `stale`
     change     {at, hosts: […], models: […], gone: {hosts: [id], models: [id]}}: what has changed, each as a whole
+/ws/operations/queue/
+    queue      {at, …}: the queue.QueueNow as a whole, whenever it has changed
 /ws/operations/replicas/<id>/log/
     log        {at, text, append}: the end of the log, or (append) what was added to it; at: null = not read yet
     gone       {}: there is no such replica; the socket is closed
@@ -18,7 +20,7 @@ from django.contrib.auth.models import AnonymousUser
 
 from portal.accounts.models import User
 from portal.accounts.permissions import may_operate
-from portal.operations.live import LiveOperationsFeed, OperationsSnapshot, Tail
+from portal.operations.live import QUEUE, LiveOperationsFeed, OperationsSnapshot, Tail
 from portal.web.websockets import LiveConsumer
 
 ANCHOR = 200  # characters of the end of the text that was sent, by which it is found in the current one
@@ -76,6 +78,24 @@ def _to_json(items: Iterable[bytes]) -> list[orjson.Fragment]:
     return [orjson.Fragment(item) for item in items]
 
 
+class QueueConsumer(OperatorConsumer):
+    """Sends who waits."""
+
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
+        sent: bytes | None = None
+        stale = False
+        async with self._feed.watching(QUEUE) as watcher:
+            while True:
+                snapshot = await watcher.next()
+                if snapshot.stale:
+                    if not stale:
+                        yield {"type": "stale", "since": snapshot.at}
+                    sent, stale = None, True
+                elif snapshot.queue is not None and snapshot.queue != sent:
+                    yield {"type": "queue", "at": snapshot.at, **orjson.loads(snapshot.queue)}
+                    sent, stale = snapshot.queue, False
+
+
 class LogConsumer(OperatorConsumer):
     """Sends the end of one replica's log."""
 
@@ -83,7 +103,7 @@ class LogConsumer(OperatorConsumer):
         replica = int(self.scope["url_route"]["kwargs"]["replica"])
         sent: Tail | None = None
         stale = False
-        async with self._feed.watching(replica=replica) as watcher:
+        async with self._feed.watching(replica) as watcher:
             while True:
                 snapshot = await watcher.next()
                 if snapshot.stale:

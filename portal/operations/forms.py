@@ -11,11 +11,37 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import hosts, sampling
+from modelregistry.engines.base import Engine
 from modelregistry.engines.registry import all_engines, engine_named
 from modelregistry.models import Host, HostReport, ServedModel, engine_choices, launcher_choices
+from modelregistry.plain_numbers import read_decimal, read_whole
 from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
 from portal.operations import actions
+
+
+class WholeNumberField(forms.IntegerField):
+    """A number that is typed as one: see `plain_numbers`."""
+
+    def to_python(self, value: Any) -> int | None:
+        if isinstance(value, str) and value.strip():
+            try:
+                return read_whole(value.strip())
+            except ValueError as error:
+                raise forms.ValidationError(self.error_messages["invalid"], code="invalid") from error
+        return super().to_python(value)
+
+
+class DecimalNumberField(forms.FloatField):
+    """The same with a point."""
+
+    def to_python(self, value: Any) -> float | None:  # type: ignore[override]  # its stubs say int
+        if isinstance(value, str) and value.strip():
+            try:
+                return read_decimal(value.strip())
+            except ValueError as error:
+                raise forms.ValidationError(self.error_messages["invalid"], code="invalid") from error
+        return super().to_python(value)
 
 
 class LinesField(forms.CharField):
@@ -47,29 +73,56 @@ class NumbersField(WordsField):
 
     def to_python(self, value: Any) -> Any:
         words = super().to_python(value)
-        if not all(word.isdecimal() for word in words):
-            raise forms.ValidationError(_("Enter numbers, for example: 0, 1"))
-        return [int(word) for word in words]
+        try:
+            return [read_whole(word) for word in words]
+        except ValueError as error:
+            raise forms.ValidationError(_("Enter numbers, for example: 0, 1")) from error
+
+
+OWN_ENGINES = tuple(engine.name for engine in all_engines() if not engine.external)
+EXTERNAL_ENGINES = tuple(engine.name for engine in all_engines() if engine.external)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fieldset:
-    """Fields that belong together. `folded`: most models need none of them. `samples`: also sampling."""
+    """Fields that belong together. `folded`: most models need none of them. `samples`: also sampling.
+
+    `engines`: the only ones that need them; with one of these chosen they are open. Empty: all engines.
+    """
 
     title: Promise | str
     fields: tuple[str, ...]
     folded: bool = False
     samples: bool = False
+    engines: tuple[str, ...] = ()
 
 
 GROUPS = (
-    Fieldset(title=_("What clients see"), fields=("name", "aliases", "task", "description_ja", "description_en")),
-    Fieldset(title=_("Files and engine"), fields=("engine", "path", "args", "launcher", "engine_version")),
+    Fieldset(title=_("What runs it"), fields=("engine",)),
+    Fieldset(
+        title=_("An engine that runs elsewhere"),
+        fields=("url", "upstream_model", "upstream_key"),
+        folded=True,
+        engines=EXTERNAL_ENGINES,
+    ),
+    Fieldset(
+        title=_("Files and engine"),
+        fields=("path", "args", "launcher", "engine_version"),
+        folded=True,
+        engines=OWN_ENGINES,
+    ),
+    Fieldset(
+        title=_("What clients see"),
+        fields=("name", "aliases", "task", "description_ja", "description_en", "declared_capabilities", "licence"),
+    ),
     Fieldset(title=_("Size"), fields=("context", "slots", "replicas")),
     Fieldset(title=_("Word loops and sampling"), fields=("loops", "loop_sensitivity"), folded=True, samples=True),
     Fieldset(title=_("Where it runs"), fields=("host", "gpus", "tensor_parallel", "overcommit"), folded=True),
-    Fieldset(title=_("Who may use it, and how long"), fields=("tenants", "idle_after", "retires_on"), folded=True),
-    Fieldset(title=_("An engine that runs elsewhere"), fields=("url", "upstream_model", "upstream_key"), folded=True),
+    Fieldset(
+        title=_("Who may use it, and how long"),
+        fields=("tenants", "hours", "idle_after", "sleep_mode", "pinned", "retires_on"),
+        folded=True,
+    ),
     Fieldset(
         title=_("Time-outs and risks"),
         fields=("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "allowed_risks"),
@@ -102,11 +155,26 @@ class HostForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stu
 
 @dataclass(frozen=True, slots=True)
 class ParameterRow:
-    """A parameter of sampling: its fields default, least and most. `engines`: those that have it; "": all."""
+    """A parameter of sampling: its fields default, least and most."""
 
     name: str
     fields: tuple[BoundField, ...]
-    engines: str
+    engine: str  # the chosen one, "" while none is
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines that have it."""
+        return [engine for engine in all_engines() if self.name in engine.sampling_members]
+
+    @property
+    def titles(self) -> str:
+        """The titles of these engines, or "" if all have it."""
+        return "" if self.engines == all_engines() else ", ".join(str(_(engine.title)) for engine in self.engines)
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the chosen engine does not have it, nor has it a value that would be refused."""
+        return bool(self.engine) and self.engine not in {one.name for one in self.engines} and not self.is_set
 
     @property
     def errors(self) -> list[str]:
@@ -125,12 +193,12 @@ class ParameterRow:
 SETTING_LABELS = {"default": _("Default"), "least": _("Least"), "most": _("Most")}
 
 
-def sampling_fields() -> dict[str, forms.FloatField]:
+def sampling_fields() -> dict[str, DecimalNumberField]:
     """Return a field for each setting of each parameter, by `field_of`."""
     made = {}
     for name, (least, most) in sampling.PARAMETERS.items():
         for setting, label in SETTING_LABELS.items():
-            made[field_of(name, setting)] = forms.FloatField(
+            made[field_of(name, setting)] = DecimalNumberField(
                 label=label,
                 required=False,
                 min_value=least,
@@ -174,6 +242,13 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         widget=forms.CheckboxSelectMultiple,
         help_text=_("Only for files from a source that you trust with this server."),
     )
+    declared_capabilities = forms.MultipleChoiceField(
+        label=_("It can also"),
+        choices=ServedModel.Capability.choices,
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text=_("What its arguments and files do not show, for example of an engine elsewhere."),
+    )
     upstream_key = forms.CharField(
         label=_("Key of the external engine"),
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
@@ -185,12 +260,19 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         model = ServedModel
         fields: ClassVar = [name for group in GROUPS for name in group.fields if name not in ("aliases", "tenants")]
         error_messages: ClassVar = {"name": {"unique": _("There is a model with this name already.")}}
+        field_classes: ClassVar = {
+            **dict.fromkeys(("context", "slots", "replicas", "tensor_parallel", "idle_after"), WholeNumberField),
+            **dict.fromkeys(
+                ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"), DecimalNumberField
+            ),
+        }
         widgets: ClassVar = {
             "retires_on": forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
             "task": forms.RadioSelect,
             "engine": forms.RadioSelect,
             "loops": forms.RadioSelect,
             "loop_sensitivity": forms.RadioSelect,
+            "sleep_mode": forms.RadioSelect,
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -202,11 +284,13 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
                 "Empty: the newest one that has worked with this model. Installed: %(versions)s."
             ) % {"versions": "; ".join(installed)}
         self.fields["engine"].choices = engine_choices()  # type: ignore[attr-defined]  # none is no choice
-        for name in ("loops", "loop_sensitivity"):
+        for name in ("loops", "loop_sensitivity", "sleep_mode"):
             self.fields[name].required = False  # a form without it leaves it as it is
         self.fields.update(sampling_fields())
         for name, settings in self.instance.sampling.items():
             self.initial.update({field_of(name, setting): value for setting, value in settings.items()})
+        for name in ("path", "url"):  # each is needed with the engines that its group is open for
+            self.fields[name].is_needed = True  # type: ignore[attr-defined]
         self.fields["launcher"].choices = launcher_choices()  # type: ignore[attr-defined]
         if self.instance.pk:
             self.fields["name"].disabled = True
@@ -225,6 +309,10 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
     def clean_loop_sensitivity(self) -> str:
         chosen: str = self.cleaned_data["loop_sensitivity"]
         return chosen or self.instance.loop_sensitivity
+
+    def clean_sleep_mode(self) -> str:
+        chosen: str = self.cleaned_data["sleep_mode"]
+        return chosen or self.instance.sleep_mode
 
     def clean(self) -> dict[str, Any]:
         """Gather the parameters of sampling, and check each, so that what is wrong is shown in its row."""
@@ -245,21 +333,23 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         return values
 
     def parameter_rows(self) -> list[ParameterRow]:
-        """Return the parameters that the chosen engine has, or any while none is chosen, and those with a value."""
-        engine = self["engine"].value()
-        chosen = engine_named(engine).sampling_members if engine else None
-        rows = [
-            ParameterRow(name, tuple(self[field_of(name, setting)] for setting in SETTING_LABELS), engines_with(name))
+        """Return all parameters. Those that the chosen engine does not have are hidden until another is chosen."""
+        engine = self["engine"].value() or ""
+        return [
+            ParameterRow(name, tuple(self[field_of(name, setting)] for setting in SETTING_LABELS), engine)
             for name in sampling.PARAMETERS
         ]
-        return [row for row in rows if chosen is None or row.name in chosen or row.is_set]
 
     def field_groups(self) -> Iterator[tuple[Fieldset, list[BoundField], bool]]:
-        """Yield (group, its fields, whether it is open): a group with an error or a set value is not folded."""
+        """Yield (group, its fields, whether it is open): a group with an error or a set value is not folded.
+
+        Of the groups that only some engines need, those of the chosen one are open; while none is, those of our own.
+        """
+        engine = self["engine"].value() or OWN_ENGINES[0]
         for group in GROUPS:
             fields = [self[name] for name in group.fields]
             failed = any(field.errors for field in fields)
-            forced = self.refused and "overcommit" in group.fields
+            forced = (self.refused and "overcommit" in group.fields) or engine in group.engines
             forced |= group.samples and any(row.is_set for row in self.parameter_rows())
             yield group, fields, failed or forced or not group.folded or any(self._is_set(field) for field in fields)
 
@@ -287,12 +377,6 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
             for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
                 self.add_error(name if name in self.fields else None, [forms.ValidationError(one) for one in sentences])
             return None
-
-
-def engines_with(name: str) -> str:
-    """Return the titles of the engines that have this parameter, or "" if all have it."""
-    having = [engine for engine in all_engines() if name in engine.sampling_members]
-    return "" if len(having) == len(all_engines()) else ", ".join(str(_(engine.title)) for engine in having)
 
 
 def list_installed_versions() -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final, Literal
 
 import orjson
 from django.utils import timezone
@@ -17,11 +17,13 @@ from modelregistry import overview
 from modelregistry.models import LogSubscription, Replica
 from modelregistry.overview import FirstToken, Overview
 from portal.operations.latency import read_latencies
+from portal.operations.queue import QueueReader
 from portal.web.live_feed import LiveFeed, Snapshot, Watcher
 
 MEASURE_AGAIN = 10.0  # seconds between two measurements of first tokens: 20 ms for 5,000 calls
 SUBSCRIBED_FOR = timedelta(seconds=15)  # to a log; renewed every RENEW_EVERY seconds while it is watched
 RENEW_EVERY = 5.0
+QUEUE: Final = "queue"  # what is watched
 
 
 def read_first_tokens(now: datetime) -> dict[str, FirstToken]:
@@ -45,12 +47,13 @@ class OperationsSnapshot(Snapshot):
     """Hosts and models, and the ends of logs.
 
     Hosts and models as JSON, by id; None if no one watched them when the read began. `tails`: of the watched replicas,
-    by id; None for a replica that is gone.
+    by id; None for a replica that is gone. `queue`: as JSON; None if no one watched it.
     """
 
     hosts: dict[int, bytes] | None = None
     models: dict[int, bytes] | None = None
     tails: dict[int, Tail | None] = field(default_factory=dict)
+    queue: bytes | None = None
 
 
 class OverviewReader:
@@ -61,11 +64,17 @@ class OverviewReader:
         self._first_tokens: dict[str, FirstToken] = {}
         self._measured_at: datetime | None = None
         self._requested_at: dict[int, datetime] = {}
+        self._read_queue = QueueReader()
 
-    def __call__(self, number: int, *, state: bool, replicas: Iterable[int]) -> OperationsSnapshot:
-        """Read what is watched. `state`: whether hosts and models are; `replicas`: whose logs are."""
+    def __call__(self, number: int, *, state: bool, replicas: Iterable[int], queue: bool = False) -> OperationsSnapshot:
+        """Read what is watched: hosts and models (`state`), the logs of these replicas, the queue."""
         now = self._clock()
-        snapshot = OperationsSnapshot(number=number, at=now, tails=self._read_tails(list(replicas), now))
+        snapshot = OperationsSnapshot(
+            number=number,
+            at=now,
+            tails=self._read_tails(list(replicas), now),
+            queue=orjson.dumps(self._read_queue(now)) if queue else None,
+        )
         if not state:
             return snapshot
         seen = self._read_overview(now)
@@ -109,18 +118,25 @@ class LiveOperationsFeed(LiveFeed[OperationsSnapshot]):
         patience: float = 5.0,
     ) -> None:
         super().__init__("operations", make_reader, OperationsSnapshot, poll=poll, patience=patience)
-        self._watched: Counter[int | None] = Counter()  # replicas whose logs are watched; None: hosts and models
+        # Replicas whose logs are watched; None: hosts and models.
+        self._watched: Counter[int | Literal["queue"] | None] = Counter()
 
     def read_options(self) -> dict[str, Any]:
-        return {"state": None in self._watched, "replicas": [one for one in self._watched if one is not None]}
+        return {
+            "state": None in self._watched,
+            "replicas": [one for one in self._watched if isinstance(one, int)],
+            "queue": QUEUE in self._watched,
+        }
 
     @asynccontextmanager
-    async def watching(self, *, replica: int | None = None) -> AsyncIterator[Watcher[OperationsSnapshot]]:
-        """Provide a watcher of hosts and models, or of one replica's log."""
-        self._watched[replica] += 1
+    async def watching(
+        self, subject: int | Literal["queue"] | None = None
+    ) -> AsyncIterator[Watcher[OperationsSnapshot]]:
+        """Provide a watcher of hosts and models, of the queue, or of the log of the replica with this id."""
+        self._watched[subject] += 1
         try:
             async with super().watching() as watcher:
                 yield watcher
         finally:
-            self._watched[replica] -= 1
+            self._watched[subject] -= 1
             self._watched += Counter()  # removes what no one watches any more

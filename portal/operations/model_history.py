@@ -16,6 +16,8 @@ WORDS = {
     "model.stop": _("stopped"),
     "model.restart": _("restarted"),
     "model.retire": _("retirement planned"),
+    "model.canary": _("the canary’s answers accepted"),
+    "model.canary-request": _("the canary requested"),
 }
 
 

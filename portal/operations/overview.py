@@ -1,8 +1,8 @@
 """Hosts and models for operators' pages: the registry's plain values, and what only pages need beside them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -12,6 +12,7 @@ from django.utils.timezone import localdate
 from modelregistry.models import Host, Replica, ServedModel
 from modelregistry.overview import (
     ALIVE,
+    DeviceNow,
     FirstToken,
     HostNow,
     ModelNow,
@@ -97,6 +98,16 @@ class ModelView:
         return max((r.now.cache_used for r in self.replicas if r.now.cache_used is not None), default=None)
 
     @property
+    def sleepers(self) -> list[ReplicaNow]:
+        """Of the replicas whose engines sleep, one for each level, with the memory of all of these."""
+        found: dict[str, ReplicaNow] = {}
+        for now in (replica.now for replica in self.replicas if replica.now.slept):
+            before = found.get(now.slept)
+            memory, ram = (before.memory or 0, before.ram or 0) if before else (0, 0)
+            found[now.slept] = replace(now, memory=memory + (now.memory or 0), ram=ram + (now.ram or 0))
+        return list(found.values())
+
+    @property
     def gave_up(self) -> bool:
         """Whether no replica answers and none is starting, so that another try does no harm."""
         return self.state in (ModelState.FAILED, ModelState.BACKOFF)
@@ -119,6 +130,44 @@ class HostView:
     @property
     def name(self) -> str:
         return self.now.name
+
+    @property
+    def gpus(self) -> list[DeviceNow]:
+        return [device for device in self.now.devices if device.kind == "gpu"]
+
+    @property
+    def cards(self) -> str:
+        """The kinds of its GPUs and how many there are of each: "8 × NVIDIA H100"; "" for a host without."""
+        counted = Counter(device.name for device in self.gpus)
+        return ", ".join(f"{number} × {name}" if number > 1 else name for name, number in counted.items())
+
+    @property
+    def memory_total(self) -> int:
+        return sum(bar.total for bar in self.bars)
+
+    @property
+    def memory_used(self) -> int:
+        return sum(bar.used for bar in self.bars)
+
+    @property
+    def memory_share(self) -> float:
+        return self.memory_used / self.memory_total if self.memory_total else 0.0
+
+    @property
+    def busy(self) -> int | None:
+        """The mean utilisation of its GPUs in per cent; None if none is known."""
+        known = [device.utilisation for device in self.gpus if device.utilisation is not None]
+        return round(sum(known) / len(known)) if known else None
+
+    @property
+    def hottest(self) -> int | None:
+        """The temperature of its hottest GPU in °C; None if none is known."""
+        return max((device.temperature for device in self.gpus if device.temperature is not None), default=None)
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas hold its memory."""
+        return len({share.replica for bar in self.bars for share in bar.shares})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +209,11 @@ class OperationsOverview:
     @property
     def needs_attention(self) -> bool:
         return bool(self.troubled or self.silent or self.problems or self.maintained)
+
+    @property
+    def shows_hosts(self) -> bool:
+        """Whether all is shown of each host at once: several would push the models off the screen."""
+        return len(self.hosts) == 1
 
     @property
     def memory_total(self) -> int:

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 from django.urls import path, re_path
 
-from portal.operations.consumers import LogConsumer, OverviewConsumer
+from portal.operations.consumers import LogConsumer, OverviewConsumer, QueueConsumer
 from portal.operations.live import LiveOperationsFeed
 from portal.usage.consumers import UsageConsumer
 from portal.usage.live import LiveUsageFeed
@@ -46,6 +46,7 @@ def build_sockets(operations: LiveOperationsFeed, usage: LiveUsageFeed) -> Any:
     routes = [
         path("ws/usage/", UsageConsumer.as_asgi(feed=usage)),
         path("ws/operations/", OverviewConsumer.as_asgi(feed=operations)),
+        path("ws/operations/queue/", QueueConsumer.as_asgi(feed=operations)),
         path("ws/operations/replicas/<id:replica>/log/", LogConsumer.as_asgi(feed=operations)),
         re_path("", WebsocketDenier.as_asgi()),
     ]

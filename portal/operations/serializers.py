@@ -9,18 +9,20 @@ from modelregistry.engines.registry import engine_named
 from modelregistry.models import EngineTrial, Host, Replica, ServedModel, engine_choices, launcher_choices
 from modelregistry.overview import ModelState
 from portal.accounts.models import DirectoryState, Tenant
+from portal.canary.labels import FINDINGS
+from portal.canary.models import CanaryRun as CanaryRunRow
 from portal.usage.models import LoopDay as LoopDayRow
-from portal.web.rest.strict_fields import CharField, KnownFields, ModelSerializer
+from portal.web.rest.strict_fields import CharField, ChoiceField, KnownFields, ModelSerializer
 
 
-class EngineField(serializers.ChoiceField):
+class EngineField(ChoiceField):
     """An engine of the registry."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(engine_choices(), **kwargs)
 
 
-class LauncherField(serializers.ChoiceField):
+class LauncherField(ChoiceField):
     """A launcher of an engine that has several, or none."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -51,10 +53,17 @@ class ReplicaNow(serializers.Serializer[Any]):
     pid = serializers.IntegerField(allow_null=True)
     restarts = serializers.IntegerField()
     retry_at = serializers.DateTimeField(allow_null=True)
-    cause = CharField(help_text="Code of the known cause of a failure, or empty.")
+    cause = CharField(
+        help_text="Code of the known cause of a failure, or of why it is stopped instead of put to sleep; or empty."
+    )
     detail = CharField(help_text="What happened; after a failure with the engine's last lines.")
     memory = serializers.IntegerField(allow_null=True, help_text="Bytes, measured.")
     predicted = serializers.IntegerField(allow_null=True, help_text="Bytes, as planned.")
+    ram = serializers.IntegerField(allow_null=True, help_text="Bytes of RAM that one on GPUs holds beside, measured.")
+    slept = CharField(
+        help_text="The level at which it sleeps, holding the memory that is shown: level1 (its weights are in RAM) or"
+        " level2. Empty: it is awake, or nothing is left of it while it sleeps."
+    )
     running = serializers.IntegerField(allow_null=True)
     waiting = serializers.IntegerField(allow_null=True)
     tokens_per_second = serializers.FloatField(allow_null=True)
@@ -77,6 +86,7 @@ class ModelNow(serializers.Serializer[Any]):
     enabled = serializers.BooleanField()
     retires_on = serializers.DateField(allow_null=True)
     generation = serializers.IntegerField()
+    pinned = serializers.BooleanField(help_text="It is never unloaded to make room for another model.")
     state = serializers.ChoiceField(ModelState.choices)
     wanted = serializers.IntegerField(help_text="Replicas that there should be.")
     ready = serializers.IntegerField()
@@ -103,6 +113,8 @@ class DeviceNow(serializers.Serializer[Any]):
     overhead = serializers.IntegerField()
     others = serializers.IntegerField()
     predicted = serializers.IntegerField(help_text="Sum of what was planned for it.")
+    utilisation = serializers.IntegerField(allow_null=True, help_text="Per cent of the last second; null: not known.")
+    temperature = serializers.IntegerField(allow_null=True, help_text="°C; null: not known.")
 
 
 class HostNow(serializers.Serializer[Any]):
@@ -205,6 +217,7 @@ class Model(KnownFields, ModelSerializer[ServedModel]):
         model = ServedModel
         fields: ClassVar = [
             *("id", "name", "aliases", "tenants", "description_ja", "description_en", "task", "enabled", "retires_on"),
+            *("declared_capabilities", "licence"),
             *(
                 "engine",
                 "launcher",
@@ -217,8 +230,8 @@ class Model(KnownFields, ModelSerializer[ServedModel]):
                 "upstream_key",
                 "host",
             ),
-            *("replicas", "context", "slots", "gpus", "tensor_parallel", "overcommit", "idle_after"),
-            *("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"),
+            *("replicas", "context", "slots", "gpus", "tensor_parallel", "overcommit", "idle_after", "hours", "pinned"),
+            *("sleep_mode", "connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"),
             *("loops", "loop_sensitivity", "sampling"),
             *("unplanned", "args_checked", "trials", "generation", "created_at", "now"),
         ]
@@ -232,6 +245,20 @@ class Reading(serializers.Serializer[Any]):
     facts = serializers.DictField(allow_null=True)
     fault = CharField(help_text="Why they cannot be used, or empty.")
     at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet.")
+
+
+class PastEviction(serializers.Serializer[Any]):
+    """A replica that was unloaded to make room for a model that was called, and what that cost."""
+
+    at = serializers.DateTimeField()
+    host = CharField()
+    model = CharField(help_text="Unloaded.")
+    number = serializers.IntegerField(help_text="Of its replica.")
+    successor = CharField(help_text="Loaded instead.")
+    calls = serializers.IntegerField(help_text="That waited for it, the most that were seen at a time; 0: not known.")
+    waited_seconds = serializers.FloatField(help_text="For which they had waited when it was decided.")
+    drain_seconds = serializers.FloatField(allow_null=True, help_text="Until running answers were finished.")
+    load_seconds = serializers.FloatField(allow_null=True, help_text="From then until the other one answered.")
 
 
 class LoopRate(serializers.Serializer[Any]):
@@ -253,11 +280,54 @@ class LoopDay(LoopRate):
     temperature = serializers.ChoiceField(LoopDayRow.Temperature.choices)
 
 
+class SamplingChange(serializers.Serializer[Any]):
+    """The last time that the model's sampling was set, within 30 days, and whether word loops are rarer since."""
+
+    day = serializers.DateField()
+    verdict = serializers.ChoiceField(["helped", "worse", "no difference", "unknown"])
+    before = LoopRate(help_text="Of the days before.")
+    after = LoopRate(help_text="Of the days after.")
+
+
 class Loops(serializers.Serializer[Any]):
     raised = serializers.BooleanField(help_text="Whether `recent` is surely above `usual`.")
     recent = LoopRate(help_text="Of the last 24 hours.")
     usual = LoopRate(help_text="Of the 28 days before.")
+    change = SamplingChange(allow_null=True)
     days = LoopDay(many=True, help_text="Only where there were any answers.")
+
+
+class CanaryFinding(serializers.Serializer[Any]):
+    code = serializers.ChoiceField(sorted(FINDINGS))
+    prompts = serializers.ListField(child=CharField(), help_text="Names of the prompts whose answers show it.")
+
+
+class CanaryRun(serializers.Serializer[Any]):
+    """The fixed prompts put to one replica."""
+
+    id = serializers.IntegerField()
+    host = CharField()
+    number = serializers.IntegerField(help_text="Of the replica on its host.")
+    launcher = CharField(help_text="Empty: an external engine.")
+    version = CharField(help_text="Of the engine.")
+    reason = serializers.ChoiceField(CanaryRunRow.Reason.choices)
+    began_at = serializers.DateTimeField()
+    ended_at = serializers.DateTimeField(allow_null=True)
+    verdict = serializers.ChoiceField(CanaryRunRow.Verdict.choices)
+    obstacle = serializers.ChoiceField(
+        [*CanaryRunRow.Obstacle.choices, ("", "")], help_text="Why it was not done; else empty."
+    )
+    findings = CanaryFinding(many=True)
+    changed = serializers.IntegerField(help_text="Answers that differ from the reference.")
+    tokens_per_second = serializers.FloatField(allow_null=True)
+    usual_tokens_per_second = serializers.FloatField(allow_null=True, help_text="Null: too few healthy runs before.")
+    is_reference = serializers.BooleanField()
+
+
+class Canary(serializers.Serializer[Any]):
+    failing = serializers.BooleanField(help_text="Whether the last run of any replica failed.")
+    requested = serializers.BooleanField(source="is_requested", help_text="Whether a run was requested and is to come.")
+    runs = CanaryRun(many=True, help_text="The last ten, newest first.")
 
 
 class Plan(KnownFields):

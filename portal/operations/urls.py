@@ -2,14 +2,19 @@
 
 from django.urls import path
 
-from portal.operations import directory, views
+from portal.operations import canary, directory, queue_views, views, weights
 
 urlpatterns = [
     path("", views.show_overview, name="operations"),
+    path("queue/", queue_views.show_queue, name="operations-queue"),
+    path("weights/", weights.show_weights, name="operations-weights"),
     path("directory/", directory.directory, name="operations-directory"),
     path("directory/sync/", directory.synchronise, name="operations-directory-sync"),
     path("hosts/<id:pk>/", views.edit_host, name="operations-host"),
     path("hosts/<id:pk>/remove/", views.remove_host, name="operations-host-remove"),
+    path("canary/<id:pk>/", canary.show_run, name="operations-canary"),
+    path("canary/<id:pk>/accept/", canary.accept, name="operations-canary-accept"),
+    path("ask/<path:name>/", canary.request_run, name="operations-ask"),
     path("models/new/", views.new_model, name="operations-new"),
     path("models/<path:name>/", views.show_model, name="operations-model"),
     path("start/<path:name>/", views.start, name="operations-start"),

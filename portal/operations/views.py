@@ -13,8 +13,10 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
+from modelregistry.awake_hours import IDLE_AFTER
 from modelregistry.engines.presets import PRESETS
 from modelregistry.engines.registry import external_engines
+from modelregistry.evictions import read_evictions
 from modelregistry.fit import estimate
 from modelregistry.hosts import find_removal_obstacle
 from modelregistry.models import Host, LogTail, Replica, ServedModel
@@ -22,10 +24,11 @@ from modelregistry.overview import ALIVE
 from modelregistry.routes import presets_of
 from modelregistry.sampling import describe_sampling
 from portal.accounts.decorators import operator_required
-from portal.accounts.models import DirectoryState
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
+from portal.canary.reports import read_canary
 from portal.operations import actions
+from portal.operations.attention import read_attention
 from portal.operations.callers import Callers, count_callers, count_callers_by_model
 from portal.operations.file_facts import describe_files
 from portal.operations.forms import HostForm, ServedModelForm, permitted_tenants
@@ -33,8 +36,7 @@ from portal.operations.live import read_first_tokens, request_log
 from portal.operations.loops import read_loops
 from portal.operations.model_history import read_history
 from portal.operations.overview import ModelView, model_view, prefetch_models, read_overview
-from portal.usage.loop_rates import LEAST_ANSWERS, find_raised
-from portal.usage.models import UsageSetAside
+from portal.usage.loop_rates import LEAST_ANSWERS
 from portal.web import posted_forms
 
 
@@ -43,14 +45,11 @@ from portal.web import posted_forms
 def show_overview(request: HttpRequest) -> HttpResponse:
     now, zone = timezone.now(), zone_of(current_user(request))
     overview = read_overview(now, read_first_tokens(now))
-    problem = DirectoryState.objects.exclude(problem="").first() if settings.DIRECTORY else None
     context = {
         "zone": zone,
         "now": now,
         "overview": overview,
-        "directory_problem": problem,
-        "set_aside": UsageSetAside.objects.order_by("host"),
-        "raised_loops": find_raised(now),
+        "attention": read_attention(overview, now),
     }
     return render(request, "operations/overview.html", context)
 
@@ -72,9 +71,13 @@ def show_model(request: HttpRequest, name: str) -> HttpResponse:
         "timeouts": own_timeouts(model),
         "sampling": describe_sampling(presets_of(model)),
         "may_calm": model.task == ServedModel.Task.CHAT and actions.calmer_sampling(model) != model.sampling,
+        "idle_outside_hours": model.idle_after or IDLE_AFTER,
         "history": read_history(model),
-        "loops": read_loops(model.name, now) if model.task == ServedModel.Task.CHAT else None,
+        "evictions": read_evictions(model=model),
+        "loops": read_loops(model, now) if model.task == ServedModel.Task.CHAT else None,
         "least_answers": LEAST_ANSWERS,
+        "asked_by_itself": settings.CANARY_HOUR is not None,
+        "canary": read_canary(model) if model.task == ServedModel.Task.CHAT else None,
         "log": request_log_tail(model, request.GET.get("log", ""), now),
     }
     return render(request, "operations/model.html", context)
@@ -99,10 +102,14 @@ def request_log_tail(model: ServedModel, number: str, now: datetime) -> LogTail 
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_model(request: HttpRequest) -> HttpResponse:
+    """Show and take the form of a new model, filled from a preset (?preset=) or for an engine elsewhere (?engine=)."""
     preset = PRESETS.get(request.GET.get("preset", ""))
-    form = ServedModelForm(request.POST or None, initial=preset.fields() if preset else None)
+    engine = request.GET.get("engine", "")
+    chosen = {"engine": engine} if engine in external_engines() else {}
+    form = ServedModelForm(request.POST or None, initial={**preset.fields(), "name": preset.key} if preset else chosen)
     done = _("%(model)s is registered and is being started.")
-    return handle_model_form(request, form, done, {"presets": PRESETS.values(), "preset": preset})
+    context = {"presets": PRESETS.values(), "preset": preset, "external": bool(chosen)}
+    return handle_model_form(request, form, done, context)
 
 
 @operator_required
@@ -118,7 +125,7 @@ def handle_model_form(request: HttpRequest, form: ServedModelForm, done: str, co
 
     The page shows what the model would take if that was requested or if it does not fit.
     """
-    context |= {"form": form, "name": form.initial.get("name", "")}
+    context |= {"form": form, "name": form.initial.get("name", "") if form.instance.pk else ""}
     if request.method == "POST" and form.is_valid():
         expected, preview = estimate(form.instance), "preview" in request.GET
         refused = not preview and form.takes_other_memory and not (expected is None or expected.fits)
@@ -150,6 +157,9 @@ def edit_host(request: HttpRequest, pk: int) -> HttpResponse:
         "host": host,
         "form": form,
         "models": host.models.order_by("name"),
+        "evictions": read_evictions(host=host),
+        "now": timezone.now(),
+        "zone": zone_of(current_user(request)),
         "needed": find_removal_obstacle(host),
         "problems": report.problems if report else [],
     }

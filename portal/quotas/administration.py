@@ -108,6 +108,23 @@ def effective_amount(to: QuotaTarget, what: QuotaKind) -> int | None:
     return next((bound.quota.amount for bound in bounds if policy.kind_of(bound.quota) == kind), None)
 
 
+def current_amounts(requests: Iterable[QuotaRequest]) -> dict[int, int | None]:
+    """Return the amount in force now for the owner of each request, by primary key; None: no limit. One query."""
+    rows = list(requests)
+    users, keys = {row.user_id for row in rows if row.user_id}, {row.key_id for row in rows if row.key_id}
+    tenants = {row.tenant_id for row in rows}
+    rules = policy.Policy(Quota.objects.filter(policy.applying_to(tenants=tenants, users=users, keys=keys)))
+    found: dict[int, int | None] = {}
+    for row in rows:
+        if row.key:
+            bounds = rules.key(row.key.pk, row.key.tenant_id, row.key.user_id)
+        else:
+            bounds = rules.member(row.tenant_id, row.user_id) if row.user_id else rules.tenant(row.tenant_id)
+        kind = (row.model_id, row.unit, row.window)
+        found[row.pk] = next((bound.quota.amount for bound in bounds if policy.kind_of(bound.quota) == kind), None)
+    return found
+
+
 # --- to set quotas
 
 
@@ -128,9 +145,14 @@ def max_grantable(by: User, to: QuotaTarget, what: QuotaKind) -> int | None:
 def set_quota(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
     """Set the quota, be there one already or not. 0 blocks. Raises Refused."""
     with transaction.atomic():
-        _check_may_set(by, to)
-        _check_amount(by, to, what, amount)
+        check_quota(by, to, what, amount)
         return _save_quota(to, what, amount)
+
+
+def check_quota(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> None:
+    """Raise Refused if this person cannot set this quota."""
+    _check_may_set(by, to)
+    _check_amount(by, to, what, amount)
 
 
 def remove_quota(by: User, quota: Quota) -> None:
@@ -194,7 +216,8 @@ def change_request(by: User, quota_request: QuotaRequest, amount: int, reason: s
         row = _lock_open(quota_request)
         if row.asked_by != by:
             raise NotAllowed(_("Only the person who made this request can change it."), code="not-yours")
-        _check_is_more(amount, row.previous_amount)
+        now = effective_amount(quota_target(row), quota_kind(row))
+        _check_is_more(amount, row.previous_amount if now is None else now)
         row.amount, row.reason = amount, reason[:500]
         row.save(update_fields=["amount", "reason"])
         return row
@@ -289,14 +312,10 @@ def waiting_for(user: User) -> QuerySet[QuotaRequest]:
 
 
 def waiting_in(user: User) -> list[tuple[Tenant, int]]:
-    """Return how many of these in which tenant, the most first; at most five tenants.
-
-    One query, two if there are any.
-    """
-    counted = waiting_for(user).order_by().values("tenant").annotate(n=Count("pk")).order_by("-n")[:5]
-    counts = {row["tenant"]: row["n"] for row in counted}
-    tenants = Tenant.objects.in_bulk(counts) if counts else {}
-    return [(tenants[pk], count) for pk, count in counts.items()]
+    """Return how many of these in which tenant, the most first; at most five tenants. One query."""
+    waiting = waiting_for(user).order_by().select_related(None)
+    counted = Tenant.objects.filter(quota_requests__in=waiting).annotate(waiting=Count("quota_requests"))
+    return [(tenant, tenant.waiting) for tenant in counted.order_by("-waiting", "pk")[:5]]
 
 
 def _check_may_set(by: User, to: QuotaTarget) -> None:

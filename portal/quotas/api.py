@@ -19,7 +19,7 @@ from portal.accounts.api_permissions import SignedIn
 from portal.accounts.models import User
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
-from portal.quotas import administration
+from portal.quotas import administration, cautions
 from portal.quotas import serializers as shapes
 from portal.quotas.models import Quota, QuotaRequest
 from portal.quotas.status import Allowance, allowances, allowances_of_key, allowances_of_member, allowances_of_tenant
@@ -55,29 +55,33 @@ class Quotas(GenericViewSet[Quota]):
     def retrieve(self, request: Request, pk: int) -> Response:
         return Response(shapes.Quota(self.get_object()).data)
 
-    @extend_schema(summary=_("Give a quota"), request=shapes.NewQuota, responses={201: shapes.Quota})
+    @extend_schema(summary=_("Give a quota"), request=shapes.NewQuota, responses={201: shapes.SavedQuota})
     def create(self, request: Request) -> Response:
         """Replace the quota that there is for the same, if there is one. Admins give up to what the tenant has."""
         values = validated(shapes.NewQuota, request.data, user=current_user(request))
-        quota = administration.set_quota(
-            current_user(request), shapes.quota_target(values), shapes.quota_kind(values), values["amount"]
-        )
-        return Response(shapes.Quota(quota).data, status.HTTP_201_CREATED)
+        to, what = shapes.quota_target(values), shapes.quota_kind(values)
+        return Response(save_quota(current_user(request), to, what, values["amount"]), status.HTTP_201_CREATED)
 
-    @extend_schema(summary=_("Change a quota"), request=shapes.ChangedQuota, responses={200: shapes.Quota})
+    @extend_schema(summary=_("Change a quota"), request=shapes.ChangedQuota, responses={200: shapes.SavedQuota})
     def partial_update(self, request: Request, pk: int) -> Response:
         quota = self.get_object()
         amount = validated(shapes.ChangedQuota, request.data)["amount"]
-        changed = administration.set_quota(
-            current_user(request), administration.quota_target(quota), administration.quota_kind(quota), amount
-        )
-        return Response(shapes.Quota(changed).data)
+        to, what = administration.quota_target(quota), administration.quota_kind(quota)
+        return Response(save_quota(current_user(request), to, what, amount))
 
     @extend_schema(summary=_("Take a quota away"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
         """Let the default apply from then on, if there is one."""
         administration.remove_quota(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+def save_quota(by: User, to: administration.QuotaTarget, what: administration.QuotaKind, amount: int) -> dict[str, Any]:
+    """Set the quota and return its shape, with what pages would have asked about before."""
+    administration.check_quota(by, to, what, amount)
+    caution = cautions.find_caution(to, what, amount)
+    quota = administration.set_quota(by, to, what, amount)
+    return {**shapes.Quota(quota).data, "caution": caution.code if caution else ""}
 
 
 class Requests(GenericViewSet[QuotaRequest]):

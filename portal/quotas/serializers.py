@@ -13,6 +13,7 @@ from portal.keys import queries
 from portal.keys.api_fields import AnyKey, AnyModel
 from portal.keys.models import ApiKey
 from portal.quotas.administration import MAX_AMOUNT, QuotaKind, QuotaTarget
+from portal.quotas.cautions import CODES
 from portal.quotas.models import Quota as QuotaRow
 from portal.quotas.models import QuotaRequest
 from portal.quotas.units import unit_choices
@@ -87,6 +88,19 @@ class Quota(serializers.Serializer[QuotaRow]):
     unit = serializers.ChoiceField(unit_choices())
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
     amount = serializers.IntegerField()
+
+
+class SavedQuota(Quota):
+    """A quota that was saved just now."""
+
+    caution = serializers.ChoiceField(
+        CODES,
+        allow_blank=True,
+        help_text=(
+            "What pages ask about first. `blocks-all`: 0 for a whole tenant or all of a kind. `never-reached`: another"
+            " quota ends it first. `leap`: a hundred times as much as before. Empty: nothing."
+        ),
+    )
 
 
 class QuotaFilter(serializers.Serializer[Any]):

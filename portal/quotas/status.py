@@ -84,10 +84,23 @@ class Names:
         return home.zone if home else self.zone
 
 
-def allowances(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
-    """Return every quota that bounds this person: their tenants', their own, their keys'. At most eight queries."""
-    tenants = {tenant.pk: tenant for tenant in Tenant.objects.filter(memberships__user=user, is_active=True)}
-    keys = {key.pk: key for key in ApiKey.objects.usable().filter(user=user, is_playground=False)}
+def allowances(
+    user: User,
+    zone: ZoneInfo,
+    now: datetime,
+    own: Iterable[Tenant] | None = None,
+    usable: Iterable[ApiKey] | None = None,
+) -> list[Allowance]:
+    """Return every quota that bounds this person: their tenants', their own, their keys'. At most eight queries.
+
+    `own` and `usable`: the person's active tenants and keys that work, where they are known: a query less for each.
+    """
+    if own is None:
+        own = Tenant.objects.filter(memberships__user=user, is_active=True)
+    tenants = {tenant.pk: tenant for tenant in own}
+    if usable is None:
+        usable = ApiKey.objects.usable().filter(user=user, is_playground=False)
+    keys = {key.pk: key for key in usable}
     rules = rules_for(tenants=tenants, users=[user.pk], keys=keys)
     bounds = [
         *(bound for pk in tenants for bound in [*rules.member(pk, user.pk), *rules.tenant(pk)]),

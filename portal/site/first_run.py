@@ -6,6 +6,7 @@ from pathlib import Path
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q, QuerySet
 
 from modelregistry.install.demo_models import DEMO_MODELS
 from modelregistry.models import ServedModel
@@ -33,6 +34,12 @@ def is_first_run() -> bool:
 def has_demo_models(cache: Path) -> bool:
     """Return whether one of the demo models is still registered."""
     return ServedModel.objects.filter(path__in=[str(model.path(cache)) for model in DEMO_MODELS]).exists()
+
+
+def demo_people() -> QuerySet[User]:
+    """Return the active people that the first start or `demodata` made to sign in with, by user name."""
+    mine = Q(username=NAME) | Q(username__startswith=f"{NAME}.")
+    return User.objects.filter(mine, is_active=True).order_by("username")
 
 
 @transaction.atomic

@@ -1,109 +1,75 @@
-"""Home, the catalogue of models, and the page for trying one."""
+"""Home, and what belongs to no noun: language, icon, the way into Django's admin."""
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
 from django.templatetags.static import static
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
-from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_safe
 from django.views.i18n import set_language
 
-from modelregistry import routes
+from modelregistry.models import ServedModel
 from portal.accounts import permissions
 from portal.accounts.models import User
-from portal.accounts.permissions import own_tenants
-from portal.accounts.timezones import zone_of
-from portal.keys import lifecycle, model_access, playground, playground_models, queries
-from portal.keys.code_samples import make_samples
-from portal.keys.key_example import base_url, make_example
+from portal.accounts.permissions import current_user, own_tenants
+from portal.accounts.timezones import zone_among
+from portal.keys import model_access, queries
+from portal.keys.key_example import make_example
 from portal.quotas import administration, request_pages
 from portal.quotas.status import allowances
+from portal.site import home as sections
 from portal.usage import recent_usage
 from portal.usage.records import days_of_user
-from portal.web import posted_forms
+from portal.use_cases import gallery
+from portal.web import posted_forms, search
 
 
 @login_required
 @require_safe
 def home(request: HttpRequest) -> HttpResponse:
-    """Show a person's keys, how to call, their usage and what is left of their quotas."""
+    """Show by role what needs doing first, then a field for a question, what is left, and one's keys and usage."""
     assert isinstance(request.user, User)
-    now, zone = timezone.now(), zone_of(request.user)
     tenants = list(own_tenants(request.user))
-    newest = queries.usable_keys(request.user).first()
+    now, zone = timezone.now(), zone_among(tenants)
+    keys = list(queries.with_shown_fields(queries.usable_keys(request.user)))
     offered = model_access.available_models(
-        model_access.open_to_key(newest) if newest else model_access.open_to(tenants)
+        model_access.open_to_key(keys[0]) if keys else model_access.open_to(tenants)
     )
+    allowed = allowances(request.user, zone, now, tenants, keys)
+    usage = recent_usage.read_recent_usage(days_of_user(request.user), zone, now)
     context = {
         "zone": zone,
+        "now": now,
+        "operator": sections.read_operator_section(now) if request.user.is_staff else None,
+        "administered": sections.read_tenant_sections(request.user, now),
         "tenants": tenants,
-        "keys": queries.key_rows(queries.usable_keys(request.user), now),
+        "may_ask": any(offer.task == ServedModel.Task.CHAT for offer in offered),
+        "use_cases": gallery.most_helpful(request.user) if tenants else [],
+        "keys": queries.rows_of(keys, now),
         "example": make_example(request, offered),
         "running": [offer for offer in offered if offer.state is model_access.Liveness.UP],
-        "bars": request_pages.quota_bars(request.user, allowances(request.user, zone, now)),
+        "limits": sections.find_tightest(request_pages.quota_bars(request.user, allowed)),
         "quota_requests": request_pages.requests_of(request.user, now),
         "waiting": administration.waiting_in(request.user),
         "admins": permissions.admins_by_tenant(tenants),
-        "usage": recent_usage.read_recent_usage(days_of_user(request.user), zone, now),
+        "usage": usage,
+        "has_used": bool(usage.rows or usage.month["requests"]),
     }
     return render(request, "site/home.html", context)
 
 
 @login_required
-@require_safe
-def models(request: HttpRequest) -> HttpResponse:
-    """List the models that this person may call; all of them for operators."""
-    assert isinstance(request.user, User)
-    everything = routes.offered_models()
-    offered = model_access.available_models(
-        everything if request.user.is_staff else model_access.open_to(own_tenants(request.user))
-    )
-    url = base_url(request)
-    offered.sort(key=model_access.sort_key)
-    context = {"models": [(offer, make_samples(offer, base_url=url)) for offer in offered], "base_url": url}
-    return render(request, "site/models.html", context)
-
-
-@login_required
 @never_cache
 @require_safe
-def try_it(request: HttpRequest) -> HttpResponse:
-    """Show a page to converse with a model.
-
-    The browser talks to the gateway: messages never pass through here.
-    """
-    assert isinstance(request.user, User)
-    tenants = list(own_tenants(request.user))
-    context = {
-        "tenants": tenants,
-        "choices": playground_models.model_choices(tenants),
-        "chosen": request.GET.get("model", ""),
-        "base_url": base_url(request),
-        "answer": playground_models.ANSWER,
-        # Japanese if not chosen, as in gateways: a page in the same language can show their messages unchanged.
-        "gateway_language": request.user.language or "ja",
-    }
-    return render(request, "site/try.html", context)
-
-
-@login_required
-@never_cache
-@posted_forms.only_posted
-@sensitive_variables("text")
-def try_key(request: HttpRequest, slug: str) -> HttpResponse:
-    """Return the key with which the page calls the gateway in the name of the signed-in person."""
-    assert isinstance(request.user, User)
-    tenant = get_object_or_404(own_tenants(request.user), slug=slug)
-    try:
-        text, expires_at = playground.renew_key(request.user, tenant, timezone.now())
-    except lifecycle.NotAMember as error:
-        raise Http404 from error
-    return JsonResponse({"key": text, "expires_at": expires_at})
+def search_site(request: HttpRequest) -> HttpResponse:
+    """Show what this person may see of what has a text (?q=): models, people, tenants, keys, requests."""
+    wanted = search.clean_query(request.GET.get("q", ""))
+    context = {"wanted": wanted, "sections": search.search(current_user(request), wanted), "shortest": search.SHORTEST}
+    return render(request, "site/search.html", context)
 
 
 @posted_forms.only_posted

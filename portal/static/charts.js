@@ -11,7 +11,7 @@ const DASHES = [[], [6, 4], [2, 3]];
 const POINTS = ["circle", "triangle", "rect"];
 
 const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
-const compact = new Intl.NumberFormat(root.lang, { notation: "compact", maximumFractionDigits: 1 });
+const compact = new Intl.NumberFormat(root.lang, { notation: "compact", maximumFractionDigits: 1, useGrouping: "always" });
 
 function exact(digits) {
   return new Intl.NumberFormat(root.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });

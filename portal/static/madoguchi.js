@@ -121,6 +121,20 @@ if (person) {
   if (typed?.person === person && signedIn) typeAgain(typed);
 }
 
+// What not every engine takes is shown while one of those that do is chosen, and while it has a value.
+function showForEngine(engine) {
+  for (const part of document.querySelectorAll("[data-engines]")) {
+    const filled = [...part.querySelectorAll("input")].some((field) => field.value);
+    const needed = part.dataset.engines.split(" ").includes(engine);
+    part.hidden = !filled && !needed;
+    if (needed && part.tagName === "DETAILS") part.open = true;
+  }
+}
+for (const choice of document.querySelectorAll("input[name=engine]")) {
+  choice.addEventListener("change", () => showForEngine(choice.value));
+  if (choice.checked) showForEngine(choice.value);
+}
+
 // The first wrong field has the focus.
 document.querySelector(".wrong :is(input, select, textarea)")?.focus();
 
@@ -135,4 +149,5 @@ for (const menu of document.querySelectorAll("details.menu")) {
   menu.addEventListener("keydown", (event) => {
     if (event.key === "Escape") { menu.open = false; menu.querySelector("summary").focus(); }
   });
+  menu.addEventListener("toggle", () => { if (menu.open) menu.querySelector("input[type=search]")?.focus(); });
 }

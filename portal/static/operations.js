@@ -84,7 +84,7 @@ document.addEventListener("visibilitychange", () => { if (again && !document.hid
 if (area) {
   let since = clock();
   const away = () => show("watch", note.dataset.away.replace("{time}", since));
-  connect("/ws/operations/", {
+  connect(area.dataset.liveArea || "/ws/operations/", {
     opened: () => {}, // the first message has everything
     message: (message) => {
       if (message.type === "stale") { away(); return; }

@@ -27,6 +27,7 @@ function fill(name, rows, write) {
     for (const [field, text] of Object.entries(write(row))) {
       const place = line.querySelector(`[data-field="${field}"]`);
       if (place) place.textContent = text;
+      if (place?.dataset.link) place.href = place.dataset.link.replace("ID", encodeURIComponent(row.request));
     }
     return line;
   }));

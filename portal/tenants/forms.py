@@ -53,6 +53,11 @@ class QuotaForm(forms.Form):
         unit, _, window = self.cleaned_data["kind"].partition("/")
         return QuotaKind(unit=unit, window=window, model=self.cleaned_data["model"])
 
+    def confirmation(self) -> str:
+        """Return what the page sends back when the caution about exactly this quota was read."""
+        model = self.cleaned_data["model"]
+        return f"{self.cleaned_data['kind']} {model.name if model else ''} {self.cleaned_data['amount']}"
+
 
 class AddMemberForm(forms.Form):
     username = forms.CharField(
@@ -90,7 +95,7 @@ class TenantForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its s
 
     class Meta:
         model = Tenant
-        fields: ClassVar = ["name", "slug", "time_zone", "key_days"]
+        fields: ClassVar = ["name", "slug", "time_zone", "key_days", "weight"]
         error_messages: ClassVar = {
             "slug": {
                 "unique": _("There is a tenant with this short name already."),
@@ -101,5 +106,10 @@ class TenantForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its s
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["time_zone"].choices = [(name, name) for name in sorted(time_zones())]  # type: ignore[attr-defined]
+        self.fields["weight"].required = False  # a form without it leaves it as it is
         if self.instance.pk:
             self.fields["slug"].disabled = True
+
+    def clean_weight(self) -> float:
+        given: float | None = self.cleaned_data["weight"]
+        return self.instance.weight if given is None else given

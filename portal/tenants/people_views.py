@@ -115,6 +115,17 @@ def change_role(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
 
 
 @tenant_admin_required
+@posted_forms.only_posted
+def appoint_champion(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
+    row = get_object_or_404(Membership.objects.select_related("user", "tenant"), tenant=tenant, user=pk)
+    appointed = posted_forms.posted_choice(request, "champion", "yes", "no") == "yes"
+    membership.appoint_champion(current_user(request), row, appointed)
+    message = _("%(person)s is now a champion.") if appointed else _("%(person)s is no longer a champion.")
+    messages.success(request, message % {"person": person(row.user)})
+    return redirect("tenant-person", tenant.slug, pk)
+
+
+@tenant_admin_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def remove_person(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     """Remove a member, after a page that asks: it stops the person's keys."""

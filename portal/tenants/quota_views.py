@@ -16,7 +16,7 @@ from portal.accounts.decorators import operator_required, tenant_admin_required
 from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import current_user
 from portal.keys.models import ApiKey
-from portal.quotas import administration, request_pages, status
+from portal.quotas import administration, cautions, request_pages, status
 from portal.quotas.administration import QuotaKind, QuotaTarget
 from portal.quotas.models import Quota
 from portal.quotas.units import UNITS
@@ -131,7 +131,10 @@ def parse_target(tenant: Tenant, of: str) -> tuple[QuotaTarget, str]:
 
 
 def edit_quota(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant | None) -> HttpResponse:
-    """Show the form for a quota and save it; with ?kind= (and ?model=) only the amount of that quota can change."""
+    """Show the form for a quota and save it; with ?kind= (and ?model=) only the amount of that quota can change.
+
+    What the giver may not mean is asked once: the same numbers sent again with `confirmed` are saved.
+    """
     kind, model = request.GET.get("kind", ""), request.GET.get("model", "")
     fixed, initial = bool(kind), {}
     if fixed:
@@ -139,19 +142,23 @@ def edit_quota(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant
         what = request_pages.quota_kind_of(unit, window, model)
         initial = {"kind": kind, "model": model, "amount": current_amount(to, what)}
     form = QuotaForm(request.POST or None, initial=initial, fixed=fixed)
+    caution = None
     if request.method == "POST" and form.is_valid():
+        kind_of_it, amount = form.quota_kind(), form.cleaned_data["amount"]
         try:
-            quota = administration.set_quota(current_user(request), to, form.quota_kind(), form.cleaned_data["amount"])
+            administration.check_quota(current_user(request), to, kind_of_it, amount)
+            caution = cautions.find_caution(to, kind_of_it, amount)
+            if caution is None or request.POST.get("confirmed") == form.confirmation():
+                quota = administration.set_quota(current_user(request), to, kind_of_it, amount)
+                saved = _("%(of)s: at most %(amount)s.") % {"of": label, "amount": describe_amount(quota)}
+                messages.success(request, saved)
+                return redirect(origin_url(quota, tenant))
         except administration.QuotaRefused as refusal:
             form.add_error("amount", refusal.sentence)
-        else:
-            messages.success(
-                request, _("%(of)s: at most %(amount)s.") % {"of": label, "amount": describe_amount(quota)}
-            )
-            return redirect(origin_url(quota, tenant))
     allowed = administration.may_set(current_user(request), to)
     context = {
         "form": form,
+        "caution": caution,
         "whose": label,
         "tenant": tenant,
         "allowed": allowed,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -17,7 +18,7 @@ from portal.usage import periods, records
 from portal.usage.models import UsageMonth, UsageTenantDay
 from portal.web.templatetags.formatting import person
 
-SORTS = ("use", "name")
+SORTS = ("use", "name", "requests")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ def usage_by(sums: QuerySet[Any], column: str) -> dict[int | None, Used]:
 
 
 def rank_members(found: QuerySet[Membership], used: dict[int | None, Used], sort: str) -> list[int]:
-    """Return the ids of these memberships, by usage (most first) or by name.
+    """Return the ids of these memberships, by tokens or requests (most first) or by name.
 
     One query of narrow rows: 2,000 are sorted here in milliseconds.
     """
@@ -61,7 +62,8 @@ def rank_members(found: QuerySet[Membership], used: dict[int | None, Used], sort
     if sort == "name":
         return [row[0] for row in sorted(rows, key=lambda row: [part.casefold() for part in row[2:]])]
     none = Used()
-    return [row[0] for row in sorted(rows, key=lambda row: (-used.get(row[1], none).tokens, row[4].casefold()))]
+    number = attrgetter("requests" if sort == "requests" else "tokens")
+    return [row[0] for row in sorted(rows, key=lambda row: (-number(used.get(row[1], none)), row[4].casefold()))]
 
 
 def member_rows(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], now: datetime) -> list[MemberRow]:
@@ -170,7 +172,10 @@ def _share(one: Used, first: Sequence[tuple[int | None, Used]]) -> int:
     return 100 * one.tokens // max(1, first[0][1].tokens)
 
 
-def key_holders(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
+HOLDER_SORTS = {"last-used": ("-last_used",), "keys": ("-keys",), "name": ("user__last_name", "user__username")}
+
+
+def key_holders(tenant: Tenant, text: str = "", sort: str = "last-used") -> QuerySet[Membership]:
     """Return the members who have personal keys that are not revoked.
 
     Each with the number of these `keys` and when one of them was `last_used`.
@@ -180,5 +185,5 @@ def key_holders(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
         membership.members_of(tenant, text)
         .annotate(keys=Count("user__keys", filter=mine), last_used=Max("user__keys__last_used_at", filter=mine))
         .filter(keys__gt=0)
-        .order_by("-last_used", "pk")
+        .order_by(*HOLDER_SORTS[sort], "pk")
     )

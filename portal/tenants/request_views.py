@@ -29,10 +29,7 @@ ROWS = ("tenant", "user", "key", "key__user", "key__tenant", "model", "asked_by"
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_request(request: HttpRequest) -> HttpResponse:
-    """Request more of a quota; with one click at its bar, which posts what it is of, twice as much as now.
-
-    Where there is no amount to double, show the form.
-    """
+    """Show and take the form to request more of a quota. It proposes twice as much as now."""
     sent = request.POST if request.method == "POST" else request.GET
     if "to" not in sent:
         return redirect("home")  # where the bars are
@@ -41,9 +38,8 @@ def new_request(request: HttpRequest) -> HttpResponse:
     now = administration.effective_amount(to, what)
     proposed = request_pages.proposed_amount(now)
     form = QuotaRequestForm(request.POST if "amount" in request.POST else None, initial={"amount": proposed})
-    amount = proposed if not form.is_bound else form.cleaned_data["amount"] if form.is_valid() else None
-    if request.method == "POST" and amount is not None:
-        reason = form.cleaned_data["reason"] if form.is_bound else ""
+    if form.is_bound and form.is_valid():
+        amount, reason = form.cleaned_data["amount"], form.cleaned_data["reason"]
         try:
             row = administration.create_request(current_user(request), to, what, amount, reason)
         except administration.QuotaRefused as refusal:
@@ -76,6 +72,7 @@ def edit_request(request: HttpRequest, pk: int) -> HttpResponse:
         "quota_request": row,
         "form": form,
         "zone": zone_of(current_user(request)),
+        "current": administration.current_amounts([row])[row.pk],
         "deciders": administration.deciders(row)[:3],
     }
     return render(request, "tenants/request.html", context)
@@ -100,11 +97,12 @@ def request_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     rows = QuotaRequest.objects.filter(tenant=tenant).select_related(*ROWS)
     waiting = [*rows.filter(state=QuotaRequest.State.OPEN).order_by("asked_at")]
     decidable = administration.requests_to_decide(current_user(request), waiting[:PAGE])
+    current = administration.current_amounts(waiting[:PAGE])
     answered = rows.exclude(state=QuotaRequest.State.OPEN).order_by("-decided_at", "-pk")
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
-        "waiting": [(row, row.pk in decidable, answer_values(request, row)) for row in waiting[:PAGE]],
+        "waiting": [(row, row.pk in decidable, current[row.pk], answer_values(request, row)) for row in waiting[:PAGE]],
         "left_out": max(0, len(waiting) - PAGE),
         "page": Paginator(answered, PAGE).get_page(request.GET.get("page")),
     }

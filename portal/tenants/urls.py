@@ -16,6 +16,7 @@ urlpatterns = [
     path("tenant/<slug:slug>/people/add/", people_views.add_person, name="tenant-person-add"),
     path("tenant/<slug:slug>/people/<id:pk>/", people_views.person_detail, name="tenant-person"),
     path("tenant/<slug:slug>/people/<id:pk>/role/", people_views.change_role, name="tenant-person-role"),
+    path("tenant/<slug:slug>/people/<id:pk>/champion/", people_views.appoint_champion, name="tenant-person-champion"),
     path("tenant/<slug:slug>/people/<id:pk>/remove/", people_views.remove_person, name="tenant-person-remove"),
     path("tenant/<slug:slug>/keys/", views.key_list, name="tenant-keys"),
     path("tenant/<slug:slug>/quotas/", quota_views.quota_list, name="tenant-quotas"),

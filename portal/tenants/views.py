@@ -47,14 +47,16 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 @tenant_admin_required
 @require_safe
 def key_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
-    text = request.GET.get("q", "").strip()
+    text, sort = request.GET.get("q", "").strip(), request.GET.get("sort", "")
+    sort = sort if sort in ranking.HOLDER_SORTS else next(iter(ranking.HOLDER_SORTS))
     services = queries.service_keys_of(tenant)
-    page = Paginator(ranking.key_holders(tenant, text), PAGE).get_page(request.GET.get("page"))
+    page = Paginator(ranking.key_holders(tenant, text, sort), PAGE).get_page(request.GET.get("page"))
     used = ranking.usage_by(ranking.usage_this_month(tenant, timezone.now()), "user_id")
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
         "q": text,
+        "sort": sort,
         "services": queries.key_rows(services.filter(queries.is_usable()), timezone.now()),
         "ended": queries.key_rows(services.exclude(queries.is_usable()), timezone.now())[:PAGE],
         "page": page,

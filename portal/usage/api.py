@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.http import Http404
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.utils import extend_schema
@@ -14,14 +15,18 @@ from portal.accounts.api_permissions import SignedIn
 from portal.accounts.models import User
 from portal.accounts.permissions import current_user
 from portal.keys.models import ApiKey
-from portal.usage import report, scopes
+from portal.usage import calls, report, scopes
 from portal.usage import serializers as shapes
+from portal.usage.cause_texts import describe_cause
+from portal.usage.causes import CallTimeline
 from portal.usage.models import UsageDay
 from portal.usage.query import UsageQuery, build_query
 from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.validation import validated
 
 NO_ROW = "0"  # no row has this number
+LATEST = 50  # requests that are listed
+REJECTED = "rejected"  # in place of a status
 
 
 def parse_query(user: User, parameters: dict[str, Any]) -> UsageQuery:
@@ -143,6 +148,61 @@ def name_rows(by: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     else:
         return rows
     return [{**row, "id": known.get(row["id"], "")} for row in rows]
+
+
+class RequestsView(APIView):
+    subject = "usage"
+    permission_classes = [SignedIn]
+
+    @extend_schema(
+        operation_id="requests",
+        summary=_("Latest requests, with their timelines"),
+        parameters=[shapes.RequestFilter],
+        responses={200: shapes.RequestTimeline(many=True)},
+    )
+    def get(self, request: Request) -> Response:
+        """Return the latest 50, also those that were rejected. All of them as a file: `/requests/export/`."""
+        wanted = validated(shapes.RequestFilter, request.query_params)
+        found = calls.latest_calls(scopes.find_scope(current_user(request), wanted["of"]), LATEST)
+        prefixes = dict(ApiKey.objects.filter(pk__in={call.key for call in found}).values_list("pk", "prefix"))
+        return Response([shapes.RequestTimeline(describe_call(call, prefixes)).data for call in found])
+
+
+class RequestView(APIView):
+    subject = "usage"
+    permission_classes = [SignedIn]
+
+    @extend_schema(
+        operation_id="request",
+        summary=_("Why one request was slow or refused"),
+        responses={200: shapes.ExplainedRequest},
+    )
+    def get(self, request: Request, request_id: str) -> Response:
+        """Return its timeline and causes. Of rejected ones the first few of each minute are kept for a week."""
+        call = calls.find_call(request_id, current_user(request))
+        if call is None:
+            raise Http404
+        return Response(shapes.ExplainedRequest(explain_with_words(call)).data)
+
+
+def describe_call(call: CallTimeline, prefixes: dict[int, str]) -> dict[str, Any]:
+    """Return the call as shapes.RequestTimeline has it."""
+    names = [str(name) for name in shapes.RequestTimeline().fields]
+    facts: dict[str, Any] = {name: getattr(call, name) for name in names if name not in ("arrived", "key")}
+    more = {"arrived": calls.arrival_of(call), "key": prefixes.get(call.key, "")}
+    return {**facts, **more, "status": call.status or REJECTED}
+
+
+def explain_with_words(call: CallTimeline) -> dict[str, Any]:
+    """Return the call as shapes.ExplainedRequest has it, in the language of this thread."""
+    prefixes = dict(ApiKey.objects.filter(pk=call.key).values_list("pk", "prefix"))
+    causes = []
+    for cause in calls.explain_call(call).causes:
+        text = describe_cause(cause)
+        figures = {name: value for name, value in cause.figures.items() if value != ""}
+        words = {"sentence": " ".join(filter(None, (text.sentence, text.detail))), "advice": text.advice}
+        causes.append({"code": cause.code, "effect": cause.effect, "figures": figures, **words})
+    return {**describe_call(call, prefixes), "causes": causes}
 
 
 class UsageScopesView(APIView):

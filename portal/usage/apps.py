@@ -10,5 +10,10 @@ class UsageConfig(AppConfig):
 
     def ready(self) -> None:
         from modelregistry.supervisor import tasks
+        from portal.usage.search import KIND
+        from portal.web import search
+
+        search.register(KIND)
 
         tasks.register("clearplayground", timedelta(hours=1), ("clearplayground",))
+        tasks.register("prunerefusals", timedelta(hours=1), ("prunerefusals",))

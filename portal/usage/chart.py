@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from functools import lru_cache
 from typing import Any, Literal
+from zlib import crc32
 
 from django.utils.formats import number_format
 from django.utils.translation import get_language
@@ -20,11 +21,13 @@ from django.utils.translation import gettext as _
 
 from portal.web.templatetags.formatting import figure, mark_of, slot_of
 
-Slot = date | datetime
+Slot = date | datetime | int
 Measure = Literal["tokens", "requests", "people", "seconds", "tokens/s", "per cent"]
 DIGITS = {"seconds": 2, "tokens/s": 1, "per cent": 1}  # after the decimal point
-# Distinguishable colours; the smallest series share the last one.
+# Series of a chart; the smallest share the last one, which is grey.
 SHADES = 6
+# Colours that names keep, which differ in hue and lightness (distinguishable with any colour vision) in both themes.
+NAMED = (1, 2, 3, 4, 5, 7, 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +51,8 @@ class Chart:
     name: str
     kind: Literal["bars", "lines"]
     measure: Measure
-    unit: str  # of a slot: "second", "hour", "day", "month" or "year"
-    slots: tuple[Slot, ...]  # hours, days, or first days of months or fiscal years
+    unit: str  # of a slot: "second", "hour", "day", "week", "month", "year", or "nth week" after something
+    slots: tuple[Slot, ...]  # hours, days, or first days of weeks, months or fiscal years; numbers of weeks
     series: tuple[Series, ...]
     links: tuple[str, ...] = ()  # to the page of each slot; empty: none has one
 
@@ -119,7 +122,7 @@ class Chart:
             "digits": self.digits,
             "marks": marks,
             "titles": titles,
-            "slots": [slot.isoformat() for slot in self.slots],
+            "slots": [slot if isinstance(slot, int) else slot.isoformat() for slot in self.slots],
             "links": self.links,
             "total": _("Total") if self.has_total else "",
             "series": [
@@ -178,14 +181,15 @@ def stacked_chart(
     rest: Counter[Slot] = Counter()
     for one in ordered[len(shown) :]:
         rest.update(numbers[one])
+    shades = choose_shades(shown) if code else {one: shade for shade, one in enumerate(shown, 1)}
     series = [
         Series(
             label=(labels or {}).get(one, one),
             values=tuple(numbers[one][slot] for slot in slots),
-            shade=shade,
+            shade=shades[one],
             code=code,
         )
-        for shade, one in enumerate(shown, 1)
+        for one in shown
     ]
     if rest:
         series.append(Series(label=others or _("others"), values=tuple(rest[slot] for slot in slots), shade=SHADES))
@@ -200,8 +204,21 @@ def stacked_chart(
     )
 
 
+def choose_shades(names: Iterable[str]) -> dict[str, int]:
+    """Return the colour of each of these names (at most as many as NAMED): the same on every page.
+
+    A name gives way to another only where both are shown and have the same one.
+    """
+    chosen: dict[str, int] = {}
+    for name in sorted(names):
+        wanted = crc32(name.encode()) % len(NAMED)
+        free = (NAMED[(wanted + n) % len(NAMED)] for n in range(len(NAMED)))
+        chosen[name] = next(shade for shade in free if shade not in chosen.values())
+    return chosen
+
+
 def line_chart(
-    series: Mapping[str, Mapping[Slot, float | None]],
+    series: Mapping[str, Mapping[Any, float | None]],
     slots: Sequence[Slot],
     unit: str,
     *,

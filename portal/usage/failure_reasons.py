@@ -26,14 +26,26 @@ REASONS: dict[str, tuple[Promise, Promise]] = {
         _("a batch key’s request while other requests were waiting"),
         _("Let the program wait and try again: it continues when fewer people are waiting for answers."),
     ),
+    "model_busy": (
+        _("too many requests waited for the model, or for too long"),
+        _("Let the program wait and try again: the answer gives the number of seconds."),
+    ),
     "model_not_found": (
         _("no such model, or not for this key"),
         _("Check the name on the page “Models”, and the models of the key on its page."),
     ),
     "model_unavailable": (_("the model was not running"), _("Operators can see why under Operations, and start it.")),
+    "model_without_room": (
+        _("there was no memory for the model"),
+        _("Models that are always kept loaded use it. Operators can let one of them give its place to others."),
+    ),
     "model_loading": (
-        _("the model was just being loaded"),
-        _("The first call wakes a sleeping model: try again after a few seconds."),
+        _("the model took too long to be loaded"),
+        _("A call waits four minutes for a model that sleeps, and it goes on being loaded: try again."),
+    ),
+    "too_many_loading": (
+        _("several other models were being loaded for the same caller, or had just been"),
+        _("Let the program use fewer models within a minute, or try again after one."),
     ),
     "network_not_allowed": (
         _("the key does not work from that network"),
@@ -83,6 +95,18 @@ REASONS: dict[str, tuple[Promise, Promise]] = {
         _("usage could not be recorded"),
         _("Calls that cannot be recorded are not answered. Contact the operators."),
     ),
+    "request_not_found": (
+        _("feedback on a request that is not the caller’s, or that does not exist"),
+        _("Send the id of the answer’s header x-request-id, with the key of the same person or tenant."),
+    ),
+    "request_too_old": (
+        _("feedback on a request of more than a week ago"),
+        _("Send feedback within seven days of the answer."),
+    ),
+    "feedback_unavailable": (
+        _("feedback could not be recorded"),
+        _("Send it again after half a minute. If it happens often, contact the operators."),
+    ),
     "internal_error": (_("the server failed"), _("Send the operators the request id from the answer.")),
     "shutting_down": (_("the server was being restarted"), _("Try again: it takes a few seconds.")),
     "engine_error": (
@@ -106,7 +130,7 @@ REASONS: dict[str, tuple[Promise, Promise]] = {
         _("Usually a value that the model does not accept: the answer says which."),
     ),
     "aborted": (
-        _("the caller disconnected"),
+        _("the client disconnected"),
         _("Nothing to do if people stopped answers; otherwise check the caller’s time-out."),
     ),
     "interrupted": (_("the gateway was restarted"), _("Try again.")),

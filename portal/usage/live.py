@@ -26,7 +26,7 @@ MAX_ANSWERS = 20_000  # that are kept: 66 a second for five minutes
 OVERLAP = timedelta(seconds=4)
 COLUMNS = (
     *("pk", "started_at", "duration_ms", "first_token_ms", "prompt_tokens", "completion_tokens"),
-    *("status", "model", "tenant_id", "user_id", "key_id"),
+    *("status", "model", "tenant_id", "user_id", "key_id", "request_id"),
 )
 # A loop that was only counted is a complete answer; one that was ended is shown among the loops.
 ANSWERED = (UsageRecord.Status.FINISHED, UsageRecord.Status.LOOPED)
@@ -48,6 +48,7 @@ class AnsweredRequest:
     tenant: int
     user: int | None
     key: int
+    request_id: str
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "AnsweredRequest":
@@ -65,6 +66,7 @@ class AnsweredRequest:
             tenant=record["tenant_id"],
             user=record["user_id"],
             key=record["key_id"],
+            request_id=record["request_id"],
         )
 
     def belongs_to(self, owner: Owner) -> bool:
@@ -204,6 +206,7 @@ def request_row(one: AnsweredRequest, keys: dict[int, str]) -> dict[str, Any]:
     writing = one.ended - one.first if one.first is not None else 0
     return {
         "number": one.number,
+        "request": one.request_id,
         "at": datetime.fromtimestamp(one.ended, UTC),
         "model": one.model,
         "key": keys.get(one.key, ""),

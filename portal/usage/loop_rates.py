@@ -1,7 +1,7 @@
 """How often answers fall into word loops: counted by what matters for it, with the uncertainty of the rate.
 
-The rate is looped ÷ (finished + looped), of answers with any tokens. Answers of models whose loops are not looked for
-do not count: they would lower it.
+The rate is looped ÷ (finished + looped), of answers with any tokens. Answers in which loops were not looked for, as
+their model, key or call says, do not count: they would lower it. Nor do those of gateways that did not know of loops.
 """
 
 import math
@@ -14,12 +14,13 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db.backends.utils import CursorWrapper
-from django.db.models import F, QuerySet, Sum
+from django.db.models import QuerySet, Sum
 from django.db.models.fields.json import KT
+from django.utils import timezone
 
-from modelregistry.models import FileReport, Replica, ServedModel
+from modelregistry.models import FileReport, Replica
 from portal.usage.models import LoopDay, UsageHour
-from portal.usage.rollups import STATES, Group, Row, upsert
+from portal.usage.rollups import Group, Row, is_watched, upsert
 
 LEAST_ANSWERS = 20  # with fewer the interval is wider than 0.16 even without a single loop
 USUAL_DAYS = 28
@@ -54,12 +55,6 @@ class LoopRate:
     def interval(self) -> tuple[float, float]:
         """The shares between which the true one lies, in 95 of 100 cases."""
         return wilson_interval(self.looped, self.answers)
-
-    @property
-    def per_cent(self) -> tuple[float, float, float]:
-        """The share and the bounds of its interval, in per cent."""
-        low, high = self.interval
-        return 100 * (self.share or 0), 100 * low, 100 * high
 
     def is_above(self, usual: "LoopRate") -> bool:
         """Return whether this rate is surely higher: both are known and their intervals do not overlap."""
@@ -97,31 +92,31 @@ def band_of(temperature: int | None) -> LoopDay.Temperature:
 # --- Counting
 def add_loops(rows: Iterable[Row], cursor: CursorWrapper) -> None:
     """Add new records to the counts of loops, once each, in the transaction that writes them. Three queries."""
-    answers = [row for row in rows if row["status"] in ("finished", "looped") and row["completion_tokens"]]
+    answers = [row for row in rows if is_watched(row) or row.get("observer_failed")]
     if not answers:
         return
-    models = _read_models({row["model"] for row in answers})
+    quantisations = _read_quantisations({row["model"] for row in answers})
     engines = _read_engines({row["replica_id"] for row in answers} - {None})
     zone, days = ZoneInfo(settings.TIME_ZONE), dict[datetime, date]()
-    groups: dict[Group, list[int]] = defaultdict(lambda: [0, 0])
+    groups: dict[Group, list[int]] = defaultdict(lambda: [0, 0, 0])
     for row in answers:
-        quantisation, loops = models.get(row["model"], ("", ""))
-        if loops == ServedModel.Loops.OFF:
-            continue
+        quantisation = quantisations.get(row["model"], "")
         launcher, version = engines.get(row["replica_id"], ("", ""))
         day = _find_day(row["started_at"], zone, days)
         band = band_of(row["temperature"]).value
         counts = groups[row["model"], day, quantisation, launcher, version, band]
-        counts[row["status"] == "looped"] += 1
-    upsert(cursor, LoopDay, groups, unique=GROUP, counters=("finished", "looped"))
+        if is_watched(row):
+            counts[row["status"] == "looped"] += 1
+        else:
+            counts[2] += 1
+    upsert(cursor, LoopDay, groups, unique=GROUP, counters=("finished", "looped", "failed"))
 
 
-def _read_models(names: set[str]) -> dict[str, tuple[str, str]]:
-    """Return (quantisation, what is done about loops) by model; those that are gone are missing."""
+def _read_quantisations(names: set[str]) -> dict[str, str]:
+    """Return the quantisations of models; those that are gone or have no report are missing."""
     reports = FileReport.objects.filter(model__name__in=names).annotate(quantisation=KT("facts__quantisation"))
-    quantisations = dict(reports.values_list("model__name", "quantisation"))
-    found = ServedModel.objects.filter(name__in=names).values_list("name", "loops")
-    return {name: ((quantisations.get(name) or "")[:60], loops) for name, loops in found}
+    found = reports.values_list("model__name", "quantisation")
+    return {name: (quantisation or "")[:60] for name, quantisation in found}
 
 
 def _read_engines(replicas: set[int]) -> dict[int, tuple[str, str]]:
@@ -141,6 +136,7 @@ def _find_day(started: datetime, zone: ZoneInfo, known: dict[datetime, date]) ->
 # --- Reading
 def sum_rates(rows: QuerySet[LoopDay], *fields: str) -> dict[tuple[Any, ...], LoopRate]:
     """Return the rates of these rows grouped by fields, in their order. One query."""
+    rows = rows.exclude(finished=0, looped=0)
     sums = rows.order_by().values_list(*fields).annotate(Sum("finished"), Sum("looped")).order_by(*fields)
     return {tuple(key): LoopRate(answers=finished + looped, looped=looped) for *key, finished, looped in sums}
 
@@ -162,13 +158,17 @@ def read_usual_rates(now: datetime, model: str = "") -> dict[str, LoopRate]:
 
 def read_recent_rates(now: datetime, model: str = "") -> dict[str, LoopRate]:
     """Return the rates of the last 24 hours, from their first whole hour on, by model. One query."""
-    rows = UsageHour.objects.filter(hour__gte=now - timedelta(hours=24), completion_tokens__gt=0)
+    rows = UsageHour.objects.filter(hour__gte=now - timedelta(hours=24), watched__gt=0)
     rows = rows.filter(model=model) if model else rows
-    unanswered = sum((F(name) for name in STATES), start=F("requests") * 0)
-    counted = (
-        rows.order_by().values_list("model").annotate(answers=Sum(F("requests") - unanswered), loops=Sum("looped"))
-    )
+    counted = rows.order_by().values_list("model").annotate(Sum("watched"), Sum("looped"))
     return {name: LoopRate(answers=answers, looped=loops) for name, answers, loops in counted}
+
+
+def read_failures(now: datetime) -> dict[str, int]:
+    """Return how many answers of today and yesterday could not be watched to their end, by model. One query."""
+    today = timezone.localdate(now, timezone.get_default_timezone())
+    failed = LoopDay.objects.filter(day__gte=today - timedelta(days=1), failed__gt=0)
+    return dict(failed.order_by().values_list("model").annotate(Sum("failed")).order_by("model"))
 
 
 def _last_day_before(now: datetime, zone: ZoneInfo) -> date:

@@ -21,6 +21,27 @@ class UsageRecord(models.Model):
         FAILED = "failed", _("failed in the engine")
         REFUSED = "refused", _("refused by the engine")
 
+    class StoppedBy(models.TextChoices):
+        """What ended a call (`apiproxy.dataplane.stops`)."""
+
+        STOP = "stop", _("the model had finished")
+        LENGTH = "length", _("the longest answer that was allowed")
+        TOOL_CALLS = "tool_calls", _("a tool call")
+        CONTENT_FILTER = "content_filter", _("a content filter")
+        LOOP = "loop", _("a word loop")
+        CLIENT = "client", _("the caller, who disconnected")
+        DEADLINE = "deadline", _("the time limit")
+        ENGINE_DIED = "engine_died", _("the engine, which stopped or died")
+        ENGINE_ERROR = "engine_error", _("an error of the engine")
+        ENGINE_BUSY = "engine_busy", _("the engine, which accepted no more")
+        ENGINE_REFUSED = "engine_refused", _("the engine, which refused the request")
+        CONTEXT = "context", _("the model’s context length")
+        TOO_LARGE = "too_large", _("the size of the answer")
+        SHUTDOWN = "shutdown", _("the gateway, which was being stopped")
+        RESTART = "restart", _("a restart of the gateway")
+        GATEWAY = "gateway", _("an error of the gateway")
+        OTHER = "other", _("something else")
+
     request_id = models.CharField(max_length=40, unique=True)
     key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
     user = models.ForeignKey(
@@ -44,6 +65,16 @@ class UsageRecord(models.Model):
     looped_tokens = models.PositiveIntegerField(default=0, db_default=0)  # of the completion, those that repeat others
     saved_tokens = models.PositiveIntegerField(default=0, db_default=0)  # that an ended answer could still have had
     temperature = models.PositiveSmallIntegerField(null=True)  # hundredths, as the engine got it; null: none
+    watched = models.BooleanField(default=False, db_default=False)  # word loops were looked for to its end
+    # The timeline: milliseconds before `started_at`, and how the call went. Null and "": not known, or older gateways.
+    queued_ms = models.PositiveIntegerField(null=True)  # until it was its turn
+    loading_ms = models.PositiveIntegerField(null=True)  # until its model was loaded
+    prefill_ms = models.PositiveIntegerField(null=True)  # from when its engine had it to the answer's first byte
+    retries = models.PositiveSmallIntegerField(null=True)  # how often it was sent to another replica
+    stopped_by = models.CharField(max_length=16, blank=True, default="", db_default="", choices=StoppedBy)
+    engine = models.CharField(max_length=80, blank=True, default="", db_default="")  # what runs it, and its version
+    # A code of `client_classes`; "": not known, or of an older version.
+    client_class = models.CharField(max_length=12, blank=True, default="", db_default="")
 
     class Meta:
         verbose_name = _("usage record")
@@ -78,6 +109,7 @@ class Sums(models.Model):
     """The sums over a group of usage records.
 
     `generated_…` count only answers whose first token is known, so their quotient is the speed of generation.
+    `watched` are the answers that count for the rate of loops (see `loop_rates`).
     `ttft_bucket_…` are the histogram of the time to the first token; `rollups.TTFT_BOUNDS_MS` has its bounds.
     """
 
@@ -94,6 +126,7 @@ class Sums(models.Model):
     looped = models.PositiveBigIntegerField(default=0, db_default=0)
     looped_tokens = models.PositiveBigIntegerField(default=0, db_default=0)
     saved_tokens = models.PositiveBigIntegerField(default=0, db_default=0)
+    watched = models.PositiveBigIntegerField(default=0, db_default=0)
     generated_tokens = models.PositiveBigIntegerField(default=0)
     generated_ms = models.PositiveBigIntegerField(default=0)
     ttft_bucket_0 = models.PositiveIntegerField(default=0)
@@ -195,6 +228,31 @@ class UsageTenantDay(Sums):
         return f"{self.day} {self.tenant_id} {self.model}"
 
 
+class UsageClientDay(models.Model):
+    """How often a key was used on a day of its tenant's calendar with programs of a class (see `client_classes`)."""
+
+    day = models.DateField()
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    client_class = models.CharField(max_length=12, blank=True)
+    requests = models.PositiveBigIntegerField(default=0)
+    answers = models.PositiveBigIntegerField(default=0, help_text="Of these, as far as they were answered to the end.")
+
+    class Meta:
+        verbose_name = _("programs of a day")
+        verbose_name_plural = _("programs by day")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key", "day", "client_class"], name="one_count_of_a_class_per_day"),
+        ]
+        indexes: ClassVar = [models.Index(fields=["day", "user"], name="usage_client_day_by_day")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.key_id} {self.client_class}"
+
+
 class UsageHour(Sums):
     """A tenant's use of a model in an hour of UTC, or in a quarter of an hour if any zone needs it (see `hours`)."""
 
@@ -246,6 +304,41 @@ class RejectionHour(models.Model):
         return f"{self.hour} {self.key_id} {self.code}"
 
 
+class RefusedRequest(models.Model):
+    """A call that the gateway refused: one of the last, some of each key and minute, so that people can look up why.
+
+    What it asked for is not stored, but for the model. All refused calls are counted in RejectionHour.
+    """
+
+    request_id = models.CharField(max_length=40, unique=True)
+    at = models.DateTimeField()
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100, blank=True)
+    endpoint = models.CharField(max_length=40, blank=True)
+    code = models.CharField(max_length=40)
+    reason = models.CharField(max_length=40)  # finer than the code
+    scope = models.CharField(max_length=10, blank=True)  # of the limit that was reached
+    window = models.CharField(max_length=10, blank=True)
+    retry_after = models.PositiveIntegerField(null=True)  # seconds
+    waited_ms = models.PositiveIntegerField(null=True)
+
+    class Meta:
+        verbose_name = _("refused request")
+        verbose_name_plural = _("refused requests")
+        indexes: ClassVar = [
+            models.Index(fields=["at"], name="refused_by_time"),
+            models.Index(fields=["user", "at"], name="refused_by_user"),
+            models.Index(fields=["tenant", "at"], name="refused_by_tenant"),
+        ]
+
+    def __str__(self) -> str:
+        return self.request_id
+
+
 class LoopDay(models.Model):
     """Answers of a model on a day of the site's calendar: how many finished, and how many fell into word loops.
 
@@ -271,6 +364,7 @@ class LoopDay(models.Model):
     temperature = models.CharField(max_length=5, choices=Temperature)
     finished = models.PositiveBigIntegerField(default=0)
     looped = models.PositiveBigIntegerField(default=0)
+    failed = models.PositiveBigIntegerField(default=0, db_default=0)  # not looked at to their end, by a fault of ours
 
     class Meta:
         verbose_name = _("word loops of a day")

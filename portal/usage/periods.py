@@ -1,7 +1,7 @@
 """Periods of whole local days for which usage is shown. Pure except for the filter of rows.
 
 Beside those named by a word (NAMES) there are days ("2026-11-22"), months ("2026-11") and fiscal years ("FY2026", which
-begins in April 2026): the page of a longer period links to these.
+begins in April 2026): the page of a longer period links to these. And any days ("2026-11-03..2026-11-20").
 """
 
 import re
@@ -30,6 +30,7 @@ NAMES = {
 YEARS = 5  # fiscal years, including the current one
 FISCAL_MONTH = 4  # a Japanese company's year begins on 1 April
 FIRST_YEAR = 2000  # nothing was metered before
+LONGEST = 366 * YEARS  # days of a period of any days
 MONTHLY = 100  # days; a longer period is shown by month
 
 
@@ -119,8 +120,12 @@ def days_of_word(name: str, today: date) -> tuple[date, date]:
 
 
 def days_of_date(name: str) -> tuple[date, date]:
-    """Return the first and last day of a day, month or fiscal year, by its name. Raises KeyError."""
+    """Return the first and last day of a day, month, fiscal year or any days, by its name. Raises KeyError."""
     try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d", name):
+            first, last = map(date.fromisoformat, name.split(".."))
+            if 0 <= (last - first).days < LONGEST:
+                return first, last
         if re.fullmatch(r"\d{4}-\d\d-\d\d", name):
             day = date.fromisoformat(name)
             return day, day

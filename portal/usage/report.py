@@ -25,6 +25,8 @@ LOOPS = ("looped", "looped_tokens", "saved_tokens")
 NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens", "estimated", *LOOPS)
 # The columns that a table of many groups sums up: to sum up all columns takes three times as long.
 DETAIL_COLUMNS = ("requests", "prompt_tokens", "completion_tokens", "estimated", *LOOPS)
+# What the rows of groups can be in the order of, the most first.
+SORTS = ("total_tokens", "requests", "prompt_tokens", "completion_tokens")
 GROUP_COLUMNS = (*DETAIL_COLUMNS, "generated_tokens", "generated_ms")
 
 
@@ -41,6 +43,7 @@ SUM_COLUMNS = {f"sum_{name}": sum_as_integer(name) for name in rollups.SUMS}
 COLUMN = {"key": "key_id", "user": "user_id", "tenant": "tenant_id"}
 # Records are kept at least this long (pruneusage); hours that are not summed up can be read from them.
 RECORDS_KEPT = timedelta(days=40)
+IS_WATCHED = Q(status="looped") | Q(status="finished", watched=True, completion_tokens__gt=0)  # rollups.is_watched
 Rows = list[dict[str, Any]]
 Slot = date | datetime
 
@@ -172,6 +175,7 @@ def _build_record_columns() -> dict[str, Any]:
         "looped": Count("pk", filter=Q(status="looped")),
         "looped_tokens": Sum("looped_tokens", filter=Q(status="looped")),
         "saved_tokens": Sum("saved_tokens", filter=Q(status="looped")),
+        "watched": Count("pk", filter=IS_WATCHED),
         "generated_tokens": Sum("completion_tokens", filter=is_timed),
         "generated_ms": Sum(F("duration_ms") - F("first_token_ms"), filter=is_timed),
         **{name: Count("pk", filter=bucket) for name, bucket in zip(rollups.TTFT_BUCKETS, buckets, strict=True)},
@@ -285,8 +289,10 @@ def explain_failures(failures: Iterable[tuple[Slot, str, int]]) -> list[failure_
 
 
 # --- By group
-def read_groups(scope: UsageScope, period: Period, group: str, most: int | None = None) -> tuple[Rows, int]:
-    """Read the sums by key, user, tenant or end user, most tokens first, and count the rows beyond `most`.
+def read_groups(
+    scope: UsageScope, period: Period, group: str, most: int | None = None, sort: str = SORTS[0]
+) -> tuple[Rows, int]:
+    """Read the sums by key, user, tenant or end user, the most of `sort` first, and count the rows beyond `most`.
 
     A row has "name", "id" (what Focus or the address takes for it), NUMBERS, "speed", and "change" in per cent against
     the period before. Seven queries at most.
@@ -301,7 +307,7 @@ def read_groups(scope: UsageScope, period: Period, group: str, most: int | None 
         ):
             known = sums.get(value)
             sums[value] = counts if known is None else list(map(operator.add, known, counts))
-    shown = sorted(sums, key=lambda value: (-_total_tokens(sums[value]), str(value)))[:most]
+    shown = sorted(sums, key=lambda value: (-_number(sums[value], sort), str(value)))[:most]
     before: Counter[Any] = Counter()
     # With `most`, only these are summed up: a hundred out of thousands.
     same = Q(**{f"{column}__in": [value for value in shown if value is not None]})
@@ -319,9 +325,9 @@ def read_groups(scope: UsageScope, period: Period, group: str, most: int | None 
     return found, len(sums) - len(shown)
 
 
-def _total_tokens(counts: Sequence[int]) -> int:
-    """Return the tokens of counts in the order of GROUP_COLUMNS."""
-    return counts[1] + counts[2]
+def _number(counts: Sequence[int], sort: str) -> int:
+    """Return one of SORTS from counts in the order of GROUP_COLUMNS."""
+    return counts[1] + counts[2] if sort == "total_tokens" else counts[GROUP_COLUMNS.index(sort)]
 
 
 def _build_row(counts: list[int], before: int) -> dict[str, Any]:
@@ -332,7 +338,7 @@ def _build_row(counts: list[int], before: int) -> dict[str, Any]:
     return {**row, "speed": speed, "change": percent_change(row["total_tokens"], before)}
 
 
-def group_by_model(series: UsageSeries, before: dict[str, int]) -> Rows:
+def group_by_model(series: UsageSeries, before: dict[str, int], sort: str = SORTS[0]) -> Rows:
     """Return the rows that `read_groups` would give by model, with "first_tokens" as well. No query."""
     rows = [
         {
@@ -345,13 +351,13 @@ def group_by_model(series: UsageSeries, before: dict[str, int]) -> Rows:
         }
         for model, sums in series.by_model.items()
     ]
-    return sorted(rows, key=lambda row: (-row["total_tokens"], row["name"]))
+    return sorted(rows, key=lambda row: (-row[sort], row["name"]))
 
 
 def list_loops(series: UsageSeries) -> Rows:
     """Return the models whose answers fell into word loops, most loops first: "name", "answers" and LOOPS. No query."""
     found = [
-        {"name": model, "answers": sums.answers, **{name: sums[name] for name in LOOPS}}
+        {"name": model, "answers": sums["watched"], **{name: sums[name] for name in LOOPS}}
         for model, sums in series.by_model.items()
         if sums["looped"]
     ]

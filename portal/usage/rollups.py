@@ -18,7 +18,7 @@ from django.db.models import Model
 
 from portal.accounts.models import Tenant
 from portal.usage.hours import start_of_interval
-from portal.usage.models import Sums, UsageDay, UsageHour, UsageMonth, UsageTenantDay
+from portal.usage.models import Sums, UsageClientDay, UsageDay, UsageHour, UsageMonth, UsageTenantDay
 
 # Upper bounds, in ms, of ttft_bucket_0 … ttft_bucket_14; ttft_bucket_15 counts everything slower. About √2 apart where
 # people begin to notice a wait.
@@ -38,6 +38,7 @@ def add_records(rows: Iterable[Row], cursor: CursorWrapper) -> None:
     """Add records (UsageRecord's columns by name) to the sums, once each, in the transaction that writes them."""
     calendar = Calendar()
     finest: dict[Group, list[int]] = {}
+    clients: dict[Group, list[int]] = {}
     for row in rows:
         tenant = row["tenant_id"]
         day, hour = calendar.find_day_and_interval(row["started_at"], tenant)
@@ -46,6 +47,12 @@ def add_records(rows: Iterable[Row], cursor: CursorWrapper) -> None:
         if numbers is None:
             numbers = finest[group] = [0] * len(SUMS)
         _count_record(row, numbers)
+        program = (row["key_id"], day, row.get("client_class", ""), tenant, row["user_id"])
+        counted = clients.get(program)
+        if counted is None:
+            counted = clients[program] = [0, 0]
+        counted[0] += 1
+        counted[1] += row["status"] not in STATES
     days: dict[Group, list[int]] = {}
     months: dict[Group, list[int]] = {}
     hours: dict[Group, list[int]] = {}
@@ -59,6 +66,8 @@ def add_records(rows: Iterable[Row], cursor: CursorWrapper) -> None:
     upsert(cursor, UsageDay, days, unique=("key_id", "day", "model", "end_user"), further=owner)
     upsert(cursor, UsageMonth, months, unique=("key_id", "month", "model", "end_user"), further=owner)
     upsert(cursor, UsageHour, hours, unique=("hour", "tenant_id", "model"))
+    one_class = ("key_id", "day", "client_class")
+    upsert(cursor, UsageClientDay, clients, unique=one_class, further=owner, counters=("requests", "answers"))
     upsert(cursor, UsageTenantDay, tenants, unique=("tenant_id", "day", "model"))
 
 
@@ -129,6 +138,17 @@ def _count_record(row: Row, numbers: list[int]) -> None:
         numbers[LOOPED] += 1
         numbers[LOOPED + 1] += row["looped_tokens"]
         numbers[LOOPED + 2] += row["saved_tokens"]
+    if is_watched(row):
+        numbers[LOOPED + 3] += 1
+
+
+def is_watched(row: Row) -> bool:
+    """Return whether the record counts for the rate of loops: an answer that could have been found to loop.
+
+    One that loops was watched, also if the gateway that recorded it did not say so.
+    """
+    status = row["status"]
+    return bool(status == "looped" or (status == "finished" and row["watched"] and row["completion_tokens"]))
 
 
 def _add_numbers(groups: dict[Group, list[int]], group: Group, numbers: list[int]) -> None:

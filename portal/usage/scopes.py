@@ -12,7 +12,15 @@ from django.utils.translation import gettext as _
 
 from portal.accounts import permissions
 from portal.accounts.models import User
-from portal.usage.models import RejectionHour, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
+from portal.usage.models import (
+    RefusedRequest,
+    RejectionHour,
+    UsageDay,
+    UsageHour,
+    UsageMonth,
+    UsageRecord,
+    UsageTenantDay,
+)
 
 ME, ALL, TENANT = "me", "all", "tenant:"
 SERVICE = "service"  # in place of a user's number: service keys, which belong to no user
@@ -31,6 +39,7 @@ class UsageScope:
     hours: QuerySet[UsageHour] | None  # None: not summed by the hour
     records: QuerySet[UsageRecord]
     rejections: QuerySet[RejectionHour]
+    refused: QuerySet[RefusedRequest]
     groups: tuple[str, ...]  # by which it can be grouped
 
     @property
@@ -56,7 +65,7 @@ class Focus:
 
 def scope_choices(user: User) -> list[tuple[str, str]]:
     """Return (name, label) of each scope that `find_scope` gives this person, their own first. One query."""
-    every = [(ALL, _("everything"))] if permissions.may_operate(user) else []
+    every = [(ALL, _("everyone"))] if permissions.may_operate(user) else []
     tenants = permissions.administered_tenants(user).order_by("name")
     return [(ME, _("mine")), *every, *((TENANT + tenant.slug, tenant.name) for tenant in tenants)]
 
@@ -106,6 +115,7 @@ def _filter_rows(**owner: Any) -> dict[str, Any]:
         "months": UsageMonth.objects.filter(**owner),
         "records": UsageRecord.objects.filter(**owner),
         "rejections": RejectionHour.objects.filter(**owner),
+        "refused": RefusedRequest.objects.filter(**owner),
     }
 
 
@@ -134,6 +144,7 @@ def narrow_scope(scope: UsageScope, focus: Focus) -> UsageScope:
         records=scope.records.filter(**conditions),
         # The end user of a rejected call is not known.
         rejections=scope.rejections.none() if focus.end_user else scope.rejections.filter(**of_rejections),
+        refused=scope.refused.none() if focus.end_user else scope.refused.filter(**of_rejections),
         groups=tuple(group for group in scope.groups if group not in focus.parts),
     )
 

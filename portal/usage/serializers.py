@@ -20,7 +20,8 @@ class UsageFilter(serializers.Serializer[Any]):
     period = CharField(
         required=False,
         default="this-month",
-        help_text=f"{', '.join(f'`{name}`' for name in periods.NAMES)}; a day `2026-11-22`, a month `2026-11`, or the"
+        help_text=f"{', '.join(f'`{name}`' for name in periods.NAMES)}; a day `2026-11-22`, a month `2026-11`, any"
+        " days `2026-11-03..2026-11-20`, or the"
         " fiscal year `FY2026`, which begins in April 2026. Days of your tenant's calendar.",
     )
     model = CharField(required=False, default="", max_length=100)
@@ -92,6 +93,51 @@ class Group(Numbers):
     name = CharField()
     tokens_per_second = serializers.FloatField(allow_null=True, source="speed")
     change = serializers.IntegerField(allow_null=True, help_text="Tokens, in per cent against the period before.")
+
+
+class RequestFilter(serializers.Serializer[Any]):
+    of = CharField(required=False, default=scopes.ME, help_text="As that of `usage`.")
+
+
+class RequestTimeline(serializers.Serializer[Any]):
+    """One request, in milliseconds. Null: not known, or recorded by an older gateway."""
+
+    request_id = CharField()
+    arrived = serializers.DateTimeField()
+    model = CharField(help_text="Empty: none that the key may use.")
+    key = CharField(help_text="Prefix; empty: deleted.")
+    endpoint = CharField()
+    status = CharField(help_text="How it ended; `rejected`: it reached no engine.")
+    stopped_by = CharField(help_text="What ended it, as `stop`, `length`, `client`, `engine_died`; empty: not known.")
+    code = CharField(help_text="Of a rejected one: the code of its error.")
+    queued_ms = serializers.IntegerField(allow_null=True, help_text="Until it was its turn.")
+    loading_ms = serializers.IntegerField(allow_null=True, help_text="Until its model was loaded.")
+    prefill_ms = serializers.IntegerField(
+        allow_null=True, help_text="From when its engine had it to the first token; null of an answer in one piece."
+    )
+    first_token_ms = serializers.IntegerField(allow_null=True, help_text="From its turn to the first token.")
+    generating_ms = serializers.IntegerField(allow_null=True, help_text="From the first token to the end.")
+    duration_ms = serializers.IntegerField(help_text="From its turn to the end.")
+    retries = serializers.IntegerField(allow_null=True, help_text="How often it was sent to another replica.")
+    replica = serializers.IntegerField(allow_null=True)
+    engine = CharField(help_text="What runs it, and its version; empty: not known, or external.")
+    prompt_tokens = serializers.IntegerField()
+    completion_tokens = serializers.IntegerField()
+    retry_after = serializers.IntegerField(allow_null=True, help_text="Seconds, of a rejected one.")
+
+
+class RequestCause(serializers.Serializer[Any]):
+    """One cause of what became of a request."""
+
+    code = CharField(help_text="As `waited_behind_others`, `model_was_asleep`, `quota_used_up`.")
+    effect = serializers.ChoiceField(["slow", "ended", "refused", "none"])
+    figures = serializers.DictField(help_text="Numbers and names by which the sentence was made; `ms`: what it took.")
+    sentence = CharField(help_text="In your language.")
+    advice = CharField()
+
+
+class ExplainedRequest(RequestTimeline):
+    causes = RequestCause(many=True, help_text="What ended it first, then what took the most of its time.")
 
 
 class ScopeChoice(serializers.Serializer[Any]):

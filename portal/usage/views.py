@@ -7,9 +7,9 @@ from typing import Any
 
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import BadRequest
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext as _
@@ -19,6 +19,7 @@ from django.views.decorators.http import require_safe
 from portal.accounts.models import User
 from portal.accounts.timezones import zone_of
 from portal.usage import chart, live, periods, report, scopes
+from portal.usage.costs import UsageCosts, read_costs
 from portal.usage.models import UsageRecord
 from portal.usage.query import DEFAULT_PERIOD, UsageQuery, build_query
 from portal.web import table_export
@@ -35,20 +36,28 @@ MAX_GROUPS = 100
 @require_safe
 def usage(request: HttpRequest) -> HttpResponse:
     assert isinstance(request.user, User)
+    if "from" in request.GET:
+        return redirect(chosen_days(request))
     query = parse_query(request)
     scope, period, group = query.scope, query.period, choose_group(request, query)
+    sort = request.GET.get("sort", "")
+    sort = sort if sort in report.SORTS else report.SORTS[0]
     series = report.read_series(scope, period, query.zone)
     before = report.read_tokens_before(scope, period)
     groups, left_out = (
-        (report.group_by_model(series, before), 0)
+        (report.group_by_model(series, before, sort), 0)
         if group == "model"
-        else report.read_groups(scope, period, group, MAX_GROUPS)
+        else report.read_groups(scope, period, group, MAX_GROUPS, sort)
     )
     failures = report.list_failures(series, report.count_rejections(scope, period, query.zone))
     totals, reasons, latest = series.totals, report.explain_failures(failures), series.rows[::-1]
     shown = take_slots(latest, SHOWN)
     rejected = sum(reason.requests for reason in reasons if reason.name not in totals.failures)
+    costs = read_costs(scope, period)
     context = {
+        "costs": costs,
+        "cost_rows": costs.by_tenant_and_month[:MAX_GROUPS] if costs else [],
+        "yen": sum_yen(costs, group),
         "zone": query.zone,
         "scope": scope,
         "scopes": scopes.scope_choices(request.user),
@@ -57,6 +66,8 @@ def usage(request: HttpRequest) -> HttpResponse:
         "periods": periods.NAMES.items(),
         "other_period": "" if period.name in periods.NAMES else label_period(period),
         "group": group,
+        "sort": sort,
+        "rejected": rejected,
         "unit": series.unit,
         "rows": shown,
         "older": len(latest) - len(shown),
@@ -73,6 +84,13 @@ def usage(request: HttpRequest) -> HttpResponse:
         "charts": build_charts(request, query, series, failures),
     }
     return render(request, "usage/usage.html", context)
+
+
+def sum_yen(costs: UsageCosts | None, group: str) -> dict[str, int]:
+    """Return the internal yen of each row of the table by model or tenant, by its name; none for other groups."""
+    if costs is None or not costs.has_internal or group not in ("model", "tenant"):
+        return {}
+    return costs.sum_by(lambda row: row.model if group == "model" else costs.names.get(row.tenant, ""))
 
 
 def build_charts(
@@ -100,10 +118,21 @@ def build_charts(
     return charts
 
 
+def chosen_days(request: HttpRequest) -> str:
+    """Return the address of the days from ?from= to ?to=; either may be left out, and in whichever order."""
+    query, today = request.GET.copy(), timezone.localdate().isoformat()
+    first, last = sorted((query.pop("from")[-1] or query.get("to") or today, query.pop("to", [""])[-1] or today))
+    query["period"] = f"{first}..{last}" if first != last else first
+    return f"{request.path}?{query.urlencode()}"
+
+
 def label_period(period: periods.Period) -> str:
-    """Return what people call a day, month or fiscal year that is not one of `periods.NAMES`."""
+    """Return what people call a day, month, fiscal year or any days that are not one of `periods.NAMES`."""
+    first, last = (date_format(day, pgettext("day with year", "j M Y")) for day in (period.first, period.last))
+    if ".." in period.name:
+        return f"{first} – {last}"
     if period.unit == "hour":
-        return date_format(period.first, pgettext("day with year", "j M Y"))
+        return first
     return slot_of(period.first, "year" if period.name.startswith("FY") else "month")
 
 
@@ -192,6 +221,23 @@ def export(request: HttpRequest) -> HttpResponseBase:
             )
     kind = "detail" if by == "detail" else f"by-{group}" if by else "over-time"
     return table_export.export_response(request, file_name(query, kind), rows)
+
+
+@login_required
+@require_safe
+def export_costs(request: HttpRequest) -> HttpResponseBase:
+    """Return the amounts by tenant, month and model as a file: exact ones, which are rounded only on pages.
+
+    Raises Http404 where the page shows none.
+    """
+    try:
+        query = read_query(request, request.GET.get("period", DEFAULT_PERIOD))
+    except KeyError as error:
+        raise BadRequest("There is no such period.") from error
+    found = read_costs(query.scope, query.period)
+    if found is None:
+        raise Http404
+    return table_export.export_response(request, file_name(query, "costs"), found.export_rows)
 
 
 def file_name(query: UsageQuery, kind: str) -> str:

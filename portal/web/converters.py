@@ -1,7 +1,7 @@
-"""A path converter for ids of rows."""
+"""Path converters for ids of rows and for names of models."""
 
 from django.urls import register_converter
-from django.urls.converters import IntConverter
+from django.urls.converters import IntConverter, PathConverter
 
 
 class RowId(IntConverter):
@@ -10,4 +10,18 @@ class RowId(IntConverter):
     regex = "[0-9]{1,18}"
 
 
+class ModelName(PathConverter):
+    """The name of a model, with ~ for its slashes, which no name contains.
+
+    Browsers would take "a/../b" for "b", and servers in front "a//b" for "a/b". An address with slashes is understood.
+    """
+
+    def to_python(self, value: str) -> str:
+        return value.replace("~", "/")
+
+    def to_url(self, value: str) -> str:
+        return value.replace("/", "~")
+
+
 register_converter(RowId, "id")
+register_converter(ModelName, "model")

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.urls import Resolver404, resolve
+from django.urls import Resolver404, resolve, reverse
 from django.views.decorators.http import require_POST
 
 View = Callable[..., HttpResponse]
@@ -18,11 +18,19 @@ def only_posted(view: View) -> View:
 
     A browser gets there by GET when the session had ended before the form was sent, and the person signed in again.
     """
+    return _redirect_gets(view, page_above)
 
+
+def posted_from(page: str) -> Callable[[View], View]:
+    """Return the decorator for a view whose form is on another page, by the name of its address: see `only_posted`."""
+    return lambda view: _redirect_gets(view, lambda _path: reverse(page))
+
+
+def _redirect_gets(view: View, page_of: Callable[[str], str]) -> View:
     @wraps(view)
     def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if request.method in ("GET", "HEAD"):
-            return redirect(page_above(request.path))
+            return redirect(page_of(request.path))
         return require_POST(view)(request, *args, **kwargs)
 
     wrapper.only_posts = True  # type: ignore[attr-defined]  # kept by decorators around this one

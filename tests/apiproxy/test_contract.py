@@ -3,21 +3,27 @@
 import json
 import re
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import httpx2
 import openai
 import pytest
 
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.scheduler import Scheduler
-from modelregistry.models import Replica
+from apiproxy.dataplane.wake_ups import LOADED_WITHIN
+from modelregistry.failure_advice import NO_ROOM
+from modelregistry.models import Replica, ServedModel, WakeRequest
+from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
 from tests.apiproxy.connections import connect, head
 from tests.apiproxy.errors import error
 from tests.apiproxy.served import SERVED
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -57,7 +63,8 @@ def test_a_413_carries_an_id(counter, settings):
         assert b"x-request-id: req_" in connection.recv(4096)
 
 
-def test_a_model_that_is_being_loaded_is_worth_coming_back_for(counter):
+def test_a_model_that_takes_too_long_to_be_loaded_is_worth_coming_back_for(counter, monkeypatch):
+    monkeypatch.setattr("apiproxy.dataplane.scheduler.MAX_WAIT", 1.0)
     Replica.objects.update(state=Replica.State.STARTING)
     Replica.objects.get().save()
     counter.wait_for_catalogue()
@@ -65,6 +72,87 @@ def test_a_model_that_is_being_loaded_is_worth_coming_back_for(counter):
     assert response.status_code == 503
     assert error(response)["code"] == "model_loading"
     assert 0 < int(response.headers["retry-after"]) <= 60
+
+
+def test_a_call_for_a_model_whose_room_others_keep_is_refused_at_once(counter):
+    replica = Replica.objects.get()
+    replica.state, replica.cause = Replica.State.FAILED, NO_ROOM
+    replica.save()
+    counter.wait_for_catalogue()
+    response = counter.chat()
+    assert response.status_code == 503
+    assert error(response)["code"] == "model_without_room"
+    assert not WakeRequest.objects.exists()
+
+
+def test_a_request_to_wake_a_model_says_since_when_and_how_many_calls_wait(counter, monkeypatch):
+    monkeypatch.setattr("apiproxy.server.asgi.WAKE_AGAIN", 0.5)
+    replica = Replica.objects.get()
+    replica.state = Replica.State.ASLEEP
+    replica.save()
+    counter.wait_for_catalogue()
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(counter.chat) for _ in range(3)]
+        until(lambda: WakeRequest.objects.filter(calls=3).exists())
+        first = WakeRequest.objects.get()
+        until(lambda: WakeRequest.objects.get().at > first.at)
+        assert WakeRequest.objects.get().since == first.since < first.at
+        replica.state = Replica.State.READY
+        replica.save()
+        assert {answer.result().status_code for answer in answers} == {200}
+
+
+def test_a_client_that_hangs_up_at_once_has_only_so_many_models_loaded(counter, monkeypatch):
+    monkeypatch.setattr("apiproxy.dataplane.scheduler.MAX_LOADING", 1)
+    replica = Replica.objects.get()
+    other = ServedModel.objects.create(name="other", engine="external", url=counter.engine.url)
+    Replica.objects.create(model=other, host=replica.host, state=Replica.State.ASLEEP)
+    replica.state = Replica.State.ASLEEP
+    replica.save()
+    counter.wait_for_catalogue()
+    with pytest.raises(httpx2.TimeoutException):
+        counter.client.post("/v1/chat/completions", json={"model": counter.model.name, "messages": []}, timeout=0.5)
+    until(lambda: not counter.application.gateway.queued)
+    response = counter.chat(model="other")
+    assert (response.status_code, error(response)["code"]) == (503, "too_many_loading")
+    assert 0 < int(response.headers["retry-after"]) <= LOADED_WITHIN
+    assert list(WakeRequest.objects.values_list("model", flat=True)) == [counter.model.pk]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_for_a_sleeping_model_wakes_it_and_is_answered(counter, stream):
+    replica = Replica.objects.get()
+    replica.state = Replica.State.ASLEEP
+    replica.save()
+    counter.wait_for_catalogue()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(counter.chat, stream=stream)
+        until(WakeRequest.objects.exists)
+        assert counter.engine.seen()["requests"] == []
+        replica.state = Replica.State.READY
+        replica.save()
+        response = answer.result()
+    assert response.status_code == 200
+    assert float(response.headers["x-madoguchi-waited"]) > 0 or stream
+    assert counter.usage()[0].status == "finished"
+
+
+@pytest.mark.parametrize("amount", [0, 1])
+@pytest.mark.parametrize("batch", [False, True])
+def test_who_has_nothing_left_of_a_quota_wakes_no_model(counter, amount, batch):
+    Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=amount)
+    if batch:
+        counter.key_row.key_class = ApiKey.Class.BATCH
+        counter.key_row.save()
+    counter.wait_for_catalogue()
+    assert counter.chat().status_code == (200 if amount else 429)
+    replica = Replica.objects.get()
+    replica.state = Replica.State.ASLEEP
+    replica.save()
+    counter.wait_for_catalogue()
+    response = counter.chat()
+    assert (response.status_code, error(response)["code"]) == (429, "insufficient_quota")
+    assert not WakeRequest.objects.exists()
 
 
 @pytest.mark.parametrize(("unit", "amount"), [("requests", 1), ("tokens", 12)])

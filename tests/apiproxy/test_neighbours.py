@@ -95,8 +95,13 @@ def test_a_database_that_is_away_stops_no_call_and_loses_no_usage(database, tmp_
         assert place.http.get("/v1/models").status_code == 200
         stranger = {"authorization": f"Bearer {secret.make_secret()}"}
         assert place.http.get("/v1/models", headers=stranger).status_code == 401
+        thumb = {"request_id": min(before), "score": 1}
+        refused = place.http.post("/v1/feedback", json=thumb)  # whose request it is, only the database knows
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "feedback_unavailable")
+        assert refused.headers["retry-after"] == "30"
         database.start()
         until(lambda: sorted(read_recorded()) == sorted(before | away))
+        assert place.http.post("/v1/feedback", json=thumb).json()["status"] == "recorded"
 
         # Away again, and this time the gateway dies meanwhile: a cold start needs the database, the spool waits.
         database.stop()

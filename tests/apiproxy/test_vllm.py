@@ -339,7 +339,9 @@ def test_the_engine_itself_answers_no_caller_without_its_key(house, path):
 
 def test_a_client_that_leaves_a_stream_frees_the_engine(house):
     before = house.count_generated()
-    with house.http.stream("POST", "/v1/chat/completions", json={**FOREVER, "stream": True}) as answer:
+    unwatched = {"x-madoguchi-loops": "off"}  # what it says may well be a loop, and its status would be another
+    body = {**FOREVER, "stream": True}
+    with house.http.stream("POST", "/v1/chat/completions", json=body, headers=unwatched) as answer:
         lines = (line for line in answer.iter_lines() if line)
         for _ in range(10):
             next(lines)
@@ -480,7 +482,7 @@ def test_an_engine_that_is_killed_never_seems_to_have_finished(house):
     assert house.row(answer.headers["x-request-id"])["status"] == "failed"
 
 
-def test_without_an_engine_a_call_is_asked_to_come_back(house):
-    answer = house.http.post("/v1/chat/completions", json=FOREVER)
-    assert answer.status_code in (502, 503)
-    assert answer.json()["error"]["code"] in ("engine_error", "model_unavailable", "model_loading")
+def test_a_call_without_an_engine_waits_for_the_next_one(house):
+    answer = house.http.post("/v1/chat/completions", json={**FOREVER, "max_tokens": 2}, timeout=180)
+    assert answer.status_code == 200
+    assert float(answer.headers["x-madoguchi-waited"]) > 0

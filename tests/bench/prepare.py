@@ -1,4 +1,6 @@
-"""python -m tests.bench.prepare URL: an empty state directory becomes one with models, keys and limits. Prints a key.
+"""python -m tests.bench.prepare URL: an empty state directory becomes one with models, keys and limits.
+
+Prints a key and those of more people, one on each line.
 
 No supervisor runs during a measurement: what it would write about an external engine is written here, so that its
 own work is not counted as the gateway's.
@@ -23,10 +25,12 @@ from portal.quotas.models import Quota
 from portal.quotas.units import UNITS
 
 PLENTY = 10**12  # every limit is looked at and counted, none is reached
+ENGINE_KEY = "k"  # of an engine that has slots
+QUEUED, AT_ONCE = "queued", "at-once"  # models of that engine: of the first its slots are known
 TENANTS = 100  # of a large catalogue; its keys are spread over them
 
 
-def main(engine: str, keys: int, models: int) -> None:
+def main(engine: str, *, keys: int, models: int, people: int, slots: int) -> None:
     call_command("migrate", verbosity=0)
     tenant = Tenant.objects.create(slug="bench", name="Bench")
     person = User.objects.create_user("bench")
@@ -35,12 +39,21 @@ def main(engine: str, keys: int, models: int) -> None:
     model.full_clean()
     model.save()
     host = Host.objects.create(name="bench")
-    Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=engine)
+    ready = {"host": host, "state": Replica.State.READY, "url": engine}
+    Replica.objects.create(model=model, **ready)
     _, key = lifecycle.issue_key(tenant=tenant, name="bench", user=person)
     Quota.objects.bulk_create([*limits(tenant=tenant), *limits(user=person)])
     more_models(engine, host, models - 1)
     more_keys(keys - 1)
     print(key)
+    for number in range(people):
+        person = User.objects.create_user(f"bench-{number}")
+        Membership.objects.create(user=person, tenant=tenant)
+        print(lifecycle.issue_key(tenant=tenant, name="bench", user=person)[1])
+    if slots:
+        for name, known in ((QUEUED, slots), (AT_ONCE, None)):
+            other = ServedModel.objects.create(name=name, engine="llama.cpp", path="/m.gguf")
+            Replica.objects.create(model=other, slots=known, api_key=ENGINE_KEY, **ready)
 
 
 def limits(**owner: Tenant | User) -> list[Quota]:
@@ -86,5 +99,7 @@ if __name__ == "__main__":
     arguments.add_argument("engine")
     arguments.add_argument("--keys", type=int, default=1)
     arguments.add_argument("--models", type=int, default=1)
+    arguments.add_argument("--people", type=int, default=0)
+    arguments.add_argument("--slots", type=int, default=0, help="of the engine, which is two more models then")
     options = arguments.parse_args()
-    main(options.engine, options.keys, options.models)
+    main(options.engine, keys=options.keys, models=options.models, people=options.people, slots=options.slots)

@@ -25,9 +25,14 @@ TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL)
 ROFF = re.compile(r"^[.']\w* ?|\\f[A-Z]|\\[-&]", re.MULTILINE)  # macros; what they are about stays
 
 
+def cache() -> Path:
+    """Return where measurements keep what is slow to get."""
+    return Path(os.environ.get("MADOGUCHI_CACHE") or Path.home() / ".cache" / "madoguchi") / "bench"
+
+
 def fetch() -> Path:
     """Return the directory with the packages' files; fetch them by apt into the user's cache where it has none."""
-    there = Path(os.environ.get("MADOGUCHI_CACHE") or Path.home() / ".cache" / "madoguchi") / "bench" / "texts"
+    there = cache() / "texts"
     if not there.exists():
         made = there.with_suffix(".part")
         made.mkdir(parents=True, exist_ok=True)
@@ -113,6 +118,43 @@ def hard_texts() -> dict[str, str]:
     found |= {f"{count} refrains in a row": refrain * count for count in (2, 3, 4, 5, 6)}
     found |= {f"{count} verses in a row": verse * count for count in (2, 3, 4, 5, 6)}
     return found
+
+
+def row_texts() -> dict[str, str]:
+    """Return everyday answers that consist of equal rows, by what they are: things to be filled in."""
+
+    def lines(row: str, count: int, head: str = "Here it is:\n\n") -> str:
+        return head + f"{row}\n" * count + "\nThat is all of it."
+
+    cell = '<td><input maxlength="1"></td>'
+    item = '<tr><td><input type="text" name="item[]"></td><td><input type="number" name="qty[]"></td></tr>'
+    block = '  - name: CHANGE_ME\n    image: CHANGE_ME:latest\n    ports:\n      - "8080:8080"\n    restart: always'
+    verse = (
+        "And so we sing the song of the river that our mothers sang, and walk along the water till the evening comes, "
+    )
+    verse += "and nobody is left behind, and nobody is left alone in the dark."
+    return {
+        "tile map of 20 × 10": lines(f"    [{', '.join(['1', *'0' * 18, '1'])}],", 10),
+        "256 zero bytes in C": lines(f"    {', '.join(['0x00'] * 16)},", 16),
+        "calendar of 6 empty weeks": lines(f"  <tr>{'<td></td>' * 7}</tr>", 6),
+        "calendar of cells on lines": lines("  <tr>\n" + "    <td></td>\n" * 7 + "  </tr>", 6),
+        "empty Sudoku in HTML": lines(f"<tr>{cell * 9}</tr>", 9),
+        "matrix of 10 × 10 None": lines(f"    [{', '.join(['None'] * 10)}],", 10),
+        "matrix of 8 × 8 False": lines(f"    [{', '.join(['False'] * 8)}],", 8),
+        "matrix of 12 × 12 0.00": lines(f"    [{', '.join(['0.00'] * 12)}],", 12),
+        "vector of 64 0.0": f"The result is [{', '.join(['0.0'] * 64)}].",
+        "vector of 100 zeros": f"The result is [{', '.join(['0'] * 100)}].",
+        "10 rows of placeholders": lines(f"  ({', '.join('?' * 24)}),", 10),
+        "roll of 12 names": lines("氏名：＿＿＿＿＿＿＿＿　出席・欠席　備考：＿＿＿＿＿＿＿＿＿＿", 12),
+        "10 shifts": lines("| ____年__月__日 | ____________ | __:__～__:__ | （未記入） |", 10),
+        "Go board": lines(". " * 19, 19),
+        "40 nops": lines("    nop", 40),
+        "10 rows of CSV": lines("YYYY-MM-DD,N/A,0.00,JPY,N/A,N/A", 10),
+        "form of 5 rows": lines(item, 5),
+        "form of 8 rows": lines(item, 8),
+        "4 blocks of YAML": lines(block, 4),
+        "4 equal verses": lines(verse, 4),
+    }
 
 
 def loops(dice: random.Random, count: int, before: list[str]) -> Iterator[tuple[str, str]]:

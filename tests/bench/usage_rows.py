@@ -15,9 +15,18 @@ from django.utils import timezone
 from portal.accounts.models import Tenant
 from portal.audit.models import AuditEvent
 from portal.usage import rollups
-from portal.usage.models import RejectionHour, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
+from portal.usage.models import (
+    RejectionHour,
+    UsageClientDay,
+    UsageDay,
+    UsageHour,
+    UsageMonth,
+    UsageRecord,
+    UsageTenantDay,
+)
 
 BACK = 84  # days
+WATCHED = "status = 'looped' OR (status = 'finished' AND watched AND completion_tokens > 0)"  # rollups.is_watched
 END_USERS = 4  # of one in the original
 
 
@@ -35,7 +44,7 @@ def multiply(records: int, audit: int, periods: int) -> None:
         for index in indexes:
             editor.add_index(UsageRecord, index)
     with connection.cursor() as cursor:
-        _sums(cursor)
+        sum_records(cursor)
         cursor.execute("VACUUM (ANALYZE)" if _postgres() else "ANALYZE")  # which autovacuum does in time
 
 
@@ -67,15 +76,19 @@ def _earlier(column: str, days: int, seconds: int) -> str:
     return f"strftime('%%Y-%%m-%%d %%H:%%M:%%f', {column}, '-{days} days'{spread})"
 
 
-def _sums(cursor: CursorWrapper) -> None:
+def sum_records(cursor: CursorWrapper) -> None:
     """Make all tables of sums again, from the records."""
-    for model in (UsageDay, UsageMonth, UsageHour, UsageTenantDay):
+    for model in (UsageDay, UsageClientDay, UsageMonth, UsageHour, UsageTenantDay):
         cursor.execute(f"DELETE FROM {model._meta.db_table}")
     counted = dict(zip(rollups.SUMS, _counted(), strict=True))
     records, summed = UsageRecord._meta.db_table, {name: f"sum({name})" for name in rollups.SUMS}
     of_key = ("key_id", "model", "end_user", "tenant_id", "user_id")
     _fill(cursor, UsageDay, records, {"day": _day(), **_same(of_key)}, counted)
     _fill(cursor, UsageHour, records, {"hour": _hour(), **_same(("tenant_id", "model"))}, counted)
+    states = ", ".join(f"'{state}'" for state in rollups.STATES)
+    answers = f"sum(CASE WHEN status IN ({states}) THEN 0 ELSE 1 END)"
+    of_class = {"day": _day(), **_same(("key_id", "client_class", "tenant_id", "user_id"))}
+    _fill(cursor, UsageClientDay, records, of_class, {"requests": "count(*)", "answers": answers})
     days = UsageDay._meta.db_table
     _fill(cursor, UsageMonth, days, {"month": _month(), **_same(of_key)}, summed)
     _fill(cursor, UsageTenantDay, days, _same(("day", "tenant_id", "model")), summed)
@@ -98,6 +111,10 @@ def _counted() -> list[str]:
         *(f"sum({name})" for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")),
         "sum(CASE WHEN estimated THEN 1 ELSE 0 END)",
         *(f"sum(CASE WHEN status = '{state}' THEN 1 ELSE 0 END)" for state in rollups.STATES),
+        "sum(CASE WHEN status = 'looped' THEN 1 ELSE 0 END)",
+        "sum(CASE WHEN status = 'looped' THEN looped_tokens ELSE 0 END)",
+        "sum(CASE WHEN status = 'looped' THEN saved_tokens ELSE 0 END)",
+        f"sum(CASE WHEN {WATCHED} THEN 1 ELSE 0 END)",
         f"sum(CASE WHEN {told} THEN completion_tokens ELSE 0 END)",
         f"sum(CASE WHEN {told} THEN duration_ms - first_token_ms ELSE 0 END)",
         *(

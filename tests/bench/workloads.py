@@ -18,7 +18,8 @@ class Workload:
 
     `requests` in all (0: one for each client). `pace` in ms between two tokens of a stream (0: as fast as they go).
     `ramp`: the clients' starts are spread over so many ms, during which no delay is noted. `rate`: no more requests are
-    started in a second. `keys`: a file with one to a line, to be used in turn instead of the contender's own.
+    started in a second. `keys`: a file with one to a line, used in turn instead of the contender's own. `each`: so
+    many of a stream's tokens are noted together, and the others are words of common length. `headers`: more of them.
     """
 
     name: str
@@ -29,11 +30,15 @@ class Workload:
     ramp: int = 0
     rate: int = 0
     keys: Path | None = None
+    each: int = 1
+    headers: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
         arguments = ["-c", str(self.clients), "-n", str(self.requests or self.clients), "-t", str(PATIENCE)]
         if self.tokens:
             body = f'"x_n":{self.tokens},"x_pace":{self.pace}'
+            if self.each > 1:
+                body += f',"x_words":{self.each}'
             arguments += [
                 "-m",
                 "stream",
@@ -45,7 +50,11 @@ class Workload:
                 str(self.ramp),
                 "-w",
                 str(self.ramp),
+                "-E",
+                str(self.each),
             ]
+        for header in self.headers:
+            arguments += ["-h", header]
         if self.rate:
             arguments += ["-R", str(self.rate)]
         if self.keys:

@@ -8,14 +8,29 @@ function tooWide() {
     .map((e) => e.outerHTML.slice(0, 120));
 }
 
-// Links within running text are as high as their line; a link in a table's cell is as large as the cell.
+// Links within running text are as high as their line; a link in a table's cell is as large as the cell. What is in a
+// closed menu has another size when it is open.
 function tooSmall() {
   return [...document.querySelectorAll("a, button, summary, select, input:not([type=hidden]), label:has(input)")]
+    .filter((e) => e.checkVisibility())
     .filter((e) => !e.closest("p:not(.back), td, li:not(nav li)"))
     .filter((e) => !e.matches(".skip, .unseen, .options input, .row-link"))
     .map((e) => [e, e.getBoundingClientRect()])
     .filter(([, r]) => r.width && (r.height < 39.9 || r.width < 39.9))
     .map(([e, r]) => `${r.width} x ${r.height} ${e.outerHTML.slice(0, 120)}`);
+}
+
+// What cannot be pressed, as something unrelated lies over its middle: a link whose area has grown over the page, say.
+function covered() {
+  return [...document.querySelectorAll("main :is(a, button, summary, select, textarea, input:not([type=hidden]))")]
+    .filter((e) => e.checkVisibility() && !e.matches(".unseen, .options input"))
+    .filter((e) => {
+      e.scrollIntoView({ block: "center", behavior: "instant" });
+      const r = e.getBoundingClientRect();
+      const top = document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2);
+      return top && !e.contains(top) && !top.contains(e) && ![...(e.labels ?? [])].some((label) => label.contains(top));
+    })
+    .map((e) => e.outerHTML.slice(0, 120));
 }
 
 // WCAG 2 level AA: text stands out from what is behind it by 4.5 to 1.

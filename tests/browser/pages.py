@@ -1,5 +1,6 @@
 """What browser tests do and ask on any page."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from portal.accounts.models import User
 LONG_KEY = "夜間バッチ-議事録の要約とタグ付けを行うとても長い名前のキー（本番環境サーバー用）"
 LONG_MODEL = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
 LONG_TENANT = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
+
+JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 
 LOOKS = Path(__file__).with_name("looks.js").read_text()
 

@@ -12,7 +12,14 @@ pytestmark = pytest.mark.django_db(transaction=True)
 DRAWN = (
     "Chart.getChart(document.querySelector('canvas')).getDatasetMeta(0).data.map(bar => bar.options.backgroundColor)"
 )
-WANTED = "getComputedStyle(document.documentElement).getPropertyValue('--series-1').trim()"
+# The shade follows the model's name.
+WANTED = """
+{
+  const script = document.querySelector("[data-chart] script, script[type='application/json']");
+  const [first] = JSON.parse(script.textContent).series;
+  getComputedStyle(document.documentElement).getPropertyValue(`--series-${first.shade}`).trim();
+}
+"""
 
 
 def in_the_colours_of_the_page(page: Page) -> bool:

@@ -133,9 +133,10 @@ def makes_a_key_and_calls(employee: Person, madoguchi: Installation) -> None:
 
 
 def finds_the_wall_and_asks_for_more(employee: Person) -> None:
-    """Request double with one click, then another amount with a reason on the page of the request."""
+    """Request the proposed double, then another amount with a reason on the page of the request."""
     employee.finds("/", f"{A_DAY}")
-    employee.main.locator("form.ask button").first.click()
+    employee.main.locator(".ask a").first.click()
+    employee.main.locator("form button.primary").click()
     employee.reads(f"{2 * A_DAY}")
     employee.fills("amount", "100,000")
     employee.fills("reason", "決算の時期です")

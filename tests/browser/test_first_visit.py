@@ -61,3 +61,31 @@ def test_from_sign_in_to_an_answer_with_a_key_of_one_s_own(open_page, madoguchi,
     assert time.monotonic() - begun < MINUTE
     assert '"content"' in done.stdout, done.stdout
     until(lambda: used(page, "laptop"), 30)
+
+
+COUNT_CLICKS = """
+addEventListener("click", (event) => {
+  if (event.isTrusted) sessionStorage.setItem("clicks", Number(sessionStorage.getItem("clicks") ?? 0) + 1);
+}, true);
+"""
+
+
+def test_the_first_answer_is_three_clicks_from_the_sign_in_page(open_page, madoguchi, directory):
+    """By nothing but what the pages offer, without a word typed beside name and password."""
+    page = open_page("ja")
+    page.add_init_script(COUNT_CLICKS)
+    begun = time.monotonic()
+    page.goto("/")
+    page.locator("[name=username]").fill("yamada")
+    page.locator("[name=password]").fill(directory.people["yamada"].password)
+    page.locator("main form button").click()
+    page.wait_for_url("**/start/")
+    page.locator("[data-ask-button]").click()
+    page.wait_for_url("**/try/")
+    page.locator("[data-send]").click()
+    expect(page.locator(".turn.model .words")).not_to_be_empty(timeout=1000 * MINUTE)
+    assert time.monotonic() - begun < MINUTE
+    assert int(page.evaluate("sessionStorage.getItem('clicks')")) == 3
+    # Once there was an answer, the next sign-in leads home.
+    page.locator("[data-tokens-out]").wait_for(timeout=1000 * MINUTE)
+    until(lambda: not page.goto("/start/arrive/").url.endswith("/start/"), 30)

@@ -158,6 +158,21 @@ def test_a_model_is_registered_after_a_look_at_what_it_will_take(open_page, host
     assert ServedModel.objects.get(name="ezo").slots == 500
 
 
+def test_the_form_shows_the_sampling_of_the_engine_that_is_chosen(open_page, hosts):
+    page = watch(open_page())
+    page.goto("/operations/models/new/")
+    dry = page.locator("[data-parameter=dry_multiplier]")
+    dry.locator("xpath=ancestor::details").locator("summary").click()
+    for engine, has_dry in (("vllm", False), ("llama.cpp", True), ("external", False)):
+        page.locator(f"[name=engine][value='{engine}']").check()
+        expect(dry).to_be_visible(visible=has_dry)
+        expect(page.locator("[data-parameter=top_p]")).to_be_visible()
+    page.locator("[name=engine][value='llama.cpp']").check()
+    page.locator("[name=dry_multiplier_default]").fill("0.8")
+    page.locator("[name=engine][value=vllm]").check()
+    expect(dry).to_be_visible()  # a refusal must be seen
+
+
 def pages() -> list[str]:
     replica = Replica.objects.get(model__name=LARGE)
     return [
@@ -219,3 +234,16 @@ def test_what_can_only_be_pressed_is_not_printed(open_page, hosts, path):
     page.emulate_media(media="print")
     expect(pressed.filter(visible=True)).to_have_count(0)
     expect(page.locator(".state.broken").filter(visible=True).first).to_be_visible()
+
+
+def test_the_form_shows_what_the_chosen_engine_needs(open_page, hosts):
+    page = watch(open_page())
+    page.goto("/operations/models/new/")
+    url, path = page.locator("[name=url]"), page.locator("[name=path]")
+    for engine, needs_url in (("external", True), ("vllm", False), ("external", True)):
+        page.locator(f"[name=engine][value='{engine}']").check()
+        expect(url).to_be_visible(visible=needs_url)
+        expect(path).to_be_visible(visible=not needs_url)
+    url.fill("http://10.0.0.5:8000")
+    page.locator("[name=engine][value=vllm]").check()
+    expect(url).to_be_visible()  # it would be refused, so it must be seen

@@ -27,7 +27,7 @@ ALIKE = 0.999  # cosine of the same text's embedding, alone and in a batch with 
 BEFORE_A_STREAM_ENDS = 0.06  # of streams that their callers leave
 # What a caller may be answered while something is broken, by status; None: by an event in a stream that had begun.
 TOLD = {
-    503: {"model_loading", "model_unavailable", "shutting_down", "engine_busy"},
+    503: {"model_loading", "model_unavailable", "shutting_down", "engine_busy", "model_busy"},
     502: {"engine_error"},
     504: {"engine_timeout"},
     None: {"engine_error", "engine_timeout", "shutting_down"},

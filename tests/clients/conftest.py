@@ -4,7 +4,9 @@ Behind it are llama.cpp with a chat, an embedding and a ranking model, and two f
 made to do.
 """
 
+import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from portal.keys.lifecycle import issue_key
 from tests import engine, engines
 from tests.apiproxy.conftest import serve_gateway
 from tests.clients import agent_engine, environment
-from tests.clients.office import HERE, Driver, Office
+from tests.clients.office import HERE, Driver, Jdk, Lines, Office
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,16 @@ def driver() -> Iterator[Driver]:
 @pytest.fixture(scope="module")
 def node() -> Iterator[Driver]:
     made = Driver(environment.node(), HERE / "driver.mjs", environment.packages())
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def java() -> Iterator[Lines]:
+    """Return the output of JdkClient.java, which the launcher compiles as it starts."""
+    program = shutil.which("java")
+    assert program, "a JDK is missing: `make test-setup` installs openjdk-17-jdk-headless"
+    made = Lines(program, HERE / "JdkClient.java")
     yield made
     made.close()
 
@@ -53,7 +65,13 @@ def urls(tmp_path_factory) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def office(transactional_db, settings, tmp_path, alice, research, urls) -> Iterator[Office]:
+def model_fields() -> dict[str, Any]:
+    """Return what all models of `office` have; tests override it."""
+    return {}
+
+
+@pytest.fixture
+def office(transactional_db, settings, tmp_path, alice, research, urls, model_fields) -> Iterator[Office]:
     settings.SPOOL, settings.RUN = tmp_path / "spool", tmp_path / "run"
     host = Host.objects.create(name="here")
     with agent_engine.running() as agent:
@@ -63,8 +81,13 @@ def office(transactional_db, settings, tmp_path, alice, research, urls) -> Itera
                 if name in ("fake", "agent")
                 else {"engine": "llama.cpp", "task": name, "path": "/m.gguf"}
             )
-            model = ServedModel.objects.create(name=name, **kind)
+            model = ServedModel.objects.create(name=name, **kind, **model_fields)
             Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=url, api_key="k")
         _, key = issue_key(tenant=research, user=alice, name="test")
         with serve_gateway() as (url, _, _):
             yield Office(url, key, agent)
+
+
+@pytest.fixture
+def jdk(office, java) -> Jdk:
+    return Jdk(office, java)

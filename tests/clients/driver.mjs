@@ -16,6 +16,13 @@ const client = (to) => new OpenAI({ ...to, maxRetries: 0, timeout: 60_000 });
 
 // --- openai-node
 
+async function openai_complete_stream({ to, ...fields }) {
+  const stream = await client(to).completions.create({ ...fields, stream: true });
+  const chunks = [];
+  for await (const chunk of stream) chunks.push(chunk);
+  return chunks;
+}
+
 async function openai_chat({ to, ...fields }) {
   return client(to).chat.completions.create(fields);
 }
@@ -142,7 +149,7 @@ async function vercel_embed({ to, name, values }) {
 // ---
 
 const CALLS = {
-  openai_chat, openai_chat_stream, openai_tools, openai_response, openai_response_stream, openai_embed,
+  openai_chat, openai_chat_stream, openai_complete_stream, openai_tools, openai_response, openai_response_stream, openai_embed,
   openai_models, openai_transcribe, openai_leave,
   vercel_generate, vercel_stream, vercel_object, vercel_embed,
 };

@@ -5,6 +5,7 @@
 Each function below is a call; what it prints is what an application of that client would see.
 """
 
+import functools
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anthropic
+import pydantic
 import tiktoken
 import tiktoken.registry
 from dify_plugin.entities.model.message import (
@@ -25,6 +27,7 @@ from dify_plugin.interfaces.model.openai_compatible.rerank import OAICompatReran
 from dify_plugin.interfaces.model.openai_compatible.speech2text import OAICompatSpeech2TextModel
 from dify_plugin.interfaces.model.openai_compatible.text_embedding import OAICompatEmbeddingModel
 
+EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(anthropic.types.RawMessageStreamEvent)
 DIFY = {"chat": OAICompatLargeLanguageModel, "embedding": OAICompatEmbeddingModel, "rerank": OAICompatRerankModel}
 SPEAKERS = {"system": SystemPromptMessage, "user": UserPromptMessage}
 
@@ -90,6 +93,12 @@ def claude_stream(base_url: str, api_key: str, **fields: Any) -> dict[str, Any]:
         return {"texts": texts, "message": stream.get_final_message().model_dump()}
 
 
+def claude_events(base_url: str, api_key: str, **fields: Any) -> list[str]:
+    """Return the types of a stream's events, each of which is valid by what the SDK publishes of the API."""
+    events = list(client(base_url, api_key).messages.create(**fields, stream=True))
+    return [EVENT.validate_python(event.model_dump()).type for event in events]
+
+
 def claude_count(base_url: str, api_key: str, **fields: Any) -> int:
     return client(base_url, api_key).messages.count_tokens(**fields).input_tokens
 
@@ -114,7 +123,8 @@ def lite_stream(**fields: Any) -> dict[str, Any]:
 def lite_told(whole: Any) -> dict[str, Any]:
     message, usage = whole.choices[0].message, whole.usage
     calls = [[call.function.name, call.function.arguments] for call in message.tool_calls or ()]
-    return {"text": message.content, "calls": calls, "usage": [usage.prompt_tokens, usage.completion_tokens]}
+    used = [usage.prompt_tokens, usage.completion_tokens]
+    return {"text": message.content, "calls": calls, "usage": used, "finish_reason": whole.choices[0].finish_reason}
 
 
 def lite_embed(texts: list[str], **fields: Any) -> list[list[float]]:
@@ -136,6 +146,7 @@ def litellm() -> Any:
     return found
 
 
+@functools.cache  # a client keeps its connection for its next call
 def client(base_url: str, api_key: str) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=base_url, api_key=api_key, max_retries=0, timeout=60)
 
@@ -143,7 +154,17 @@ def client(base_url: str, api_key: str) -> anthropic.Anthropic:
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        *(dify_validate, dify_chat, dify_embed, dify_rank, dify_hear, claude_message, claude_stream, claude_count),
+        *(
+            dify_validate,
+            dify_chat,
+            dify_embed,
+            dify_rank,
+            dify_hear,
+            claude_message,
+            claude_stream,
+            claude_events,
+            claude_count,
+        ),
         *(cohere_rank, lite_chat, lite_stream, lite_embed, lite_rank),
     )
 }

@@ -88,6 +88,11 @@ def codex() -> list[str]:
     return [str(node()), str(packages() / "node_modules" / "@openai" / "codex" / "bin" / "codex.js")]
 
 
+def continue_cli() -> Path:
+    """Return Continue's command line, a script for Node.js."""
+    return packages() / "node_modules" / "@continuedev" / "cli" / "dist" / "cn.js"
+
+
 def lock() -> None:
     """Look for newer versions of what package.json wants. The lock holds no addresses: each site has its registry."""
     options = ["--package-lock-only", "--omit-lockfile-registry-resolved", "--no-audit", "--no-fund"]

@@ -73,6 +73,20 @@ class Office:
         return list(UsageRecord.objects.order_by("id"))
 
 
+@dataclass
+class Jdk:
+    """The client with the office's key."""
+
+    office: Office
+    java: Lines
+
+    def call(self, version: str, path: str, fields: dict[str, Any] | None = None) -> tuple[int, str, list[str]]:
+        """Return its status, the version of HTTP that was spoken, and the lines of its body."""
+        line = f"{version} {self.office.key} {self.office.v1}{path}"
+        status, spoken, body = self.java.ask(f"{line} {json.dumps(fields)}" if fields else line).split("\t")
+        return int(status), spoken, body.split("\x1f")
+
+
 def answer(told: dict[str, Any]) -> Any:
     """Return what a driver's call gave. If it raised, the test ends with that."""
     assert "answer" in told, told

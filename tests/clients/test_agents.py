@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from modelregistry.install.build_cache import CannotFetch
+from modelregistry.models import ServedModel
+from portal.keys import code_samples, model_access
+from portal.keys.recipes import CODEX_VARIABLE, ClientRecipe
 from tests.clients import environment
 from tests.clients.agent_engine import COMPLETION, PROMPT
 from tests.clients.office import offline
@@ -106,3 +109,40 @@ def test_codex_reads_a_file(office, desk):
     assert (end["usage"]["input_tokens"], end["usage"]["output_tokens"]) == (2 * PROMPT, 2 * COMPLETION)
     rows = office.rows(2)
     assert {(row.endpoint, row.status, row.estimated) for row in rows} == {("/v1/responses", "finished", False)}
+
+
+# --- As our pages print their settings
+
+
+def recipe_of(office, program: str) -> ClientRecipe:
+    [offer] = model_access.available_models(ServedModel.objects.filter(name="agent"))
+    made = code_samples.make_samples(offer, base_url=office.v1, key=office.key).recipes
+    return next(recipe for recipe in made if recipe.key == program)
+
+
+def put(recipe: ClientRecipe, home: Path) -> None:
+    settings = recipe.pastes[0]
+    path = home / settings.into.removeprefix("~/")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(settings.text)
+
+
+def test_claude_code_reads_a_file_with_the_settings_that_our_pages_print(office, desk):
+    put(recipe_of(office, "claude-code"), desk.parent / "home")
+    command = [str(environment.claude_code()), "-p", QUESTION, "--output-format", "json", "--allowedTools", "Read"]
+    answer = json.loads(run(desk, command, DISABLE_AUTOUPDATER="1"))
+    assert (answer["is_error"], answer["result"].endswith(NOTE)) == (False, True)
+    assert {(row.model, row.endpoint, row.status) for row in office.rows(2)} == {("agent", "/v1/messages", "finished")}
+
+
+def test_codex_reads_a_file_with_the_settings_that_our_pages_print(office, desk):
+    recipe, home = recipe_of(office, "codex"), desk.parent / "home"
+    put(recipe, home)
+    export, _, start = recipe.pastes[1].text.partition("\n")
+    assert (export, start) == (f"export {CODEX_VARIABLE}={office.key}", "codex")
+    alone = ["--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
+    told = run(desk, [*environment.codex(), "exec", "--json", *alone, QUESTION], **{CODEX_VARIABLE: office.key})
+    events = [json.loads(line) for line in told.splitlines()]
+    answers = [event["item"]["text"] for event in events if event.get("item", {}).get("type") == "agent_message"]
+    assert NOTE in answers[-1]
+    assert {(row.model, row.endpoint, row.status) for row in office.rows(2)} == {("agent", "/v1/responses", "finished")}

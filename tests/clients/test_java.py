@@ -1,41 +1,14 @@
 """The JDK's HTTP client over plain http, which offers HTTP/2 with every request: Spring AI, LangChain4j, JetBrains."""
 
 import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from tests import engine
-from tests.clients.office import HERE, QUESTION, Lines, Office
+from tests.clients.office import QUESTION
 
 FIELDS = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 16, "temperature": 0}
-
-
-@pytest.fixture(scope="module")
-def java() -> Iterator[Lines]:
-    """Return the output of JdkClient.java, which the launcher compiles as it starts."""
-    program = shutil.which("java")
-    assert program, "a JDK is missing: `make test-setup` installs openjdk-17-jdk-headless"
-    made = Lines(program, HERE / "JdkClient.java")
-    yield made
-    made.close()
-
-
-@dataclass
-class Jdk:
-    """The client with the office's key."""
-
-    office: Office
-    java: Lines
-
-    def call(self, version: str, path: str, fields: dict[str, Any] | None = None) -> tuple[int, str, list[str]]:
-        """Return its status, the version of HTTP that was spoken, and the lines of its body."""
-        line = f"{version} {self.office.key} {self.office.v1}{path}"
-        status, spoken, body = self.java.ask(f"{line} {json.dumps(fields)}" if fields else line).split("\t")
-        return int(status), spoken, body.split("\x1f")
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +16,6 @@ def urls() -> Iterator[dict[str, str]]:
     """Provide a fake engine: what is answered does not matter to this client."""
     with engine.running() as fake:
         yield {"fake": fake.url}
-
-
-@pytest.fixture
-def jdk(office, java) -> Jdk:
-    return Jdk(office, java)
 
 
 def test_g1_the_jdk_s_client_is_answered_although_it_offers_http_2(office, jdk):

@@ -79,7 +79,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for number in range(body["max_tokens"]):
             State.predicted += 1
-            self.wfile.write(b'data: {"n": %d}\n\n' % number)
+            ended = "length" if number == body["max_tokens"] - 1 else None
+            choice = {"index": 0, "delta": {"content": f"{number} "}, "finish_reason": ended}
+            self.wfile.write(b"data: %s\n\n" % json.dumps({"choices": [choice]}).encode())
             time.sleep(0.05)
         self.wfile.write(b"data: [DONE]\n\n")
 

@@ -21,6 +21,8 @@ class Card:
     graphics: dict[int, int | None] = field(default_factory=dict)
     instances: "list[Card | None] | None" = None  # of a card in MIG mode; None: a free place
     error: int = 0  # of any question about its memory
+    busy: int = 0  # per cent
+    heat: int = 41  # °C
 
 
 class Nvml:
@@ -73,6 +75,17 @@ class Nvml:
         if card.error:
             raise pynvml.NVMLError(card.error)
         return SimpleNamespace(total=card.total, used=card.used, free=card.total - card.used)
+
+    def nvmlDeviceGetUtilizationRates(self, card: Any) -> Any:
+        if card.uuid.startswith("MIG-"):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return SimpleNamespace(gpu=card.busy, memory=0)
+
+    def nvmlDeviceGetTemperature(self, card: Any, sensor: int) -> Any:
+        assert sensor == pynvml.NVML_TEMPERATURE_GPU
+        if card.uuid.startswith("MIG-"):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return card.heat
 
     def nvmlDeviceGetComputeRunningProcesses(self, card: Any) -> Any:
         return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in card.processes.items()]

@@ -34,6 +34,7 @@ class Site:
             "DATABASE_URL": f"sqlite:///{connections['default'].settings_dict['NAME']}",
             "LLAMA_SERVER_COMMAND": f"{sys.executable} {FAKE}",
             "ENGINE_STOP_GRACE": "3",
+            "MADOGUCHI_CANARY_HOUR": "off",
         }
 
     def supervise(self, *options: str, **environment: str) -> "subprocess.Popen[str]":
@@ -77,6 +78,8 @@ class Site:
         return shims + [who.pid for run in runs for who in process.find_leftovers(run)]
 
     def close(self) -> None:
+        if self.log.exists():
+            print(self.log.read_text()[-30_000:])  # shown with the test if it failed
         for supervisor in self.processes:
             supervisor.kill()
             supervisor.wait()

@@ -22,7 +22,7 @@ def save(client, model: ServedModel, **changes: str) -> None:
             "tensor_parallel": "1",
             "enabled": "on",
             "upstream_key": "",
-            **{"loops": "count", "loop_sensitivity": "normal", "sampling": "{}"},
+            **{"loops": "count", "loop_sensitivity": "normal", "sampling": "{}", "sleep_mode": "stop"},
         },
         **{f"replica_set-{name}_FORMS": "0" for name in ("TOTAL", "INITIAL", "MIN_NUM", "MAX_NUM")},
         **changes,
@@ -44,6 +44,16 @@ def test_an_empty_field_keeps_that_key_and_a_new_value_replaces_it(client, olivi
     save(client, model, upstream_key="another")
     model.refresh_from_db()
     assert model.upstream_key == "another"
+
+
+def test_an_empty_field_for_sampling_sets_nothing(client, olivia, model):
+    client.force_login(olivia)
+    save(client, model, sampling='{"temperature": {"default": 0.6}}')
+    model.refresh_from_db()
+    assert model.sampling == {"temperature": {"default": 0.6}}
+    save(client, model, sampling="")
+    model.refresh_from_db()
+    assert model.sampling == {}
 
 
 def test_people_who_are_no_operators_do_not_get_in(client, bob, model):

@@ -17,7 +17,7 @@ from modelregistry.engines.registry import ENGINES
 from modelregistry.failure_advice import ADVICE
 from modelregistry.management.commands.models import UNSUPERVISED
 from modelregistry.management.commands.supervise import parse_ports
-from modelregistry.models import Alias, Host, HostReport, Replica, ServedModel
+from modelregistry.models import Alias, EvictionRecord, Host, HostReport, Replica, ServedModel
 from tests.modelregistry import paper_models
 
 pytestmark = pytest.mark.django_db
@@ -57,11 +57,21 @@ def problems_of(*args):
 
 def test_it_registers_and_prints_the_name(capsys, gguf):
     arguments = ["acme/chat", "--engine=llama.cpp", f"--path={gguf}", "--launcher=xllamacpp", "--replicas=2"]
-    arguments += ["--context=4096", "--slots=8", "--idle-after=600", "--arg=--flash-attn=on", "--arg=--no-warmup"]
+    arguments += [
+        "--context=4096",
+        "--slots=8",
+        "--idle-after=600",
+        "--hours=月-金 8:00-20:00",
+        "--arg=--flash-attn=on",
+        "--arg=--no-warmup",
+    ]
+    arguments += ["--hours=月-金 8:00-20:00"]
     assert register(capsys, *arguments) == "acme/chat\n"
     model = ServedModel.objects.get()
     assert (model.name, model.engine, model.launcher, model.path) == ("acme/chat", "llama.cpp", "xllamacpp", gguf)
     assert (model.task, model.replicas, model.context, model.slots, model.idle_after) == ("chat", 2, 4096, 8, 600)
+    assert model.hours == "Mon-Fri 08:00-20:00"
+    assert not model.pinned
     assert model.args == ["--flash-attn=on", "--no-warmup"]
     assert model.host is None
 
@@ -251,7 +261,17 @@ def test_it_registers_what_pages_register_too(capsys, directory):
     assert (model.gpus, model.overcommit, model.retires_on, model.allowed_risks) == ([], False, None, [])
 
 
-@pytest.mark.parametrize("option", ["--retires-on=tomorrow", "--retires-on=2027-02-30", "--gpus=a", "--gpus=0,"])
+def test_numbers_that_were_set_can_be_taken_away_again(capsys, gguf):
+    register(capsys, "m", "--engine=llama.cpp", f"--path={gguf}", "--idle-after=60", "--slots=2", "--context=512")
+    register(capsys, "m", "--update", "--idle-after=none", "--slots=none", "--context=none")
+    model = ServedModel.objects.get()
+    assert (model.idle_after, model.slots, model.context) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--idle-after=soon", "--slots=1.5", "--retires-on=tomorrow", "--retires-on=2027-02-30", "--gpus=a", "--gpus=0,"],
+)
 def test_dates_and_gpus_must_be_readable(option, gguf):
     assert option.partition("=")[0] in str(error_of("m", "--engine=llama.cpp", f"--path={gguf}", option))
 
@@ -442,6 +462,35 @@ def test_models_shows_each_replica_on_a_line(served, capsys):
     assert lines[3][:4] == ["waiting", "llama.cpp", "chat", "-"]
 
 
+def test_models_says_at_which_level_a_replica_sleeps_and_what_it_holds(served, capsys):
+    Replica.objects.filter(pk=served.pk).update(state="asleep", slept="level1", devices=[0], memory_fixed=9_000_000_000)
+    call_command("models", "chat")
+    lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[2][4:6] == ["asleep (level1)", "2.5 GB + 9.0 GB RAM"]
+    assert "waiting" not in [line[0] for line in lines]
+    call_command("models", "--json", "chat")
+    [model] = json.loads(capsys.readouterr().out)
+    assert (model["replicas"][1]["slept"], model["replicas"][1]["ram_bytes"]) == ("level1", 9_000_000_000)
+
+
+def test_evictions_are_narrowed_down_to_models(served, capsys):
+    chat, waiting = ServedModel.objects.order_by("name")
+    other = ServedModel.objects.create(name="other", engine="external", url="http://h:1")
+    for gone, come in ((chat, waiting), (other, chat), (other, waiting)):
+        EvictionRecord.objects.create(
+            host=served.host, model=gone, successor=come, at=timezone.now(), waited_seconds=1, calls=1
+        )
+
+    def pairs(*names: str) -> list[tuple[str, str]]:
+        call_command("models", *names, "--evictions", "--json")
+        return sorted((one["model"], one["successor"]) for one in json.loads(capsys.readouterr().out))
+
+    assert pairs("chat") == [("chat", "waiting"), ("other", "chat")]
+    assert len(pairs("chat", "other")) == len(pairs()) == 3
+    with pytest.raises(CommandError):
+        pairs("nonsense")
+
+
 def test_models_does_not_vouch_for_a_host_without_supervisor(served, capsys):
     Host.objects.update(seen_at=timezone.now() - timedelta(seconds=61))
     call_command("models")
@@ -466,6 +515,8 @@ def test_models_as_json_shows_no_key(served, capsys):
         "pid": 77,
         "memory_bytes": 2_460_000_000,
         "predicted_bytes": 3 * 10**9,
+        "ram_bytes": None,
+        "slept": "",
         "tokens_per_second": 61.53,
         "running": 3,
         "waiting": 1,
@@ -528,8 +579,8 @@ def test_only_ready_replicas_of_enabled_models_are_routes(served, django_assert_
         "draining": True,  # to fall asleep, for example: a caller is asked to come back soon
         "stopped": True,
         "ready": False,
-        "unhealthy": False,
-        "backoff": False,
+        "unhealthy": True,
+        "backoff": True,
         "failed": False,
     }.items(),
 )
@@ -574,7 +625,12 @@ def test_the_admin_checks_what_the_command_checks(admin):
 def test_the_admin_registers(admin, gguf):
     form = {"name": "m", "engine": "llama.cpp", "task": "chat", "path": gguf, "replicas": 1, "args": "[]"}
     form |= {"gpus": "[]", "allowed_risks": "[]", "tensor_parallel": 1}
-    form |= {"loops": "stop", "loop_sensitivity": "low", "sampling": '{"temperature": {"default": 0.6}}'}
+    form |= {
+        "sleep_mode": "stop",
+        "loops": "stop",
+        "loop_sensitivity": "low",
+        "sampling": '{"temperature": {"default": 0.6}}',
+    }
     inline = {f"replica_set-{name}": 0 for name in ("TOTAL_FORMS", "INITIAL_FORMS")}
     admin.post(reverse("admin:modelregistry_servedmodel_add"), form | inline)
     model = ServedModel.objects.get()
@@ -614,7 +670,7 @@ def test_time_outs_are_registered_and_become_a_routes(capsys):
     assert (served.idle_timeout, served.total_timeout) == (0.5, 900)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "86401"])
+@pytest.mark.parametrize("value", ["0", "-1", "86401"])
 def test_a_time_out_that_is_none_is_refused(value):
     problems = problems_of("m", "--engine=external", "--url=http://10.0.0.5:8000", f"--idle-timeout={value}")
     assert problems == {"--idle-timeout": "no-time-limit"}
@@ -672,9 +728,17 @@ def test_what_is_no_setting_of_loops_or_sampling_is_refused_by_its_name(option, 
 
 
 @pytest.mark.parametrize(
+    ("option", "choices"), [("--loops", ServedModel.Loops), ("--loop-sensitivity", ServedModel.LoopSensitivity)]
+)
+@pytest.mark.parametrize("given", ["end", "", "Stop"])
+def test_an_unknown_choice_about_loops_is_refused_with_those_that_there_are(option, choices, given):
+    refusal = str(error_of(*FAR, f"{option}={given}"))
+    assert all(choice in refusal for choice in (option, *choices))
+
+
+@pytest.mark.parametrize(
     ("setting", "code"),
     [
-        ("temperature=nan", "out-of-range"),
         ("temperature=3", "out-of-range"),
         ("temperature=0.9:..0.5", "out-of-order"),
         ("dry_multiplier=0.8", "unknown-parameter"),
@@ -682,6 +746,83 @@ def test_what_is_no_setting_of_loops_or_sampling_is_refused_by_its_name(option, 
 )
 def test_sampling_that_the_engine_cannot_do_is_refused_at_its_option(setting, code):
     assert problems_of(*FAR, f"--sampling={setting}") == {"--sampling": code}
+
+
+def test_what_is_no_hours_is_refused_at_its_option():
+    assert problems_of(*FAR, "--hours=whenever") == {"--hours": "not-hours"}
+    outside = ("m", "--engine=external", "--url=http://127.0.0.1:9", "--hours=8:00-20:00")
+    assert problems_of(*outside) == {"--hours": "hours-of-an-external-engine"}
+
+
+@pytest.mark.parametrize(("option", "value"), [("--idle-after", "600"), ("--replicas", "2")])
+def test_what_has_no_effect_on_an_external_engine_is_refused(capsys, option, value):
+    assert problems_of(*FAR, option, value) == {option: f"{option[2:].split('-')[0]}-of-an-external-engine"}
+    register(capsys, *FAR, "--idle-after", "none", "--replicas", "1")
+
+
+def test_an_external_engine_is_sent_no_more_calls_at_a_time_than_it_has_slots(capsys):
+    register(capsys, *FAR, "--slots=6")
+    Replica.objects.create(
+        model=ServedModel.objects.get(),
+        host=Host.objects.create(name="here"),
+        state="ready",
+        url="http://10.0.0.5:8000",
+    )
+    assert [route.slots for route in routes.ready_replicas()] == [6]
+
+
+def test_evictions_are_listed_newest_first(capsys, gguf):
+    for name in ("old", "new"):
+        register(capsys, name, "--engine=llama.cpp", f"--path={gguf}")
+    old, new = ServedModel.objects.order_by("pk")
+    begin = timezone.now()
+    for number, (model, successor) in enumerate([(old, new), (new, old)]):
+        EvictionRecord.objects.create(
+            host=Host.objects.get_or_create(name="here")[0],
+            model=model,
+            successor=successor,
+            at=begin + timedelta(seconds=number),
+            waited_seconds=5.0,
+            drain_seconds=3.0 if number else None,
+        )
+    call_command("models", "--evictions", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["model"], one["successor"], one["drain_seconds"]) for one in found] == [
+        ("new", "old", 3.0),
+        ("old", "new", None),
+    ]
+    call_command("models", "--evictions")
+    assert [line.split()[3:6] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["new", "#0", "old"],
+        ["old", "#0", "new"],
+    ]
+
+
+def test_a_model_is_pinned_and_not_pinned(capsys, gguf):
+    register(capsys, "mine", "--engine=llama.cpp", f"--path={gguf}", "--pin")
+    assert ServedModel.objects.get().pinned
+    register(capsys, "mine", "--update", "--no-pin")
+    assert not ServedModel.objects.get().pinned
+    outside = ("m", "--engine=external", "--url=http://127.0.0.1:9", "--pin")
+    assert problems_of(*outside) == {"--pin": "pin-of-an-external-engine"}
+
+
+def test_a_vllm_can_live_on_while_it_sleeps(capsys, directory):
+    register(capsys, "mine", "--engine=vllm", f"--path={directory}", "--sleep=level1")
+    assert ServedModel.objects.get().sleep_mode == "level1"
+    register(capsys, "mine", "--update", "--sleep=stop")
+    assert ServedModel.objects.get().sleep_mode == "stop"
+
+
+def test_a_model_that_could_not_live_on_or_prove_itself_after_it_is_refused(directory, gguf):
+    assert problems_of("m", "--engine=llama.cpp", f"--path={gguf}", "--sleep=level1") == {"--sleep": "sleep-unknown"}
+    outside = ("m", "--engine=external", "--url=http://127.0.0.1:9", "--sleep=level2")
+    assert problems_of(*outside) == {"--sleep": "sleep-unknown"}
+    mine = ("m", "--engine=vllm", f"--path={directory}", "--sleep=level2")
+    assert problems_of(*mine, "--task=transcription") == {"--sleep": "sleep-no-sample"}
+    # Versions that this machine may lack besides.
+    assert problems_of(*mine, "--engine-version=0.32.0+cpu")["--sleep"] == "sleep-cpu"
+    assert problems_of(*mine, "--engine-version=0.10.2")["--sleep"] == "sleep-version"
 
 
 def test_a_model_that_transcribes_is_registered_with_an_engine_that_can(capsys, directory, gguf):

@@ -417,6 +417,75 @@ def test_ram_that_was_promised_to_models_on_gpus_is_not_free():
     assert ask(spec(slots=1), devices, [there]).fits
 
 
+# --- Engines that sleep
+
+
+def asleep(given: allocation.Allocation, ram_bytes: int = 0) -> HostedReplica:
+    return HostedReplica(name="s #0", allocation=allocation.while_asleep(given, ram_bytes), run=None, settled=True)
+
+
+def awake(given: allocation.Allocation, ram_bytes: int = 0) -> HostedReplica:
+    return HostedReplica(name="s #0", allocation=allocation.after_sleep(given, ram_bytes), run=None, settled=True)
+
+
+def placed(devices: list[Device], **more: object) -> allocation.Allocation:
+    found = ask(spec(**more), devices).allocation
+    assert found
+    return found
+
+
+def test_a_card_on_which_a_model_sleeps_has_room_for_another_one():
+    given = placed([card(0, 24, 0), ram()])
+    left = asleep(given).allocation.prediction
+    assert (left.weights, left.cache) == (0, 0)
+    assert 0.9 * GIB < left.total == left.overhead < 1.2 * GIB  # its context and its graphs
+    [there] = allocation.occupants([awake(given)], [card(0, 24, 20), ram()])
+    assert not ask(spec(), [card(0, 24, 20), ram()], [there]).fits
+    [there] = allocation.occupants([asleep(given)], [card(0, 24, 1), ram()])
+    assert ask(spec(), [card(0, 24, 1), ram()], [there]).fits
+
+
+def test_the_ram_of_a_model_that_sleeps_with_its_weights_stays_taken_when_it_is_awake_again():
+    given = placed([card(0, 24, 0), ram(64, 0)])
+    weights = allocation.bytes_for_sleep(given)
+    assert weights == 16_060_000_000
+    devices = [card(0, 24, 0), ram(64, 16)]
+    assert allocation.has_ram(weights, [], devices)
+    for state in (asleep(given, weights), awake(given, weights)):
+        assert not allocation.has_ram(2 * weights, [state], devices)
+    assert allocation.has_ram(2 * weights, [asleep(given)], devices)
+    assert allocation.has_ram(2 * weights, [awake(given)], devices)
+
+
+def test_the_weights_of_all_cards_are_kept_in_ram():
+    given = placed([card(0, 24, 0), card(1, 24, 0), ram(64, 0)], tensor_parallel=2)
+    assert len(given.devices) == 2
+    assert allocation.bytes_for_sleep(given) == 16_060_000_000
+
+
+def test_a_model_wakes_where_it_sleeps_or_not_at_all():
+    cards = [card(0, 24, 1), card(1, 24, 0), ram()]
+    given = placed([card(0, 24, 0), ram()])
+    assert given.devices == (0,)
+    assert allocation.find_room_to_wake(given, asleep(given), [], cards).fits
+    other = HostedReplica(name="o #0", allocation=placed([card(0, 24, 1), ram()]), run=None, settled=True)
+    refused = allocation.find_room_to_wake(given, asleep(given), [other], [card(0, 24, 21), card(1, 24, 0), ram()])
+    assert not refused.fits
+    assert "o #0" in placement_messages.explain_refusal(refused)  # whose memory it is
+    # One that has not taken its memory yet is promised it all the same.
+    starting = replace(other, settled=False)
+    assert not allocation.find_room_to_wake(given, asleep(given), [starting], cards).fits
+    assert not allocation.find_room_to_wake(given, asleep(given), [], [card(1, 24, 0), ram()]).fits
+
+
+def test_a_model_that_just_fitted_can_wake_again():
+    given = placed([card(0, 24, 0), ram()])
+    exact = given.needed / GIB + placement.GPU_MARGIN / GIB
+    left = asleep(given).allocation.needed / GIB
+    assert allocation.find_room_to_wake(given, asleep(given), [], [card(0, exact + 0.001, left), ram()]).fits
+    assert not allocation.find_room_to_wake(given, asleep(given), [], [card(0, exact - 0.01, left), ram()]).fits
+
+
 def test_experts_of_a_gguf_file_are_known_by_layer(tmp_path):
     from modelregistry.files import model_files
 

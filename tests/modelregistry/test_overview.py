@@ -180,6 +180,13 @@ def test_what_does_not_run_holds_nothing(host, state):
     assert bar.predicted == 0
 
 
+def test_an_engine_that_lives_on_asleep_holds_what_is_left_of_it(host):
+    held = {"memory_bytes": GB, "memory_by_device": {"0": GB}, "devices": [0], "predicted": plan(0, 0, 1)}
+    replica(model(), host, "asleep", pid=4711, **held)
+    assert parts(bars(host, gpu(0, 3))[0]) == (0, 0, 1, 2)
+    assert read().models[0].memory == GB
+
+
 def test_another_host_s_engines_are_not_here(host):
     replica(model(), Host.objects.create(name="gpu-02"), memory_bytes=6 * GB)
     (bar,) = bars(host, RAM)

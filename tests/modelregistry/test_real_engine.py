@@ -5,8 +5,6 @@ Starting, streaming, stopping and every kind of death are in tests/lifecycle.py,
 
 import contextlib
 import json
-import socket
-import subprocess
 import time
 from http.client import IncompleteRead
 from urllib.error import HTTPError
@@ -14,7 +12,6 @@ from urllib.error import HTTPError
 import pytest
 from django.core.management import CommandError
 
-from modelregistry.engines.llama_cpp import XLLAMACPP_LAUNCHER
 from modelregistry.models import Replica, ServedModel
 from modelregistry.process import log_filter
 from tests import engines
@@ -96,15 +93,10 @@ def test_p4_what_people_ask_for_in_grammars_and_schemas_is_not_in_its_log(real):
 @pytest.fixture
 def launched(tmp_path):
     """Provide the launcher as a plain process, with five seconds of grace."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    argv = [engines.xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", engines.chat_model(), "--alias=smol"]
-    argv += ["--host=127.0.0.1", f"--port={port}", "--metrics", "--parallel=1", "--ctx-size=1024", "--grace=5"]
-    argv += ["--threads=1"]  # several wait for each other by spinning, and on a busy machine a token may take a second
-    with (tmp_path / "log").open("w") as log:
-        engine = subprocess.Popen(argv, env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log)
-    until(lambda: "\nlistening on" in (tmp_path / "log").read_text(), 60)
-    yield engine, Replica(url=f"http://127.0.0.1:{port}", api_key="k", model=ServedModel(name="smol"))
+    engine, url = engines.launch(
+        tmp_path, engines.chat_model(), "--alias=smol", "--metrics", "--parallel=1", "--ctx-size=1024", "--grace=5"
+    )
+    yield engine, Replica(url=url, api_key="k", model=ServedModel(name="smol"))
     engine.kill()
     engine.wait()
 

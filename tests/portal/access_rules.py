@@ -1,17 +1,28 @@
 """Who may call which address of the site, as `test_access` holds it; and what stands for the variable parts."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from modelregistry.models import Host, Replica
 from portal.accounts.models import Tenant, User
-from portal.notifications.models import Notice
+from portal.adoption import tips
+from portal.news import announcements
+from portal.news.models import Announcement
+from portal.notifications.models import Notice, Webhook
+from portal.prices import price_list
+from portal.prices.models import PriceOptions, TokenPrice
 from portal.quotas.models import Quota, QuotaRequest
+from portal.use_cases.reactions import add_comment
 from portal.web.notify import notify
-from tests.pages import key_of, management_key_of, serve
+from tests.canary_runs import canary_run
+from tests.pages import key_of, management_key_of, serve, service_key_of, use
+from tests.seminars import seminar_of
+from tests.use_cases import use_case
 
 CAST = ("nobody", "alice", "bob", "charlie", "olivia")
 
@@ -53,7 +64,21 @@ RULES = {
     "sign-out/": Rule(EVERYBODY.who, "POST"),
     "audit/": PEOPLE,
     "audit/export/": PEOPLE,
+    "status/": PEOPLE,
+    "news/": PEOPLE,
+    "news/changes/": PEOPLE,
+    "news/new/": OPERATORS,
+    "news/<id:pk>/": OPERATORS,
+    "news/<id:pk>/close/": Rule(MEMBERS.who, "POST"),
+    "news/<id:pk>/remove/": OPERATORS_POST,
+    "start/": PEOPLE,
+    "start/arrive/": PEOPLE,
+    "start/done/": PEOPLE_POST,
+    "start/rules/": OPERATORS,
     "models/": PEOPLE,
+    "models/<model:name>/": PEOPLE,
+    "compare/": PEOPLE,
+    "search/": PEOPLE,
     "try/": PEOPLE,
     "try/<slug:slug>/key/": Rule(frozenset({"alice", "bob"}), "POST"),  # who belongs to it, operators or not
     "keys/": PEOPLE,
@@ -68,13 +93,52 @@ RULES = {
     "keys/<slug:prefix>/edit/": ALICE,
     "keys/<slug:prefix>/rotate/": Rule(ALICE.who, "POST"),
     "keys/<slug:prefix>/revoke/": Rule(ALICE.who, "POST"),
+    "keys/<slug:prefix>/user-secret/": Rule(ADMINS.who, "POST"),  # of a service key
     "notices/": PEOPLE,
     "notices/read/": Rule(PEOPLE.who, "POST"),
+    "notices/webhooks/": OPERATORS,
+    "notices/webhooks/new/": OPERATORS,
+    "notices/webhooks/<id:pk>/": OPERATORS,
+    "notices/webhooks/<id:pk>/test/": OPERATORS_POST,
+    "notices/webhooks/<id:pk>/remove/": OPERATORS_POST,
     "notices/<id:pk>/": ALICE,
     "settings/": PEOPLE,
+    "adoption/": ADMINS,
+    "adoption/export/": ADMINS,
+    "adoption/tips/": PEOPLE_POST,
+    "adoption/tips/<str:token>/": EVERYBODY,  # the mailed link is the proof
+    "prices/": OPERATORS,
+    "prices/budgets/": OPERATORS_POST,
+    "prices/display/": OPERATORS_POST,
+    "prices/<id:pk>/": OPERATORS,
+    "prices/<id:pk>/remove/": OPERATORS_POST,
     "usage/": PEOPLE,
+    "usage/costs/export/": PEOPLE,
     "usage/live/": PEOPLE,
     "usage/export/": PEOPLE,
+    "requests/": PEOPLE,
+    "requests/export/": PEOPLE,
+    "requests/<str:request_id>/": MEMBERS,
+    "use-cases/": PEOPLE,
+    "use-cases/new/": PEOPLE,
+    "use-cases/<id:pk>/": MEMBERS,
+    "use-cases/<id:pk>/edit/": MEMBERS,  # Alice proposed it
+    "use-cases/<id:pk>/history/": MEMBERS,
+    "use-cases/<id:pk>/decide/": Rule(MEMBERS.who, "POST"),
+    "use-cases/<id:pk>/try/": Rule(MEMBERS.who, "POST"),
+    "use-cases/<id:pk>/helped/": Rule(MEMBERS.who, "POST"),
+    "use-cases/<id:pk>/comments/": Rule(MEMBERS.who, "POST"),
+    "use-cases/<id:pk>/comments/<id:comment_pk>/delete/": Rule(MEMBERS.who, "POST"),
+    "feedback/": ADMINS,
+    "lessons/": PEOPLE,
+    "lessons/interest/": PEOPLE_POST,
+    "lessons/<slug:course>/": PEOPLE,
+    "lessons/join/": PEOPLE,
+    "lessons/seminars/new/": ADMINS,
+    "lessons/seminars/<id:pk>/": ADMINS,
+    "lessons/seminars/<id:pk>/sheet/": ADMINS,
+    "lessons/seminars/<id:pk>/end/": Rule(ADMINS.who, "POST"),
+    "feedback/give/": PEOPLE_POST,
     "tenants/": OPERATORS,
     "tenants/new/": OPERATORS,
     "tenants/quotas/": OPERATORS,
@@ -87,6 +151,7 @@ RULES = {
     "tenant/<slug:slug>/people/add/": Rule(ADMINS.who, "POST"),
     "tenant/<slug:slug>/people/<id:pk>/": ADMINS,
     "tenant/<slug:slug>/people/<id:pk>/role/": Rule(ADMINS.who, "POST"),
+    "tenant/<slug:slug>/people/<id:pk>/champion/": Rule(ADMINS.who, "POST"),
     "tenant/<slug:slug>/people/<id:pk>/remove/": ADMINS,
     "tenant/<slug:slug>/keys/": ADMINS,
     "tenant/<slug:slug>/quotas/": ADMINS,
@@ -98,10 +163,15 @@ RULES = {
     "more/<id:pk>/": ALICE,
     "more/<id:pk>/withdraw/": Rule(ALICE.who, "POST"),
     "operations/": OPERATORS,
+    "operations/queue/": OPERATORS,
+    "operations/weights/": OPERATORS,
     "operations/directory/": OPERATORS,
     "operations/directory/sync/": OPERATORS_POST,
     "operations/hosts/<id:pk>/": OPERATORS,
     "operations/hosts/<id:pk>/remove/": OPERATORS,
+    "operations/canary/<id:pk>/": OPERATORS,
+    "operations/canary/<id:pk>/accept/": OPERATORS_POST,
+    "operations/ask/<path:name>/": OPERATORS_POST,
     "operations/models/new/": OPERATORS,
     "operations/models/<path:name>/": OPERATORS,
     "operations/start/<path:name>/": OPERATORS_POST,
@@ -127,15 +197,23 @@ RULES = {
     "api/v1/usage/series/": PEOPLE,
     "api/v1/usage/groups/": PEOPLE,
     "api/v1/usage/scopes/": PEOPLE,
+    "api/v1/requests/": PEOPLE,
+    "api/v1/requests/<str:request_id>/": MEMBERS,
     "api/v1/allowances/": PEOPLE,
     "api/v1/catalogue/": PEOPLE,
+    "api/v1/use-cases/": PEOPLE,
+    "api/v1/use-cases/<int:pk>/": MEMBERS,
     "api/v1/keys/": PEOPLE,
     "api/v1/keys/found/": PEOPLE_POST,
     "api/v1/keys/<slug:prefix>/": ALICE,
     "api/v1/keys/<slug:prefix>/revoke/": ALICE_POST,
     "api/v1/keys/<slug:prefix>/rotate/": ALICE_POST,
+    "api/v1/keys/<slug:prefix>/user-secret/": Rule(ADMINS.who, "POST"),
     "api/v1/management-keys/": PEOPLE,
     "api/v1/management-keys/<slug:prefix>/revoke/": ALICE_POST,
+    "api/v1/prices/": OPERATORS,
+    "api/v1/prices/<int:pk>/": OPERATORS,
+    "api/v1/prices/settings/": OPERATORS,
     "api/v1/quotas/": PEOPLE,
     "api/v1/quotas/<int:pk>/": ADMINS,
     "api/v1/quota-requests/": PEOPLE,
@@ -145,6 +223,8 @@ RULES = {
     "api/v1/quota-requests/<int:pk>/refuse/": Rule(ADMINS.who, "POST"),
     "api/v1/quota-requests/<int:pk>/withdraw/": Rule(ADMINS.who, "POST"),
     "api/v1/overview/": OPERATORS,
+    "api/v1/queue/": OPERATORS,
+    "api/v1/weights/": OPERATORS,
     "api/v1/directory/": OPERATORS,
     "api/v1/directory/sync/": OPERATORS_POST,
     "api/v1/presets/": OPERATORS,
@@ -156,6 +236,9 @@ RULES = {
     "api/v1/models/<int:pk>/aliases/": Rule(OPERATORS.who, "PUT"),
     "api/v1/models/<int:pk>/facts/": OPERATORS,
     "api/v1/models/<int:pk>/loops/": OPERATORS,
+    "api/v1/models/<int:pk>/evictions/": OPERATORS,
+    "api/v1/hosts/<int:pk>/evictions/": OPERATORS,
+    "api/v1/models/<int:pk>/canary/": OPERATORS,
     "api/v1/models/<int:pk>/restart/": OPERATORS_POST,
     "api/v1/models/<int:pk>/start/": OPERATORS_POST,
     "api/v1/models/<int:pk>/stop/": OPERATORS_POST,
@@ -171,9 +254,36 @@ MODEL_FORM = {
     **{"name": "other", "task": "chat", "engine": "external", "url": "http://127.0.0.1:9", "context": "4096"},
     **{"slots": "1", "replicas": "1", "tensor_parallel": "1", "upstream_model": "theirs"},
 }
+PRICE_FORM = {
+    **{"kind": "internal", "model": "other", "first_day": "2026-04-01", "input_price": "0.5", "output_price": "1.5"},
+}
 KEY_FORM = {"name": "desk", "every_model": "yes", "key_class": "interactive"}
 QUOTA_FORM = {"kind": "requests/day", "model": "", "amount": "1"}
+WEBHOOK_FORM = {
+    **{"name": "operations", "style": "slack", "url": "http://127.0.0.1:9/hook", "language": "ja"},
+    **{"kinds": "canary-failed", "is_active": "on"},
+}
+NEWS_FORM = {
+    **{"level": "info", "title_ja": "新モデル", "begins_at": "2026-12-01T09:00", "ends_at": "2026-12-02T09:00"},
+    "days_ahead": "1",
+}
 MEMBER_QUOTA = {"tenant": "research", "user": "alice", "unit": "requests", "window": "day", "amount": 1}
+
+SOON = str(timezone.localdate() + timedelta(days=2))
+SEMINAR_FORM = {
+    **{"tenant": "research", "title": "Begin", "course": "everyone", "day": SOON},
+    **{"begins": "10:00", "ends": "12:00", "tokens": "1"},
+}
+USE_CASE_FORM = {
+    **{"tenant": "research", "kind": "write", "departments": "everyone", "model": "", "step": "draft"},
+    **{"en-title": "Reply", "en-summary": "A reply to a mail.", "en-prompt": "Answer politely: {{mail}}"},
+    **{"en-fields-TOTAL_FORMS": "1", "en-fields-INITIAL_FORMS": "0", "en-fields-0-name": "mail"},
+    **{"ja-fields-TOTAL_FORMS": "0", "ja-fields-INITIAL_FORMS": "0"},
+}
+USE_CASE = {
+    **{"tenant": "research", "kind": "write", "departments": ["everyone"]},
+    "texts": [{"language": "en", "title": "Reply", "summary": "A reply.", "prompt": "Answer politely."}],
+}
 
 # Every way to change something: what is not here no person may do, with whatever method, at whatever address.
 WRITES = {
@@ -181,6 +291,13 @@ WRITES = {
     ("POST", "sign-in/"): Write(EVERYBODY.who),
     ("POST", "sign-out/"): Write(EVERYBODY.who),
     ("POST", "try/<slug:slug>/key/"): Write(frozenset({"alice", "bob"}), {}),
+    ("POST", "adoption/tips/"): Write(PEOPLE.who, {"tips": "off"}),
+    ("POST", "adoption/tips/<str:token>/"): Write(EVERYBODY.who, {"tips": "off"}),
+    ("POST", "prices/"): Write(OPERATORS.who, PRICE_FORM),
+    ("POST", "prices/budgets/"): Write(OPERATORS.who, {"tenant": "research", "yen": "5000"}),
+    ("POST", "prices/display/"): Write(OPERATORS.who, {"people": "hide"}),
+    ("POST", "prices/<id:pk>/"): Write(OPERATORS.who, {**PRICE_FORM, "model": "qwen"}),
+    ("POST", "prices/<id:pk>/remove/"): Write(OPERATORS.who, {}),
     ("POST", "keys/new/"): Write(PEOPLE.who),
     ("POST", "keys/found/"): Write(PEOPLE.who),
     ("POST", "keys/management/new/"): Write(PEOPLE.who),
@@ -189,8 +306,32 @@ WRITES = {
     ("POST", "keys/<slug:prefix>/edit/"): Write(ALICE.who, KEY_FORM),
     ("POST", "keys/<slug:prefix>/rotate/"): Write(ALICE.who, {"overlap": "7"}),
     ("POST", "keys/<slug:prefix>/revoke/"): Write(ALICE.who, {"because": "lost"}),
+    ("POST", "keys/<slug:prefix>/user-secret/"): Write(ADMINS.who, {"secret": "new"}),
     ("POST", "notices/read/"): Write(PEOPLE.who),
+    ("POST", "notices/webhooks/new/"): Write(OPERATORS.who, WEBHOOK_FORM),
+    ("POST", "notices/webhooks/<id:pk>/"): Write(OPERATORS.who, WEBHOOK_FORM),
+    ("POST", "notices/webhooks/<id:pk>/test/"): Write(OPERATORS.who, {}),
+    ("POST", "notices/webhooks/<id:pk>/remove/"): Write(OPERATORS.who, {}),
+    ("POST", "news/new/"): Write(OPERATORS.who, NEWS_FORM),
+    ("POST", "news/<id:pk>/"): Write(OPERATORS.who, NEWS_FORM),
+    ("POST", "news/<id:pk>/close/"): Write(MEMBERS.who, {}),
+    ("POST", "news/<id:pk>/remove/"): Write(OPERATORS.who, {}),
+    ("POST", "start/done/"): Write(PEOPLE.who),
+    ("POST", "start/rules/"): Write(OPERATORS.who, {"rules_ja": "規則", "edition": "0"}),
     ("POST", "settings/"): Write(PEOPLE.who, {"language": "en", "theme": "dark", "wants_mail": ""}),
+    ("POST", "use-cases/new/"): Write(MEMBERS.who, USE_CASE_FORM),
+    ("POST", "use-cases/<id:pk>/edit/"): Write(MEMBERS.who, USE_CASE_FORM),
+    ("POST", "use-cases/<id:pk>/decide/"): Write(ADMINS.who, {"verdict": "hide"}),
+    ("POST", "use-cases/<id:pk>/try/"): Write(MEMBERS.who, {}),
+    ("POST", "use-cases/<id:pk>/helped/"): Write(MEMBERS.who, {"helped": "yes", "minutes": "5"}),
+    ("POST", "use-cases/<id:pk>/comments/"): Write(MEMBERS.who, {"text": "good"}),
+    ("POST", "use-cases/<id:pk>/comments/<id:comment_pk>/delete/"): Write(MEMBERS.who, {}),
+    ("POST", "feedback/give/"): Write(PEOPLE.who),
+    ("POST", "lessons/join/"): Write(PEOPLE.who),
+    ("POST", "lessons/seminars/new/"): Write(ADMINS.who, SEMINAR_FORM),
+    ("POST", "lessons/seminars/<id:pk>/end/"): Write(ADMINS.who, {}),
+    ("POST", "lessons/interest/"): Write(PEOPLE.who, {"interest": "off"}),
+    ("POST", "api/v1/use-cases/"): Write(frozenset({"alice", "bob"}), USE_CASE),
     ("POST", "tenants/new/"): Write(OPERATORS.who, TENANT_FORM),
     ("POST", "tenants/quotas/give/"): Write(OPERATORS.who, {"kind": "tokens/day", "model": "", "amount": "1"}),
     ("POST", "tenants/quotas/<id:pk>/remove/"): Write(OPERATORS.who, {}),
@@ -198,6 +339,7 @@ WRITES = {
     ("POST", "tenant/<slug:slug>/switch/"): Write(OPERATORS.who, {"to": "off"}),
     ("POST", "tenant/<slug:slug>/people/add/"): Write(ADMINS.who, {"username": "charlie", "role": "member"}),
     ("POST", "tenant/<slug:slug>/people/<id:pk>/role/"): Write(ADMINS.who, {"role": "admin"}),
+    ("POST", "tenant/<slug:slug>/people/<id:pk>/champion/"): Write(ADMINS.who, {"champion": "yes"}),
     ("POST", "tenant/<slug:slug>/people/<id:pk>/remove/"): Write(ADMINS.who, {}),
     ("POST", "tenant/<slug:slug>/quotas/give/"): Write(ADMINS.who, QUOTA_FORM),
     ("POST", "tenant/<slug:slug>/quotas/<id:pk>/remove/"): Write(ADMINS.who, {}),  # Bob reads that it is not his
@@ -209,11 +351,14 @@ WRITES = {
     ),
     ("POST", "more/<id:pk>/"): Write(ALICE.who, {"amount": "3", "reason": "why"}),
     ("POST", "more/<id:pk>/withdraw/"): Write(ALICE.who, {}),
+    ("POST", "operations/weights/"): Write(OPERATORS.who, {"of": "class:batch", "weight": "2"}),
     ("POST", "operations/directory/sync/"): Write(OPERATORS.who),
     ("POST", "operations/hosts/<id:pk>/"): Write(
         OPERATORS.who, {"address": "10.0.0.9", "maintenance": "on", "confirmed": "yes"}
     ),
     ("POST", "operations/hosts/<id:pk>/remove/"): Write(OPERATORS.who, {}),
+    ("POST", "operations/canary/<id:pk>/accept/"): Write(OPERATORS.who, {}),
+    ("POST", "operations/ask/<path:name>/"): Write(OPERATORS.who, {}),
     ("POST", "operations/models/new/"): Write(OPERATORS.who, MODEL_FORM),
     ("POST", "operations/start/<path:name>/"): Write(OPERATORS.who),
     ("POST", "operations/calm/<path:name>/"): Write(OPERATORS.who, {}),
@@ -234,8 +379,15 @@ WRITES = {
     ("PATCH", "api/v1/keys/<slug:prefix>/"): Write(ALICE.who, {"name": "desk"}),
     ("POST", "api/v1/keys/<slug:prefix>/revoke/"): Write(ALICE.who, {"because": "lost"}),
     ("POST", "api/v1/keys/<slug:prefix>/rotate/"): Write(ALICE.who, {"overlap_hours": 1}),
+    ("POST", "api/v1/keys/<slug:prefix>/user-secret/"): Write(ADMINS.who, {}),
+    ("DELETE", "api/v1/keys/<slug:prefix>/user-secret/"): Write(ADMINS.who, {}),
+    ("PATCH", "api/v1/weights/"): Write(OPERATORS.who, {"of": "class:batch", "weight": 2}),
     ("POST", "api/v1/management-keys/"): Write(PEOPLE.who),
     ("POST", "api/v1/management-keys/<slug:prefix>/revoke/"): Write(ALICE.who, {}),
+    ("POST", "api/v1/prices/"): Write(OPERATORS.who, {name: PRICE_FORM[name] for name in PRICE_FORM if name != "kind"}),
+    ("PATCH", "api/v1/prices/<int:pk>/"): Write(OPERATORS.who, {"output_price": "3"}),
+    ("DELETE", "api/v1/prices/<int:pk>/"): Write(OPERATORS.who, {}),
+    ("PATCH", "api/v1/prices/settings/"): Write(OPERATORS.who, {"tenant": "research", "yen": 5000}),
     ("POST", "api/v1/quotas/"): Write(ADMINS.who, MEMBER_QUOTA),
     ("PATCH", "api/v1/quotas/<int:pk>/"): Write(OPERATORS.who, {"amount": 0}),
     ("DELETE", "api/v1/quotas/<int:pk>/"): Write(OPERATORS.who, {}),
@@ -250,6 +402,7 @@ WRITES = {
     ("POST", "api/v1/models/"): Write(
         OPERATORS.who, {"name": "other", "engine": "external", "url": "http://127.0.0.1:9"}
     ),
+    ("POST", "api/v1/models/<int:pk>/canary/"): Write(OPERATORS.who, {}),
     ("POST", "api/v1/models/predict/"): Write(OPERATORS.who),
     ("PATCH", "api/v1/hosts/<int:pk>/"): Write(OPERATORS.who, {"maintenance": True}),
     ("DELETE", "api/v1/hosts/<int:pk>/"): Write(OPERATORS.who, {}),
@@ -286,10 +439,26 @@ def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
     own = QuotaRequest.objects.create(
         tenant=research, user=alice, asked_by=alice, unit="tokens", window="day", amount=2, previous_amount=1
     )
+    key = key_of(alice, research)
+    news = announced(research)
+    webhook = Webhook.objects.create(name="hook", url="http://127.0.0.1:9/hook")
+    case = use_case(alice, research, publisher=bob)
+    comment = add_comment(alice, case, "good")
+    price = TokenPrice.objects.create(model="qwen", first_day="2026-04-01", input_price=1, output_price=2)
+    PriceOptions.objects.create(pk=price_list.ROW, shown_to_people=True)
     return {
+        "webhooks/<id:pk>": f"webhooks/{webhook.pk}",
+        "news/<id:pk>": f"news/{news.pk}",
+        "prices/<id:pk>": f"prices/{price.pk}",
+        "prices/<int:pk>": f"prices/{price.pk}",
         "<str:username>": alice.username,
-        "notices/<id:pk>": f"notices/{Notice.objects.get(user=alice).pk}",
-        "notices/<int:pk>": f"notices/{Notice.objects.get(user=alice).pk}",
+        "<str:token>": tips.link_of(alice).strip("/").rpartition("/")[2],
+        "<str:request_id>": use(key).request_id,
+        "<id:comment_pk>": str(comment.pk),
+        "use-cases/<id:pk>": f"use-cases/{case.pk}",
+        "use-cases/<int:pk>": f"use-cases/{case.pk}",
+        "notices/<id:pk>": f"notices/{Notice.objects.get(user=alice, kind='membership-ended').pk}",
+        "notices/<int:pk>": f"notices/{Notice.objects.get(user=alice, kind='membership-ended').pk}",
         "v1/quotas/<int:pk>": f"v1/quotas/{of_bob.pk}",
         "quota-requests/<int:pk>": f"quota-requests/{of_tenant.pk}",
         "tenants/quotas/<id:pk>": f"tenants/quotas/{default.pk}",
@@ -297,17 +466,29 @@ def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
         "people/<id:pk>": f"people/{alice.pk}",
         "<slug:slug>/requests/<id:pk>": f"{research.slug}/requests/{own.pk}",
         "more/<id:pk>": f"more/{own.pk}",
+        "canary/<id:pk>": f"canary/{canary_run(model).pk}",
         "management/<slug:prefix>": f"management/{managing.prefix}",
         "management-keys/<slug:prefix>": f"management-keys/{managing.prefix}",
-        "<slug:prefix>": key_of(alice, research).prefix,
+        "<slug:prefix>/user-secret": f"{service_key_of(research).prefix}/user-secret",
+        "<slug:prefix>": key.prefix,
         "<slug:slug>": research.slug,
+        "<slug:course>": "everyone",
+        "seminars/<id:pk>": f"seminars/{seminar_of(research, bob, tokens=1).pk}",
         "<path:name>": model.name,
+        "<model:name>": model.name,
         "<anything:rest>": "nowhere\nat all",
         "hosts/<int:pk>": f"hosts/{Host.objects.get().pk}",
         "hosts/<id:pk>": f"hosts/{Host.objects.get().pk}",
         "models/<int:pk>": f"models/{model.pk}",
         "replicas/<int:pk>": f"replicas/{Replica.objects.get().pk}",
     }
+
+
+def announced(tenant: Tenant) -> Announcement:
+    """Return current news for the people of a tenant."""
+    now = timezone.now()
+    news = Announcement(title_ja="新モデル", begins_at=now - timedelta(hours=1), ends_at=now + timedelta(days=1))
+    return announcements.save_announcement(news, [tenant])
 
 
 def address_of(path: str, filled: dict[str, str]) -> str:

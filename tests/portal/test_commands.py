@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
-from portal.keys import secret
+from portal.keys import end_user_secret, secret
 from portal.keys.lifecycle import AlreadyReplaced, NotAMember
 from portal.keys.models import ApiKey
 from portal.quotas.administration import MAX_AMOUNT
@@ -24,7 +24,7 @@ from portal.quotas.models import Quota
 from portal.usage.management.commands import pruneusage
 from portal.usage.models import UsageRecord
 from tests.installation import ROOT
-from tests.pages import use
+from tests.pages import key_of, service_key_of, use
 from tests.ports import unused_port
 
 
@@ -97,6 +97,86 @@ def test_createkey_takes_the_tenant_s_word_for_how_long(research, proposed, word
     run("createkey", "--tenant", "research", "--service", "Dify", *words)
     end = ApiKey.objects.get().expires_at
     assert end is None if days is None else timedelta(days=days) - (end - timezone.now()) < timedelta(minutes=1)
+
+
+def test_createkey_makes_no_key_of_the_canary(research):
+    refusal("createkey", "--tenant", "research", "--service", "mine", "--class", "canary", named="canary")
+    assert not ApiKey.objects.exists()
+
+
+def test_weights_are_shown_and_set(research, sales):
+    assert json.loads(run("weights", "--tenant", "research", "--weight", "2.5", "--json")) == [
+        {"tenant": "research", "weight": 2.5}
+    ]
+    lines = [line.split() for line in run("weights").splitlines()]
+    assert lines[1:] == [
+        *(["tenant", "research", "2.5"], ["tenant", "sales", "1"]),
+        *(["class", "interactive", "4"], ["class", "batch", "4"]),
+    ]
+    research.refresh_from_db()
+    assert research.weight == 2.5
+
+
+def test_a_class_and_a_service_key_have_weights_of_their_own(research):
+    assert json.loads(run("weights", "--class", "batch", "--weight", "2", "--json")) == [
+        {"class": "batch", "weight": 2}
+    ]
+    key = service_key_of(research, "Dify", key_class="batch")
+    known = {"key": key.prefix, "service": "Dify"}
+    (found,) = json.loads(run("weights", "--key", key.prefix, "--json"))
+    assert found == {**known, "weight": 2, "own": False, "people": "together"}
+    words = ("--weight", "30", "--people", "apart", "--json")
+    (found,) = json.loads(run("weights", "--key", key.prefix, *words))
+    assert found == {**known, "weight": 30, "own": True, "people": "apart"}
+    (found,) = json.loads(run("weights", "--key", key.prefix, "--weight", "usual", "--people", "together", "--json"))
+    assert found == {**known, "weight": 2, "own": False, "people": "together"}
+
+
+def test_usual_takes_back_what_was_set(research):
+    for of, usual in (("--tenant", 1), ("--class", 4)):
+        name = "research" if of == "--tenant" else "batch"
+        run("weights", of, name, "--weight", "2")
+        (found,) = json.loads(run("weights", of, name, "--weight", "usual", "--json"))
+        assert found["weight"] == usual
+
+
+def test_a_person_s_key_has_no_weight_and_no_secret_for_end_users(research, alice):
+    key = key_of(alice, research)
+    refusal("weights", "--key", key.prefix, "--weight", "2", named=key.prefix)
+    with pytest.raises(CommandError):
+        run("usersecret", key.prefix)
+    key.refresh_from_db()
+    assert (key.weight, key.end_user_nonce) == (None, "")
+
+
+def test_usersecret_prints_the_settings_of_open_webui_and_a_rotated_key_keeps_its_secret(research):
+    key = service_key_of(research, "Open WebUI")
+    lines = dict(line.split("=") for line in run("usersecret", key.prefix).splitlines())
+    text = lines["FORWARD_USER_INFO_HEADER_JWT_SECRET"]
+    key.refresh_from_db()
+    assert end_user_secret.secret_of(key.end_user_nonce) == text
+    assert text not in str(ApiKey.objects.values_list())
+    run("rotatekey", key.prefix)
+    assert ApiKey.objects.get(replaces=key).end_user_nonce == key.end_user_nonce
+    run("usersecret", key.prefix, "--remove")
+    key.refresh_from_db()
+    assert key.end_user_nonce == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        *((["--weight", "2"], "--tenant"), (["--tenant", "nobody"], "nobody")),
+        *(
+            (["--tenant", "research", "--weight", wrong], "--weight")
+            for wrong in ("0", "10.1", "nan", "-inf", "1_0", "２")
+        ),
+    ],
+)
+def test_what_is_no_weight_is_refused(research, words, named):
+    refusal("weights", *words, named=named)
+    research.refresh_from_db()
+    assert research.weight == 1
 
 
 def test_rotatekey_prints_the_new_key(research, alice):
@@ -273,6 +353,15 @@ def test_pruning_deletes_old_records_and_no_sum(used, monkeypatch):
 def test_pruning_spares_what_quotas_of_a_month_are_counted_from(used):
     refusal("pruneusage", "--older-than", "31", named="40")
     assert UsageRecord.objects.count() == 3
+
+
+@pytest.mark.parametrize("words", [("request", b"req\xff"), ("weights", "--tenant", b"\xff")])
+def test_an_argument_that_is_no_text_is_refused_without_a_stack(words, tmp_path):
+    env = {**os.environ, "MADOGUCHI_VAR": str(tmp_path)}
+    done = subprocess.run([sys.executable, ROOT / "manage.py", *words], capture_output=True, env=env)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"madoguchi: ")
+    assert b"Traceback" not in done.stderr
 
 
 def test_runserver_and_nothing_else_takes_the_server_that_speaks_to_sockets():

@@ -19,10 +19,13 @@ NPM = """#!/bin/sh
 [ "$1" = --version ] && {{ echo {version}; exit; }}
 echo "$@" >>"{calls}"
 {then}
-mkdir -p node_modules/chart.js/dist node_modules/axe-core
-echo chart >node_modules/chart.js/dist/chart.umd.min.js
-echo map >node_modules/chart.js/dist/chart.umd.min.js.map
+mkdir -p node_modules/axe-core
 """
+LAID_OUT = "".join(
+    f"mkdir -p node_modules/{os.path.dirname(source)}\necho library >node_modules/{source}\n"
+    for source in frontend.SERVED.values()
+)
+NPM += LAID_OUT.replace("{", "{{").replace("}", "}}")
 
 
 @pytest.fixture

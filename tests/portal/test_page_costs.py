@@ -16,6 +16,8 @@ SMALL = company.Size(people=60, days=30, amount=0.02)
 LARGER = company.Size(people=300, days=45, amount=0.03)
 # Session, person and the top bar are 5 of them; home shows keys, models, use, quotas and requests.
 MOST = 26
+# … for an operator who is also the admin and a member of a tenant: the sections of three roles.
+MOST_OF_HOME = 46
 
 
 def pages() -> list[walk.Page]:
@@ -56,7 +58,7 @@ def test_a_page_asks_few_questions_however_much_there_is():
         small, larger = queries(SMALL), queries(LARGER)
     assert len(larger) > 100
     assert {who for who, _ in larger} == set(walk.WHO)
-    assert {page: count for page, count in larger.items() if count > MOST} == {}
+    assert {page: count for page, count in larger.items() if count > (MOST_OF_HOME if page[1] == "/" else MOST)} == {}
     # What a small company has none of is looked up with one query more: names of people and of keys.
     grown = {page: (small[page], count) for page, count in larger.items() if count > small.get(page, count) + 2}
     assert grown == {}

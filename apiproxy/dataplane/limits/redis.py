@@ -3,7 +3,7 @@
 A call is admitted in one round trip: the script reserves under every limit or under none. Settlements are sent in
 batches, for whose answers no call waits, before any later admission of this worker. What keeps the counters true:
 
-- **A worker dies** (or hangs): its reservations are under a lease that it renews every HEARTBEAT. LEASE after the last
+- **A worker dies** (or hangs): its reservations are under a lease that it renews every BEAT. LEASE after the last
   time they no longer count, and every counter is read from the recorded usage again when it is next needed: what was
   open at the dead worker is recorded there as interrupted.
 - **A connection breaks**, and it is unknown what became of the last commands: the worker comes back with a new lease,
@@ -11,7 +11,7 @@ batches, for whose answers no call waits, before any later admission of this wor
   numbered, so a batch that is sent again counts once.
 - **Redis loses counters** (emptied, restarted, evicted): they are read from the recorded usage when a worker next needs
   them. What other workers finished less than `asgi.MOVE` (0.25 s) before that may be missed, because it is not
-  recorded yet; what ended in the second before it may be counted twice. Open calls are entered again within HEARTBEAT.
+  recorded yet; what ended in the second before it may be counted twice. Open calls are entered again within BEAT.
 - **Redis is unavailable** (refused, or no answer for 0.3 s): each worker counts locally, in memory, from what it last
   knew, and may use its share (1/workers) of what was left of each limit; of concurrent calls, its share of the limit.
   So a restart of Redis stops no call, and together the workers exceed a limit by no more than what the others reserved
@@ -22,16 +22,16 @@ batches, for whose answers no call waits, before any later admission of this wor
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from apiproxy.dataplane.catalogue import Counter, Limit
+from apiproxy.dataplane.limits.kept_connection import KeepConnected, KeptConnection
 from apiproxy.dataplane.limits.local import (
     ApplicableLimits,
     Bounds,
@@ -46,7 +46,7 @@ from apiproxy.dataplane.limits.local import (
     headers,
     refusal,
 )
-from apiproxy.dataplane.limits.redis_connection import RedisConnection, RedisUnavailable, connect
+from apiproxy.dataplane.limits.redis_connection import RedisConnection
 from apiproxy.dataplane.limits.units import Consumption
 
 log = logging.getLogger("madoguchi.limits")
@@ -54,16 +54,11 @@ REDIS_AWAY = "Redis is away (%s): this worker counts limits alone, with 1/%d of 
 
 SCRIPT = (Path(__file__).parent / "admission.lua").read_text()
 ADMITTED, REFUSED, UNKNOWN = 0, 1, 2  # else: the lease has run out
-HEARTBEAT = 1.0
 LEASE = 5.0  # seconds; five beats, so that a worker that is busy for a moment keeps it
-RETRY = 0.5  # seconds between two attempts to reach Redis
 BATCH = 200  # settlements of one message: 0.4 ms of Redis's time
 MAX_UNSENT = 200_000  # settlements that wait for Redis; 40 MB
 MAX_COUNT = 2**53 - 1  # Lua counts in doubles: beyond it they are not exact, and beyond 10**17 no number to Redis
 ATTEMPTS = 6  # to admit one call; each but the first follows an answer that this worker had to act on
-
-
-KeepConnected = Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]]
 
 
 class CounterSlot(NamedTuple):
@@ -138,11 +133,10 @@ class SharedReservation:
         return self.local.headers(now) if self.local is not None else headers(self._state, now)
 
 
-class SharedLimits:
+class SharedLimits(KeptConnection):
     """`workers`: how many share the limits at least; Redis knows if there are more.
 
-    `prefix` keeps apart what shares one Redis. `keep` runs a step again and again whatever becomes of it, under a name.
-    `clock`: by default the event loop's.
+    `prefix` keeps apart what shares one Redis. `clock`: by default the event loop's.
     """
 
     def __init__(
@@ -156,10 +150,9 @@ class SharedLimits:
         keep: KeepConnected,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._url = url
+        super().__init__(url, SCRIPT, name="redis", keep=keep)
         self._bounds = bounds
         self._spent = spent
-        self._keep = keep
         self._clock = clock
         self._expected = self._workers = workers
         self._worker = uuid.uuid4().hex[:12]
@@ -170,7 +163,6 @@ class SharedLimits:
         self._windows: dict[tuple[str, Any], tuple[float, float]] = {}
         self._lease_count = 0
         self._lease = ""
-        self._connection: RedisConnection | None = None
         self._local_fallback: Limits | None = Limits(bounds, spent, share=workers)
         self._reservations: set[SharedReservation] = set()
         self._last_known: dict[Counter, LastKnown] = {}
@@ -180,27 +172,15 @@ class SharedLimits:
         self._dropped_settlements = False
         self._send_scheduled = False
         self._admitted_locally = 0
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Return when Redis has answered, or has not for CONNECT_TIMEOUT seconds: then this worker counts locally."""
-        self._loop = asyncio.get_running_loop()
-        self._now = self._clock or self._loop.time
-        await self._connect(first=True)
-        self._task = self._keep("redis", self._monitor)
+        self._now = self._clock or asyncio.get_running_loop().time
+        await super().start()
 
-    async def close(self) -> None:
+    async def _leave(self, connection: RedisConnection) -> None:
         """Send the last settlements, and give the lease back."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if (connection := self._connection) is None:
-            return
         self._send_settlements()
-        with contextlib.suppress(RedisUnavailable):
-            await connection.run_script(self._fixed, ["leave", self._lease])
-        self._connection = None
-        connection.close("this worker has stopped")
+        await connection.run_script(self._fixed, ["leave", self._lease])
 
     @property
     def counting(self) -> Counting:
@@ -400,15 +380,8 @@ class SharedLimits:
 
     # --- Redis comes and goes
 
-    async def _monitor(self) -> None:
-        """Keep the lease for a heartbeat while Redis is there; try once to connect while it is not."""
-        if (connection := self._connection) is None:
-            await asyncio.sleep(RETRY)
-            await self._connect()
-            return
-        await asyncio.wait([connection.lost], timeout=HEARTBEAT)
-        if not connection.lost.done():
-            connection.send_script(self._fixed, ["beat", self._lease, round(LEASE * 1000)], self._on_heartbeat)
+    def _beat(self, connection: RedisConnection) -> None:
+        connection.send_script(self._fixed, ["beat", self._lease, round(LEASE * 1000)], self._on_heartbeat)
 
     def _on_heartbeat(self, reply: Any) -> None:
         if reply == 0:
@@ -416,19 +389,13 @@ class SharedLimits:
         elif reply is not None:
             self._workers = reply
 
-    async def _connect(self, *, first: bool = False) -> None:
-        try:
-            connection = await connect(self._url, SCRIPT)
-            run = run_id(await connection.request("INFO", "server"))
-            # A trial: a server that takes no writes would be lost again at once.
-            trial = f"{self._worker}.0"
-            await connection.run_script(self._fixed, ["enter", trial, round(LEASE * 1000), self._lease, run, 0])
-        except RedisUnavailable as error:
-            if first:
-                self._fall_back(str(error))
-            return
-        self._run, self._lease, self._connection = run, trial, connection
-        connection.lost.add_done_callback(lambda _: self._on_connection_lost(connection))
+    async def _try(self, connection: RedisConnection) -> None:
+        run = run_id(await connection.request("INFO", "server"))
+        trial = f"{self._worker}.0"
+        await connection.run_script(self._fixed, ["enter", trial, round(LEASE * 1000), self._lease, run, 0])
+        self._run, self._lease = run, trial
+
+    def _on_connected(self, connection: RedisConnection) -> None:
         self._renew_lease()
         for number, settlements in self._unconfirmed:
             self._send_batch(connection, number, settlements)
@@ -436,12 +403,7 @@ class SharedLimits:
         self._local_fallback = None
         log.info("limits are counted in Redis")
 
-    def _on_connection_lost(self, connection: RedisConnection) -> None:
-        if self._connection is connection:
-            self._connection = None
-            self._fall_back(connection.lost.result())
-
-    def _fall_back(self, why: str) -> None:
+    def _on_away(self, why: str) -> None:
         share = max(self._workers, self._expected)
         log.warning(REDIS_AWAY, why, share)
         local = self._local_fallback = Limits(self._bounds, self._spent, share=share)

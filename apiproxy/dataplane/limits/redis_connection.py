@@ -21,6 +21,7 @@ MAX_TICKS = 3
 CONNECT_TIMEOUT = 1.0  # seconds for a connection, its encryption and its greeting
 
 OnReply = Callable[[Any], None]
+OnMessage = Callable[[bytes], None]
 
 
 class RedisUnavailable(Exception):
@@ -105,6 +106,7 @@ class RedisConnection(asyncio.Protocol):
         self._tick = 0
         self._ticking = False
         self._why = "the connection was closed"
+        self._on_message: OnMessage | None = None
         self.lost: asyncio.Future[str] = self._loop.create_future()  # why
 
     def send(self, words: tuple[Any, ...], on_reply: OnReply) -> None:
@@ -130,6 +132,18 @@ class RedisConnection(asyncio.Protocol):
         """Run the script and return its answer. Raises RedisUnavailable."""
         return await self._wait_for(lambda on_reply: self.send_script(keys, arguments, on_reply))
 
+    async def subscribe(self, channel: str, on_message: OnMessage) -> None:
+        """Have `on_message` called with what is published to this channel, in the order of Redis's work with answers.
+
+        Commands may be sent as before, for which Redis 6 is needed. Raises RedisUnavailable.
+        """
+        await self.request("HELLO", 3)
+        self._on_message = on_message
+        # The confirmation is a message itself, so the one of the next command shows that nothing was wrong.
+        subscribe: tuple[Any, ...] = ("SUBSCRIBE", channel)
+        self._write_now(hiredis.pack_command(subscribe))
+        await self.request("PING")
+
     def close(self, why: str) -> None:
         self._why = why
         self._transport.abort()
@@ -150,7 +164,11 @@ class RedisConnection(asyncio.Protocol):
                 return
             if reply is False:
                 return
-            self._on_reply(reply)
+            if isinstance(reply, hiredis.PushNotification):
+                if reply[0] == b"message" and self._on_message is not None:
+                    self._on_message(reply[2])
+            else:
+                self._on_reply(reply)
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is not None:
@@ -184,8 +202,11 @@ class RedisConnection(asyncio.Protocol):
 
     def _write(self) -> None:
         out, self._out = self._out, []
+        self._write_now(b"".join(out))
+
+    def _write_now(self, packed: bytes) -> None:
         if not self.lost.done():
-            self._transport.write(b"".join(out))
+            self._transport.write(packed)
 
     def _on_tick(self) -> None:
         self._tick += 1

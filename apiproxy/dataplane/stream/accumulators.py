@@ -218,6 +218,9 @@ def tool_input(text: str) -> Any:
 
 
 def index_of(number: Any) -> int:
+    """Return the number that is meant, also by a text with its digits; of anything else, 0."""
+    if isinstance(number, str) and number.isdecimal() and len(number) < 10:
+        return int(number)
     return number if isinstance(number, int) else 0
 
 

@@ -7,9 +7,11 @@ little but their text: once one was decoded, those that begin and end as it did 
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from apiproxy.dataplane.engine_json import decode_object
+from apiproxy.dataplane.stream.accumulators import index_of
 
 
 class TextPart(NamedTuple):
@@ -19,17 +21,26 @@ class TextPart(NamedTuple):
     kind: str  # the member that it is in, with the number of the tool or block
 
 
-class Envelope(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Envelope:
     """What is around the text in an event."""
 
     before: bytes
     after: bytes
     part: TextPart
 
+    def cut(self, events: bytes) -> list[bytes] | None:
+        """Return the texts of events that are all in this envelope; None if one is in another."""
+        if events.startswith(self.before) and events.endswith(self.after):
+            texts = events[len(self.before) : -len(self.after)].split(self.after + self.before)
+            if not any(b"\n" in text for text in texts):  # which no JSON has
+                return texts
+        return None
+
 
 NOWHERE = Envelope(b"\0", b"\0", TextPart(0, ""))  # no event begins so
 # Members of a chat's or a completion's choice that are generated. `reasoning_content` is what vLLM called `reasoning`.
-TEXTS = ("content", "reasoning", "reasoning_content", "text")
+TEXTS = ("content", "reasoning", "reasoning_content", "refusal", "text")
 BLOCK_TEXTS = ("text", "thinking", "partial_json")  # of Messages
 # Bytes of an event beyond which it is not decoded: all calls would wait for megabytes of log probabilities. With 20
 # alternatives an event has 3 KB.
@@ -39,43 +50,33 @@ NUMBERED = re.compile(rb'"delta": ?"((?:[^"\\]|\\.)*)"')
 
 
 class ContentExtractor:
-    """Extracts the texts of one stream."""
+    """Extracts the texts of one stream. `envelope` is that of the last event that was decoded and has one."""
 
-    __slots__ = ("_envelope",)
+    __slots__ = ("envelope",)
 
     def __init__(self) -> None:
-        self._envelope = NOWHERE
+        self.envelope = NOWHERE
 
-    def extract(self, pieces: list[bytes]) -> list[tuple[TextPart, bytes, int]]:
-        """Return the texts in these pieces of whole events, in order, each with the number of events that it came in.
+    def extract(self, events: bytes) -> Iterator[tuple[TextPart, bytes]]:
+        """Yield the texts in these whole events, in order, as JSON has them."""
+        texts = self.envelope.cut(events)
+        if texts is not None:
+            part = self.envelope.part
+            yield from ((part, text) for text in texts)
+            return
+        for event in events.split(b"\n\n"):
+            if event:
+                yield from self._extract_one(event + b"\n\n")
 
-        The texts are as JSON has them, but UTF-8 without \\uXXXX: a line feed is two bytes.
-        """
-        before, after, part = self._envelope
-        start, end = len(before), -len(after)
-        texts = [piece[start:end] for piece in pieces if piece.startswith(before) and piece.endswith(after)]
-        if len(texts) == len(pieces):
-            text = b"".join(texts)
-            if text.find(b"\n") < 0:  # which no JSON has: each piece was one event, as nearly always
-                return [(part, unescape(text), len(texts))]
-        return [found for piece in pieces for found in self._extract_slowly(piece)]
-
-    def _extract_slowly(self, piece: bytes) -> Iterator[tuple[TextPart, bytes, int]]:
-        for event in piece.split(b"\n\n"):
-            if not event:
-                continue
-            before, after, part = self._envelope
-            event += b"\n\n"
-            if event.startswith(before) and event.endswith(after):
-                yield part, unescape(event[len(before) : -len(after)]), 1
-                continue
-            if len(event) > LONGEST:
-                continue
-            texts = read_event(event)
-            if len(texts) == 1 and not event.startswith(b"event: response."):
-                self._envelope = find_envelope(event, *texts[0]) or self._envelope
-            for part, text in texts:
-                yield part, escape(text), 1
+    def _extract_one(self, event: bytes) -> Iterator[tuple[TextPart, bytes]]:
+        texts = self.envelope.cut(event)
+        if texts is not None:
+            yield self.envelope.part, texts[0]
+        elif len(event) <= LONGEST:
+            found = read_event(event)
+            if len(found) == 1 and not event.startswith(b"event: response."):
+                self.envelope = find_envelope(event, *found[0]) or self.envelope
+            yield from ((part, escape(text)) for part, text in found)
 
 
 def find_envelope(event: bytes, part: TextPart, text: str) -> Envelope | None:
@@ -104,28 +105,42 @@ def read_answer(answer: dict[str, Any]) -> list[tuple[TextPart, str]]:
     try:
         choices = answer.get("choices")
         if choices is not None:
-            return [text for choice in choices for text in read_choice(choice)]
+            return [text for choice in objects(choices) for text in read_choice(choice)]
         if "delta" in answer:
             return list(read_block(answer["delta"], answer.get("index")))
-        return [text for at, block in enumerate(answer.get("content") or ()) for text in read_block(block, at)] + [
-            text for at, item in enumerate(answer.get("output") or ()) for text in read_item(item, at)
+        return [text for at, block in enumerate(objects(answer.get("content"))) for text in read_block(block, at)] + [
+            text for at, item in enumerate(objects(answer.get("output"))) for text in read_item(item, at)
         ]
     except (TypeError, AttributeError, LookupError):  # not what its format asks for
         return []
 
 
 def read_choice(choice: dict[str, Any]) -> Iterator[tuple[TextPart, str]]:
-    number = choice.get("index")
-    index = number if isinstance(number, int) else 0
+    """Return the texts of one of several answers; a member that is not what its format asks for hides no other."""
+    index = index_of(choice.get("index"))
     delta = choice.get("delta") or choice.get("message")
     for members in (delta, choice) if isinstance(delta, dict) else (choice,):
         for name in TEXTS:
-            if isinstance(text := members.get(name), str) and text:
-                yield TextPart(index, name), text
-        for call in members.get("tool_calls") or ():
-            arguments = call.get("function", {}).get("arguments")
+            value = members.get(name)
+            for text in (value,) if isinstance(value, str) else texts_of_parts(value):
+                if text:
+                    yield TextPart(index, name), text
+        calls = [("function", members.get("function_call"))]  # of old chats
+        calls += [(f"tool {call.get('index', 0)}", call.get("function")) for call in objects(members.get("tool_calls"))]
+        for kind, function in calls:
+            arguments = function.get("arguments") if isinstance(function, dict) else None
             if isinstance(arguments, str) and arguments:
-                yield TextPart(index, f"tool {call.get('index', 0)}"), arguments
+                yield TextPart(index, kind), arguments
+
+
+def texts_of_parts(content: object) -> list[str]:
+    """Return the texts of a message's content that is a list of parts."""
+    return [text for part in objects(content) if isinstance(text := part.get("text"), str)]
+
+
+def objects(values: object) -> list[dict[str, Any]]:
+    """Return the objects among these values, none if they are no list."""
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def read_block(block: dict[str, Any], index: object) -> Iterator[tuple[TextPart, str]]:
@@ -139,8 +154,8 @@ def read_item(item: dict[str, Any], index: int) -> Iterator[tuple[TextPart, str]
     """Return the texts of an item of Responses."""
     if isinstance(arguments := item.get("arguments"), str):
         yield TextPart(0, f"arguments {index}"), arguments
-    for part in item.get("content") or ():
-        if isinstance(text := part.get("text"), str):
+    for part in objects(item.get("content")):
+        if isinstance(text := part.get("text", part.get("refusal")), str):
             yield TextPart(0, f"text {index}"), text
 
 

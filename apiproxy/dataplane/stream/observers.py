@@ -29,3 +29,6 @@ class StreamObserver(Protocol):
         Return None to go on, or how to stop. A refusal takes the place of these events and of all that follow; with a
         `EarlyStop`, an end in the API's own form follows them.
         """
+
+    def ended_itself(self, choice: int, /) -> None:
+        """Note that this answer was not stopped: it has ended by itself, in the events that were looked at."""

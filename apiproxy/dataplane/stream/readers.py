@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from apiproxy.dataplane.engine_json import decode_object
 from apiproxy.dataplane.formats.responses import EventCompleter, lacks_numbers
 from apiproxy.dataplane.stream import early_ends
+from apiproxy.dataplane.stream.accumulators import index_of
 from apiproxy.dataplane.stream.early_ends import ResponseDraft, encode_event
 from apiproxy.dataplane.stream.observers import EarlyStop
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
@@ -33,6 +34,10 @@ CR = 0x0D
 OnError = Callable[[Any], bytes]
 
 
+# With these an engine ends a block of Messages, and with it perhaps the message.
+ENDS_OF_BLOCK = frozenset({"content_block_stop", "message_delta", "message_stop"})
+FINISH_REASON = re.compile(rb'"(?:finish|stop)_reason": ?"(\w{1,40})"')
+INCOMPLETE_REASON = re.compile(rb'"incomplete_details": ?\{"reason": ?"(\w{1,40})"')
 ABORTED = re.compile(rb'"finish_reason": ?"abort"')
 
 
@@ -57,7 +62,10 @@ class Reader(ABC):
     `on_error(error)` gives the bytes of the error event that replaces the engine's own.
     """
 
-    __slots__ = ("_context", "_on_error", "_rest", "_tail", "done", "ends_here", "error", "events", "size", "usage")
+    __slots__ = (
+        *("_context", "_on_error", "_rest", "_tail", "_tokens_at_end"),
+        *("done", "ends_here", "error", "events", "size", "usage"),
+    )
     # A piece with one of these is inspected event by event; any other goes on as it came.
     MARKERS: ClassVar[tuple[bytes, ...]]
     # Occurs once in every event that carries a part of the answer.
@@ -72,6 +80,7 @@ class Reader(ABC):
         self.usage: dict[str, Any] | None = None  # the engine's own, as far as it was reported
         self.done = False  # the protocol's last event was seen
         self.ends_here = False  # by `end_early`: whatever the engine still makes, the client has the end
+        self._tokens_at_end: Tokens | None = None  # by `end_early`: what the client was sent of them
         self.events = 0  # those with a part of the answer: about one per token
         self.size = 0  # bytes of events that may carry a part of the answer
 
@@ -122,26 +131,48 @@ class Reader(ABC):
             return b""
         return self.feed(rest + b"\n\n")
 
+    @property
+    def latest(self) -> bytes:
+        """The last piece that went on."""
+        return self._tail[2]
+
     def has_finish_reason(self) -> bool:
         """Return whether the engine has said why its answer ends, so that only a last word can be missing."""
         return False
 
+    def finish_reason(self) -> str:
+        """Return the engine's word for why its answer ended; "": it has not said so in its last events."""
+        return find_finish_reason(b"".join(self._tail))
+
+    def has_ended_text(self) -> bool:
+        """Return whether the engine has ended the text that it was writing, be it the answer's last or not."""
+        return self.has_finish_reason()
+
     def end_early(self, stop: EarlyStop, prompt: int) -> bytes:
-        """Return the events that end the answer before its engine does; b"" if that has ended it already.
+        """Return the events that end the answer before its engine does; b"" if that has ended its text already.
 
         If `ends_here` is true then, the stream is over. `prompt`: its tokens if the engine did not report them.
         """
-        if self.done or self.error is not None or self.has_finish_reason():
+        if self.done or self.error is not None or self.has_ended_text():
             return b""
-        tokens, _ = self.count_usage(prompt)
-        self._end_here()
-        ending = self._make_end(stop, tokens)
+        ending = self._make_end(stop, self._end_here(prompt))
         self._remember(ending)
         return ending
 
-    def _end_here(self) -> None:
+    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
+        """Return what was used so far, and whether that is an estimate.
+
+        `prompt`: its tokens if the engine did not report them.
+        """
+        return self._count_usage(prompt) if self._tokens_at_end is None else (self._tokens_at_end, True)
+
+    def _end_here(self, prompt: int) -> Tokens:
+        """Take no more of the stream; return what was used."""
+        tokens, _ = self._count_usage(prompt)
         self._rest.clear()
+        self._tokens_at_end = tokens
         self.done = self.ends_here = True
+        return tokens
 
     def estimate_tokens(self, events: int) -> int:
         """Estimate how many tokens this many events carry, by the sizes of all and the texts of the last."""
@@ -159,11 +190,8 @@ class Reader(ABC):
         """Return whether the engine has sent the end of its answer."""
 
     @abstractmethod
-    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
-        """Return what was used so far, and whether that is an estimate.
-
-        `prompt`: its tokens if the engine did not report them.
-        """
+    def _count_usage(self, prompt: int) -> tuple[Tokens, bool]:
+        """Count what was used of a stream that the engine ends itself, as `count_usage` does."""
 
     @abstractmethod
     def _pass_event(self, event: bytes) -> bytes:
@@ -249,7 +277,7 @@ class ChunkReader(Reader):
         given = b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
         return self.error is None and given and not ABORTED.search(tail)
 
-    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
+    def _count_usage(self, prompt: int) -> tuple[Tokens, bool]:
         if (reported := read_tokens(self.usage)) is not None:
             return reported, False
         # One event carries about one token; the first one only says who speaks.
@@ -343,11 +371,10 @@ class MultiChoiceReader(ChunkReader):
         return ending
 
     def _end(self, prompt: int) -> bytes:
-        self._end_here()
-        self.usage = early_ends.usage_of(self.count_usage(prompt)[0])
+        self.usage = early_ends.usage_of(self._end_here(prompt))
         return self._usage_chunk() + b"data: [DONE]\n\n"
 
-    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
+    def _count_usage(self, prompt: int) -> tuple[Tokens, bool]:
         if (reported := read_tokens(self.usage)) is None:
             return Tokens(prompt=prompt, completion=self.estimate_tokens(self.events)), True
         if reported.completion >= self.events:
@@ -385,7 +412,7 @@ class MultiChoiceReader(ChunkReader):
 
     def _without_stopped(self, chunk: dict[str, Any]) -> bytes:
         """Return the chunk without answers that were ended before; b"" if none is left."""
-        left = [choice for choice in chunk["choices"] if choice.get("index", 0) not in self._stopped_choices]
+        left = [choice for choice in chunk["choices"] if index_of(choice.get("index")) not in self._stopped_choices]
         through = encode_event({**chunk, "choices": left}) if left else b""
         return through + self._end(self._prompt) if self._have_all_ended() else through
 
@@ -396,7 +423,7 @@ class MultiChoiceReader(ChunkReader):
         """Count what these carry; return whether one of them ends."""
         ends = False
         for choice in choices:
-            index = choice.get("index", 0)
+            index = index_of(choice.get("index"))
             self._seen_choices.add(index)
             added = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
             self.events += bool(choice.get("text") or any(added.values()))
@@ -424,9 +451,9 @@ class TypedReader(Reader):
     def is_finished(self) -> bool:
         return self.done and self.error is None
 
-    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
+    def _count_usage(self, prompt: int) -> tuple[Tokens, bool]:
         reported = read_tokens(self.usage)
-        if reported is not None and self.done and not self.ends_here:
+        if reported is not None and self.done:
             return reported, False
         reported = reported or Tokens()
         completion = self.estimate_tokens(self.events)
@@ -457,7 +484,7 @@ class ResponsesReader(TypedReader):
     If the engine leaves out the numbers of its events, each is inspected and completed (see `responses`).
     """
 
-    __slots__ = ("_completion", "_draft")
+    __slots__ = ("_completion", "_draft", "_ended_by")
     MARKERS = (
         *(b'"usage"', b"error", b"response.created"),
         *(b"response.completed", b"response.incomplete", b"response.failed"),
@@ -467,6 +494,7 @@ class ResponsesReader(TypedReader):
     def __init__(self, context: StreamContext, on_error: OnError) -> None:
         super().__init__(context, on_error)
         self._completion: EventCompleter | None = None
+        self._ended_by = ""
         # The end of a response repeats all of it, so it is kept where it may have to be written here.
         self._draft = ResponseDraft() if context.may_stop else None
 
@@ -478,6 +506,12 @@ class ResponsesReader(TypedReader):
 
     def accept_verbatim(self, framed: bytes, start: int) -> bool:
         return self._completion is None and self._draft is None and super().accept_verbatim(framed, start)
+
+    def finish_reason(self) -> str:
+        return self._ended_by
+
+    def has_ended_text(self) -> bool:
+        return self._draft is not None and not self._draft.is_writing
 
     def _make_end(self, stop: EarlyStop, tokens: Tokens) -> bytes:
         assert self._draft is not None
@@ -499,6 +533,9 @@ class ResponsesReader(TypedReader):
         if data.get("type") in ("response.completed", "response.incomplete"):
             self.done = True
             self.usage = response.get("usage")
+            details = response.get("incomplete_details")
+            reason = details.get("reason") if isinstance(details, dict) else "completed"
+            self._ended_by = reason if isinstance(reason, str) else ""
         return None
 
 
@@ -508,6 +545,10 @@ class MessagesReader(TypedReader):
     __slots__ = ()
     MARKERS = (b'"usage"', b"error", b"message_stop")
     PART_MARKER = b'content_block_delta"'
+
+    def has_ended_text(self) -> bool:
+        kinds = [event.get("type") for event in self._last_events()]
+        return next((kind in ENDS_OF_BLOCK for kind in kinds if kind != "ping"), False)
 
     def _make_end(self, stop: EarlyStop, tokens: Tokens) -> bytes:
         block = next((event["index"] for event in self._last_events() if "index" in event), 0)
@@ -538,6 +579,23 @@ def add_usage(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
     completion = sum(one.completion for one in reported)
     usage = early_ends.usage_of(Tokens(prompt=prompt, completion=completion))
     return {**usage, "prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def find_finish_reason(text: bytes) -> str:
+    """Return the last word in this JSON, or these events, for why an answer ended; "": there is none.
+
+    Within a text the quotes would be escaped. An answer in one piece of Responses has a status for it.
+    """
+    end = max(text.rfind(b'"finish_reason"'), text.rfind(b'"stop_reason"'))
+    while end >= 0:
+        found = FINISH_REASON.match(text, end)
+        if found is not None:
+            return found[1].decode()
+        end = max(text.rfind(b'"finish_reason"', 0, end), text.rfind(b'"stop_reason"', 0, end))
+    found = INCOMPLETE_REASON.search(text)
+    if found is not None:
+        return found[1].decode()
+    return "completed" if b'"status":"completed"' in text or b'"status": "completed"' in text else ""
 
 
 def find_named_error(event: bytes) -> Any:

@@ -1,12 +1,14 @@
 import json
 from argparse import ArgumentParser
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from modelregistry import overview
+from modelregistry.evictions import PastEviction, read_evictions
 from modelregistry.failure_advice import ADVICE, UNKNOWN
 from modelregistry.models import Replica, ServedModel
 from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow
@@ -26,6 +28,8 @@ HEAD = [
     "SINCE",
     "DETAIL",
 ]
+EVICTIONS_HEAD = ["TIME", "HOST", "UNLOADED", "FOR", "CALLS", "WAITED", "DRAINED", "LOADED"]
+MOST_EVICTIONS = 100
 STORED = ("loops", "loop_sensitivity", "sampling")  # settings that no overview has
 WIDTH = 40  # characters of a device's bar
 UNSUPERVISED = "(no supervisor: may be out of date)"
@@ -36,15 +40,46 @@ class Command(BaseCommand):
     help = "Shows the registered models, the state of each replica, and the memory of the hosts."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("names", nargs="*", metavar="MODEL", help="only these")
+        parser.add_argument("--evictions", action="store_true", help="show which gave their place to others")
         parser.add_argument("--json", action="store_true", help="a list of objects, one for each model")
 
     def handle(self, *args: Any, **options: Any) -> str:
+        names = set(options["names"])
+        if unknown := names - set(ServedModel.objects.filter(name__in=names).values_list("name", flat=True)):
+            raise CommandError(f"There is no model of this name: {', '.join(sorted(unknown))}.")
+        if options["evictions"]:
+            found = read_evictions(names=names, limit=MOST_EVICTIONS)
+            return _describe_evictions(found, as_json=options["json"])
         seen = overview.read_overview(timezone.now())
+        if names:  # of hosts there is nothing to show then
+            seen = replace(seen, hosts=(), models=tuple(model for model in seen.models if model.name in names))
         if options["json"]:
             rows = {row["name"]: row for row in ServedModel.objects.values("name", *STORED)}
             shown = [{**_as_object(model), **rows.get(model.name, {})} for model in seen.models]
             return json.dumps(shown, ensure_ascii=False, indent=2)
         return "\n".join(_lines(seen))
+
+
+def _describe_evictions(found: Sequence[PastEviction], *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps([asdict(one) | {"at": one.at.isoformat()} for one in found], ensure_ascii=False, indent=2)
+    rows = [
+        [
+            timezone.localtime(one.at).strftime("%m-%d %H:%M:%S"),
+            one.host,
+            f"{one.model} #{one.number}",
+            one.successor,
+            str(one.calls or "-"),
+            *map(_seconds, (one.waited_seconds, one.drain_seconds, one.load_seconds)),
+        ]
+        for one in found
+    ]
+    return "\n".join(format_table(EVICTIONS_HEAD, rows)) if rows else "No model was unloaded for another."
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} s"
 
 
 def _as_object(model: ModelNow) -> dict[str, Any]:
@@ -56,6 +91,7 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
         "host": model.host,
         "enabled": model.enabled,
         "retires_on": model.retires_on,
+        "pinned": model.pinned,
         "state": model.state.value,
         "tokens_per_second": model.tokens_per_second,
         "running": model.running,
@@ -75,6 +111,8 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
                 "pid": replica.pid,
                 "memory_bytes": replica.memory,
                 "predicted_bytes": replica.predicted,
+                "ram_bytes": replica.ram,
+                "slept": replica.slept,
                 "tokens_per_second": replica.tokens_per_second,
                 "running": replica.running,
                 "waiting": replica.waiting,
@@ -108,13 +146,19 @@ def _rows(model: ModelNow) -> list[list[str]]:
     what = [model.name, model.engine, model.task]
     if not model.replicas:
         return [[*what, model.host or "-", _describe_missing(model), *["-"] * 6, ""]]
-    return [[*what, replica.host, replica.state, *_measures(replica)] for replica in model.replicas]
+    return [[*what, replica.host, _describe_state(replica), *_measures(replica)] for replica in model.replicas]
+
+
+def _describe_state(replica: ReplicaNow) -> str:
+    return f"{replica.state} ({replica.slept})" if replica.slept else replica.state
 
 
 def _describe_missing(model: ModelNow) -> str:
     if not model.enabled:
         return "disabled"
-    return "waiting for its supervisor" if model.host else "waiting for a host that has its files"
+    if model.host:
+        return "waiting for its supervisor"
+    return "waiting for a host" if model.engine == "external" else "waiting for a host that has its files"
 
 
 def _measures(replica: ReplicaNow) -> list[str]:
@@ -124,7 +168,7 @@ def _measures(replica: ReplicaNow) -> list[str]:
     if not replica.supervised:
         detail = " ".join([UNSUPERVISED, detail]).strip()
     return [
-        _gigabytes(replica.memory),
+        _gigabytes(replica.memory) + (f" + {_gigabytes(replica.ram)} RAM" if replica.slept and replica.ram else ""),
         _gigabytes(replica.predicted),
         "-" if replica.tokens_per_second is None else f"{replica.tokens_per_second:.1f}",
         "-" if replica.running is None else str(replica.running),

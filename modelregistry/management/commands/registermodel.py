@@ -16,6 +16,7 @@ from modelregistry.fit import HostFit, estimate
 from modelregistry.management.commands.hosts import find_host
 from modelregistry.memory.estimate import Prediction
 from modelregistry.models import Alias, ServedModel, launcher_choices
+from modelregistry.plain_numbers import decimal_number, read_whole, whole_number
 from modelregistry.terminal import clean, clean_lines
 
 NONE = "none"  # given for a value that is to be removed
@@ -25,11 +26,14 @@ FIELDS = {
     name: name
     for name in (
         *("engine", "launcher", "engine_version", "task", "path", "url", "description_ja", "description_en"),
-        *("replicas", "context", "slots", "overcommit", "tensor_parallel", "idle_after"),
+        *("replicas", "context", "slots", "overcommit", "tensor_parallel", "idle_after", "hours"),
         *("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "upstream_model", "upstream_key"),
-        *("loops", "loop_sensitivity"),
+        *("loops", "loop_sensitivity", "licence"),
     )
-} | {"arg": "args"}
+} | {"arg": "args", "pin": "pinned", "sleep": "sleep_mode"}
+
+# Options that may be given several times, and their fields; NONE empties them.
+LISTS = {"allow": "allowed_risks", "can": "declared_capabilities"}
 
 
 class Command(BaseCommand):
@@ -51,22 +55,56 @@ class Command(BaseCommand):
         parser.add_argument("--description-ja")
         parser.add_argument("--description-en")
         parser.add_argument("--retires-on", type=_parse_day, metavar="YYYY-MM-DD", help="not served from that day on")
-        parser.add_argument("--replicas", type=int)
-        parser.add_argument("--context", type=int, help="tokens per request; default: the model's own")
-        parser.add_argument("--slots", type=int, help="requests at a time")
+        parser.add_argument("--replicas", type=whole_number)
+        parser.add_argument(
+            "--context", type=_parse_count, help=f"tokens per request; default and {NONE}: the model's own"
+        )
+        parser.add_argument("--slots", type=_parse_count, help=f"requests at a time; {NONE}: as the engine sets it")
         parser.add_argument("--gpus", type=_parse_numbers, metavar="0,1", help="GPUs; default: where there is room")
-        parser.add_argument("--tensor-parallel", type=int, metavar="N", help="split one replica over so many GPUs")
+        parser.add_argument(
+            "--tensor-parallel", type=whole_number, metavar="N", help="split one replica over so many GPUs"
+        )
         parser.add_argument("--overcommit", action=BooleanOptionalAction, help="start it even if it does not fit")
         parser.add_argument(
             "--allow", action="append", choices=[*ServedModel.Risk.values, NONE], help="a risk to allow"
         )
-        parser.add_argument("--idle-after", type=int, help="seconds without a request until it sleeps; default: never")
-        parser.add_argument("--connect-timeout", type=float, help="seconds to reach an engine; default: the server's")
-        parser.add_argument("--first-byte-timeout", type=float, help="seconds until an engine begins to answer")
-        parser.add_argument("--idle-timeout", type=float, help="seconds between two parts of an answer")
-        parser.add_argument("--total-timeout", type=float, help="seconds that a request may take in all")
+        parser.add_argument(
+            "--idle-after",
+            type=_parse_count,
+            help=f"seconds without a request until it sleeps; default and {NONE}: never",
+        )
+        parser.add_argument(
+            "--hours",
+            metavar="'Mon-Fri 08:00-20:00'",
+            help="keep it awake then, and let it sleep else; '' = at all hours",
+        )
+        parser.add_argument(
+            "--pin",
+            action=BooleanOptionalAction,
+            help="never unload it to make room for another model that is called; default: it may give its place",
+        )
+        parser.add_argument(
+            "--sleep",
+            choices=ServedModel.SleepMode.values,
+            help="what becomes of a vLLM that sleeps: it is stopped (default), or it lives on with its weights in RAM "
+            "(level1) or reads them again (level2)",
+        )
+        for name, what in (
+            ("connect", "to reach an engine; default: the server's"),
+            ("first-byte", "until an engine begins to answer"),
+            ("idle", "between two parts of an answer"),
+            ("total", "that a request may take in all"),
+        ):
+            parser.add_argument(f"--{name}-timeout", type=decimal_number, help=f"seconds {what}")
         parser.add_argument(
             "--loops", choices=ServedModel.Loops.values, help="what is done about word loops; default: they are counted"
+        )
+        parser.add_argument("--licence", help="as the catalogue shows it; default: as the model's files say")
+        parser.add_argument(
+            "--can",
+            action="append",
+            choices=[*ServedModel.Capability.values, NONE],
+            help="what it can do beside its task and its arguments do not show; for the catalogue and code samples",
         )
         parser.add_argument("--loop-sensitivity", choices=ServedModel.LoopSensitivity.values)
         parser.add_argument(
@@ -136,14 +174,13 @@ def _set_fields(model: ServedModel, options: dict[str, Any], preset: Preset | No
     values = (preset.fields() if preset else {}) | given
     if preset and options["arg"]:
         values["args"] = [*preset.args, *options["arg"]]  # engines take the last one of two
+    values |= {field: sorted(set(options[option]) - {NONE}) for option, field in LISTS.items() if options[option]}
     for field, value in values.items():
-        setattr(model, field, value)
+        setattr(model, field, None if value == NONE and field in ("context", "slots", "idle_after") else value)
     if options["host"]:
         model.host = find_host(options["host"])
     if options["gpus"] is not None:
         model.gpus = options["gpus"]
-    if options["allow"]:
-        model.allowed_risks = sorted(set(options["allow"]) - {NONE})
     if options["sampling"]:
         model.sampling = _apply_sampling(model.sampling, options["sampling"])
     if options["retires_on"]:
@@ -189,6 +226,13 @@ def _add_alias(model: ServedModel, name: str) -> None:
     alias.save()
 
 
+def _parse_count(text: str) -> int | str:
+    try:
+        return NONE if text == NONE else read_whole(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{error}, nor {NONE}") from None
+
+
 def _parse_day(text: str) -> date | str:
     if text == NONE:
         return NONE
@@ -217,7 +261,7 @@ def _apply_sampling(stored: dict[str, Any], given: Iterable[tuple[str, dict[str,
 
 def _parse_numbers(text: str) -> list[int]:
     try:
-        return [] if text == NONE else [int(number) for number in text.split(",")]
+        return [] if text == NONE else [read_whole(number) for number in text.split(",")]
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not a list like 0,1, nor {NONE}") from None
 

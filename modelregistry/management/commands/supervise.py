@@ -69,7 +69,7 @@ async def _supervise(config: SupervisorConfig, stop_engines: bool) -> None:
 def parse_ports(text: str) -> range:
     """Parse a range like `18100-18999`, both included. Raises ImproperlyConfigured."""
     first, _, last = text.partition("-")
-    if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536):
+    if not (text.isascii() and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536):
         raise ImproperlyConfigured(f'ENGINE_PORTS is "{text}" and must be two ports like 18100-18999.')
     return range(int(first), int(last) + 1)
 

@@ -6,10 +6,13 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from modelregistry.engines.base import LEVEL_1, LEVEL_2
 from modelregistry.failure_advice import ADVICE
+from modelregistry.overview import ReplicaNow
 
 register = template.Library()
 
+SLEPT = {LEVEL_1: gettext_lazy("level 1 (weights in RAM)"), LEVEL_2: gettext_lazy("level 2 (weights discarded)")}
 GB = 10**9  # as everywhere in the registry, and as sizes of models are given
 PROBLEMS = {
     "address-unknown": gettext_lazy(
@@ -41,17 +44,6 @@ def gigabytes(value: int | None) -> str:
 
 
 @register.filter
-def seconds(value: float | None) -> str:
-    """Return 0.42 s below one second, 1.3 s below ten, then whole seconds."""
-    if value is None:
-        return ""
-    digits = 2 if value < 1 else 1 if value < 10 else 0
-    return _("%(seconds)s s") % {
-        "seconds": number_format(round(value, digits), decimal_pos=digits, force_grouping=True)
-    }
-
-
-@register.filter
 def rate(value: float | None) -> str:
     """Return tokens per second, with one decimal below ten."""
     if value is None:
@@ -61,9 +53,27 @@ def rate(value: float | None) -> str:
 
 
 @register.filter
-def per_cent(value: float | None) -> str:
-    """Return a share from 0 to 1 in per cent."""
-    return "" if value is None else f"{round(100 * value)}%"
+def per_cent(value: float | None, digits: int = 0) -> str:
+    """Return a share from 0 to 1 in per cent, with so many decimals."""
+    return "" if value is None else f"{number_format(round(100 * value, digits), decimal_pos=digits)}%"
+
+
+@register.filter
+def sleep(replica: ReplicaNow) -> str:
+    """Return at which level it sleeps and what it holds meanwhile; "" if it is awake, or nothing is left of it."""
+    if not replica.slept:
+        return ""
+    level = str(SLEPT.get(replica.slept, replica.slept))
+    held = [gigabytes(replica.memory)] if replica.memory else []
+    if replica.ram:
+        held.append(_("%(bytes)s of RAM") % {"bytes": gigabytes(replica.ram)})
+    return _("%(level)s, holds %(memory)s") % {"level": level, "memory": " + ".join(held)} if held else level
+
+
+@register.filter
+def percentage(value: float) -> float:
+    """Return a share from 0 to 1 as a number of per cent, for widths."""
+    return round(100 * min(1.0, value), 2)
 
 
 @register.filter

@@ -40,6 +40,8 @@ SCOPES = {
         Scope(name="tenants:read", label=_("See your tenants; as their admin also their members")),
         Scope(name="tenants:write", label=_("Change tenants and their members"), audience=Audience.TENANT_ADMINS),
         Scope(name="catalogue:read", label=_("See which models there are")),
+        Scope(name="use-cases:read", label=_("Read use cases")),
+        Scope(name="use-cases:write", label=_("Propose use cases")),
         Scope(name="notices:read", label=_("Read your notices and settings")),
         Scope(name="notices:write", label=_("Mark your notices as read; change your settings")),
         Scope(name="audit:read", label=_("Search the audit log")),

@@ -4,7 +4,7 @@ A text must be a string (the framework takes a number as well), and a body may c
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
@@ -23,7 +23,28 @@ class CharField(serializers.CharField):
         return text
 
 
+class FloatField(serializers.FloatField):
+    """Refuses true and false, which are numbers to Python."""
+
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, bool):
+            self.fail("invalid")
+        number: float = super().to_internal_value(data)
+        return number
+
+
+class ChoiceField(serializers.ChoiceField):
+    """Names the choices when it refuses another value."""
+
+    default_error_messages = {"invalid_choice": _("“{input}” is not one of: {choices}.")}
+
+    def fail(self, key: str, **kwargs: Any) -> NoReturn:
+        given = {name: str(value)[:40] for name, value in kwargs.items()}
+        super().fail(key, **given, choices=", ".join(map(str, self.choices)))
+
+
 class ModelSerializer(serializers.ModelSerializer[M]):
+    serializer_choice_field = ChoiceField
     serializer_field_mapping = {
         **serializers.ModelSerializer.serializer_field_mapping,
         models.CharField: CharField,

@@ -1,7 +1,8 @@
 """Numbers and times as people read them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from django import template
@@ -41,6 +42,39 @@ def short(value: int) -> str:
     return figure(value)
 
 
+def round_seconds(value: float) -> str:
+    """Return seconds with as many digits as matter, without their unit: 0.42, 1.3, 45.3, 240. Whole ones have none."""
+    if value == int(value):
+        return number_format(int(value), force_grouping=True)
+    digits = 3 if value < 0.01 else 2 if value < 1 else 1 if value < 100 else 0
+    # Rounded here: number_format cuts off.
+    return number_format(f"{value:.{digits}f}", digits, force_grouping=True)
+
+
+@register.filter
+def seconds(value: float | None) -> str:
+    """Return 1.3 s; "" if not known."""
+    return "" if value is None else _("%(seconds)s s") % {"seconds": round_seconds(value)}
+
+
+@register.filter
+def ms_in_seconds(value: int) -> str:
+    """Return milliseconds as seconds, without their unit: for a column that names it."""
+    return round_seconds(value / 1000)
+
+
+@register.filter
+def notable(part: int, whole: int) -> bool:
+    """Return whether a part is worth a word in a table: a twentieth of the whole or more."""
+    return bool(part) and 20 * part >= whole
+
+
+@register.filter
+def value_of(values: Mapping[str, int], name: str) -> int:
+    """Return the number of this name; 0 if there is none."""
+    return values.get(name, 0)
+
+
 @register.filter
 def times(value: int, factor: int) -> int:
     return value * factor
@@ -52,11 +86,19 @@ def absolute(value: int) -> int:
     return abs(value)
 
 
+def in_zone(value: datetime, zone: ZoneInfo) -> datetime:
+    """Return the time in this zone, or as it is on the first or last days of the calendar, which not every zone has."""
+    try:
+        return value.astimezone(zone)
+    except OverflowError:
+        return value
+
+
 @register.simple_tag(takes_context=True)
 def moment(context: Context, value: datetime) -> SafeString:
     """Return a time in the zone of the page (`zone` in its context), the exact instant on hover."""
     zone: ZoneInfo = context["zone"]
-    local, today = value.astimezone(zone), timezone.now().astimezone(zone).date()
+    local, today = in_zone(value, zone), timezone.now().astimezone(zone).date()
     if local.date() == today:
         text = _("today %(time)s") % {"time": date_format(local, pgettext("time of today", "H:i"))}
     elif local.year == today.year:
@@ -70,7 +112,7 @@ def moment(context: Context, value: datetime) -> SafeString:
 @register.simple_tag(takes_context=True)
 def calendar_day(context: Context, value: datetime) -> SafeString:
     """Return the date, with its year, in the zone of the page, for what ends on a day."""
-    local = value.astimezone(context["zone"])
+    local = in_zone(value, context["zone"])
     text = date_format(local, pgettext("day with year", "j M Y"))
     exact = f"{local:%Y-%m-%d %H:%M:%S} {local.tzname()}"
     return format_html('<time datetime="{}" title="{}">{}</time>', local.isoformat(), exact, text)
@@ -88,8 +130,13 @@ def weekday_day(value: date) -> str:
 
 
 @register.filter
-def slot_of(value: date, unit: str) -> str:
-    """Return the name of a second, an hour, a day, a month or a fiscal year, for a table."""
+def slot_of(value: Any, unit: str) -> str:
+    """Return the name of a second, an hour, a day, a week by its Monday, a month or a fiscal year, for a table.
+
+    Of the unit "nth week" the value is a number.
+    """
+    if unit == "nth week":
+        return _("week %(number)s") % {"number": value}
     if unit == "second":
         return f"{value:%H:%M:%S}"
     if unit == "hour":
@@ -100,9 +147,9 @@ def slot_of(value: date, unit: str) -> str:
 
 
 @register.filter
-def mark_of(value: date, unit: str) -> str:
+def mark_of(value: Any, unit: str) -> str:
     """Return the same for an axis, where there is little room."""
-    return month_day(value) if unit == "day" else slot_of(value, unit)
+    return month_day(value) if unit in ("day", "week") else slot_of(value, unit)
 
 
 def month(value: date) -> str:

@@ -13,7 +13,11 @@ from apiproxy.bridge.models import CatalogueChange
 from apiproxy.dataplane.catalogue import Counter
 from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused
 from apiproxy.dataplane.limits.units import TOKENS
-from modelregistry.models import Alias, Host, Replica, ServedModel
+from apiproxy.dataplane.room import EngineLoad
+from apiproxy.dataplane.wake_ups import LOADED_WITHIN, WakeUp
+from modelregistry.models import Alias, Host, Replica, ServedModel, WakeCaller, WakeRequest
+from modelregistry.supervisor import repository
+from modelregistry.supervisor.wake_demand import WakeDemand
 from portal.accounts.models import Membership
 from portal.keys.lifecycle import issue_key, revoke_key, rotate_key
 from portal.keys.lineage import Lineage
@@ -52,6 +56,81 @@ def test_a_quota_of_a_unit_that_only_a_newer_version_has_is_left_out(key, resear
     Quota.objects.create(tenant=research, unit="tokens", window="day", amount=2)
     (found,) = catalogue_loader.load().keys.values()
     assert [limit.amount for limit in found.limits] == [2]
+
+
+def test_engines_that_take_what_their_memory_holds_report_how_many_calls_wait_in_them(model):
+    host = Host.objects.create(name="h")
+    live = {"at": "2026-11-30T00:00:00+00:00", "running": 9, "waiting": 2, "cache_used": 0.5}
+    rows = (
+        {"launcher": "vllm", "live": live},
+        {"launcher": "vllm", "live": live, "slots": 8},
+        {"launcher": "vllm", "live": live, "state": "starting"},
+        {"launcher": "vllm", "live": {**live, "waiting": None}},
+        {"launcher": "vllm"},
+        {"launcher": "", "live": live},
+    )
+    for index, facts in enumerate(rows):
+        Replica.objects.create(model=model, host=host, index=index, **{"state": "ready", **facts})
+    first = Replica.objects.get(index=0)
+    assert catalogue_loader.loads_by_replica() == {first.pk: EngineLoad(live["at"], 2, 0.5)}
+
+
+@pytest.fixture
+def sleeping(db) -> list[ServedModel]:
+    return [ServedModel.objects.create(name=name, engine="external", url="http://127.0.0.1:1") for name in "abcd"]
+
+
+def wake(
+    model: ServedModel, owner: int = 1, scope: str = "user", most: int | None = 2, *, batch: bool = False
+) -> float:
+    return catalogue_loader.request_wake_up(WakeUp(model.pk, (scope, owner), most, not batch))
+
+
+def age(seconds: float) -> None:
+    for row in WakeCaller.objects.all():
+        row.at -= timedelta(seconds=seconds)
+        row.save()
+
+
+def test_a_caller_whose_calls_leave_has_only_so_many_models_loaded_within_a_minute(sleeping):
+    """Whichever workers its calls came to: what they share is the database."""
+    a, b, c, d = sleeping
+    assert wake(a) == 0
+    age(20)
+    assert wake(b) == 0
+    assert LOADED_WITHIN - 21 < wake(c) <= LOADED_WITHIN - 20
+    assert not WakeRequest.objects.filter(model=c).exists()
+    assert wake(a) == 0  # again, so that it counts from now on
+    age(LOADED_WITHIN - 1)
+    assert wake(c) > 0
+    age(1)
+    assert wake(c) == wake(d) == 0
+    assert wake(b) > 0
+    assert WakeCaller.objects.count() == 2
+
+
+def test_other_callers_have_models_loaded_that_one_may_not(sleeping):
+    a, b, c, _ = sleeping
+    assert wake(a) == wake(b) == 0
+    assert wake(c) > 0
+    assert wake(c, 1, "key") == wake(c, 2) == wake(c, 1, most=3) == wake(sleeping[3], 1, most=None) == 0
+
+
+def test_a_request_to_wake_a_model_says_whether_more_than_a_batch_waits_for_it(sleeping):
+    model = sleeping[0]
+
+    def wanted() -> WakeDemand | None:
+        return repository.desired_models(host.pk)[model.pk].wake
+
+    host = Host.objects.create(name="h")
+    ServedModel.objects.filter(pk=model.pk).update(host=host)
+    wake(model, batch=True)
+    assert wanted().interactive_at is None
+    wake(model, 2)
+    found = wanted()
+    assert found.interactive_at == found.at > found.since
+    wake(model, batch=True)
+    assert wanted().interactive_at == found.at < wanted().at
 
 
 def test_each_change_is_applied_as_if_everything_were_loaded_again(key, alice, bob, research, model, sales):
@@ -93,6 +172,7 @@ def test_each_change_is_applied_as_if_everything_were_loaded_again(key, alice, b
         lambda: switch(alice, True),
         lambda: switch(research, False),
         lambda: switch(research, True),
+        lambda: change(research, weight=2.5),
         lambda: Membership.objects.get(user=alice).delete(),
         lambda: Membership.objects.create(user=alice, tenant=research),
         lambda: ApiKey.objects.filter(user=alice).last().delete(),
@@ -103,6 +183,7 @@ def test_each_change_is_applied_as_if_everything_were_loaded_again(key, alice, b
         assert number() > before.revision
         followed = catalogue_loader.apply_changes(before)
         assert followed == catalogue_loader.load()
+    assert {one.weight for one in followed.keys.values() if one.tenant == research.pk} == {2.5}
 
 
 def test_a_deleted_model_is_followed(research, alice, model):

@@ -153,3 +153,10 @@ def test_networks_cost_other_keys_nothing(counter, alice, research):
     found = {key.networks for key in counter.application.gateway.catalogue.keys.values()}
     assert found == {()}
     assert counter.client.get("/v1/models", headers={"authorization": f"Bearer {text}"}).status_code == 200
+
+
+@pytest.mark.parametrize("header", [b"x-openwebui-user-id", b"x-openwebui-user-jwt"])
+def test_open_webui_is_known_by_the_headers_that_name_its_person(header):
+    headers = {header: b"7", b"user-agent": b"Python/3.12 aiohttp/3.11"}
+    assert client_address_of("10.0.0.1", headers, [], 0).client == "Open-WebUI"
+    assert client_address_of("10.0.0.1", {b"user-agent": headers[b"user-agent"]}, [], 0).client == "Python/3.12"

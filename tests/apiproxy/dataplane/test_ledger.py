@@ -179,7 +179,7 @@ def test_segments_are_removed_when_everything_in_them_is_recorded(tmp_path, data
 
 
 def test_a_full_disk_stops_new_work_and_loses_nothing(tmp_path, database, monkeypatch):
-    monkeypatch.setattr(ledger, "SEGMENT_BYTES", 500)
+    monkeypatch.setattr(ledger, "SEGMENT_BYTES", 700)
     spool = Spool(tmp_path)
     reserve = os.posix_fallocate
     monkeypatch.setattr(os, "posix_fallocate", full)
@@ -443,6 +443,26 @@ def test_m7_the_file_of_an_older_version_can_be_replayed(tmp_path, database):
     (tmp_path / "refused.txt").write_text("".join(f"{line}\n" for line in lines))
     assert replay(Quarantine(tmp_path), database.record) == (1, 3)
     assert list(database.rows) == ["a"]
+
+
+# What gateways of before the timeline do not write.
+TIMELINE = frozenset({"queued_ms", "loading_ms", "prefill_ms", "retries", "stopped_by", "engine"})
+
+
+def test_what_gateways_wrote_before_the_timeline_was_kept_is_recorded_without_it(tmp_path, database):
+    def facts(name: str, **more) -> dict:
+        return {name: value for name, value in vars(usage(name, **more)).items() if name not in TIMELINE}
+
+    cut = {"open": facts("cut", status="interrupted")}
+    closed = [{"close": facts("a")}, {"close": vars(usage("b", queued_ms=5, stopped_by="stop"))}]
+    lines = b"".join(json.dumps(event).encode() + b"\n" for event in (cut, *closed))
+    (tmp_path / "000000000000-000000.jsonl").write_bytes(lines)
+    aside = Quarantine(tmp_path)
+    aside.add([QuarantinedRecord(error="bad row", usage=facts("c"))])
+    UsageDrain(tmp_path, database.record).run()
+    assert replay(aside, database.record) == (1, 0)
+    found = {name: (row.queued_ms, row.stopped_by) for name, row in database.rows.items()}
+    assert found == {"cut": (None, ""), "a": (None, ""), "b": (5, "stop"), "c": (None, "")}
 
 
 def test_m7_the_file_is_bounded_and_private(tmp_path, monkeypatch):

@@ -14,9 +14,11 @@ import pytest
 
 from apiproxy.dataplane import access_log, request_bodies
 from apiproxy.dataplane.call_meter import CallMeter
+from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.gateway import Gateway
 from apiproxy.dataplane.relay import Exchange, ExchangeOutcome
 from apiproxy.server import protocol
+from portal.quotas.models import Quota
 from tests.apiproxy.connections import connect, head
 from tests.engine import ANSWER, LARGE, SSE, unary
 from tests.waiting import until
@@ -95,8 +97,8 @@ def test_who_asks_for_a_websocket_within_an_answer_is_still_seen_to_leave(counte
     with connect(counter.url) as connection:
         script = [{"send": SSE}, {"events": 1}, {"hang": True}]
         connection.sendall(chat(counter, stream=True, script=script) + request(counter, "GET", "/ws/", *upgrade))
-        until(lambda: counter.engine.seen()["running"] == 1)
-    until(lambda: counter.engine.seen()["left"] == 1)
+        until(lambda: counter.engine.seen()["running"] >= 1)
+    until(lambda: counter.engine.seen()["left"] >= 1)
 
 
 def test_a_client_that_stops_reading_stops_the_engine_and_gets_all_when_it_reads_on(counter):
@@ -220,7 +222,10 @@ def test_a_body_that_does_not_come_is_a_time_out(counter, monkeypatch):
         connection.sendall(request(counter, "POST", "/v1/chat/completions", "content-length: 1000") + b"{")
         got = connection.recv(65536)
         assert b" 408 " in got
-        assert b"request_timeout" in got
+        while b"request_timeout" not in got:  # the body may come by itself
+            more = connection.recv(65536)
+            assert more
+            got += more
     assert counter.engine.seen()["requests"] == []
 
 
@@ -237,6 +242,31 @@ def test_calls_leave_nothing_to_the_garbage_collector(counter):
             leaving.sendall(chat(counter, stream=True, script=[{"send": SSE}, {"events": 1}, {"hang": True}]))
             leaving.recv(1)
         until(lambda: not any(isinstance(one, Exchange | protocol.DirectClient) for one in gc.get_objects()), 10)
+    finally:
+        gc.enable()
+
+
+@ours
+@pytest.mark.parametrize("end", ["none", "engine", "hang-up", "away", "stream", "limit"])
+def test_calls_that_fail_leave_nothing_to_the_garbage_collector(counter, alice, end):
+    script = {"engine": [{"send": unary(400, {"error": {"message": "no"}})}], "hang-up": [{"reset": True}]}.get(end)
+    fields = {"messages": [{"role": "user", "content": "x" * 300_000}], **({"script": script} if script else {})}
+    if end == "none":
+        fields["model"] = "none"
+    if end == "away":
+        counter.engine.process.kill()
+    if end == "stream":
+        fields |= {"stream": True, "script": [{"send": SSE}, {"events": 1}, {"reset": True}]}
+    if end == "limit":
+        Quota.objects.create(user=alice, unit="requests", window="day", amount=1)
+        counter.wait_for_catalogue()
+        counter.chat()
+    gc.collect()
+    gc.disable()
+    try:
+        answer = counter.chat(**fields)
+        assert (answer.status_code == 200) == (end == "stream")
+        until(lambda: not any(isinstance(one, RequestContext) for one in gc.get_objects()), 10)
     finally:
         gc.enable()
 

@@ -1,6 +1,8 @@
 import itertools
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
@@ -145,20 +147,31 @@ def test_a_vllm_that_we_installed_is_guarded_on_every_path():
     assert "--middleware" not in command(CHAT, "vllm").argv  # another one may run in a container
 
 
-async def guarded(monkeypatch, path, kind="http", **headers):
-    """Return what the guard sends, or "passed"."""
+async def guarded(monkeypatch, path, kind="http", method="POST", pieces=(b"",), **headers):
+    """Return what the guard sends, or "passed" and the body that it let through."""
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     monkeypatch.syspath_prepend(vllm.VLLM_GUARD)
     sent = []
+    left = list(pieces)
+
+    async def receive():
+        body = left.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(left)}
 
     async def app(scope, receive, send):
-        sent.append("passed")
+        body, more = b"", kind == "http"
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        sent.append(("passed", body))
 
     async def send(message):
         sent.append(message)
 
     scope = {"type": kind, "path": path, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
-    await import_module("madoguchi_guard").Guard(app)(scope, None, send)
+    if kind == "http":
+        scope["method"] = method
+    await import_module("madoguchi_guard").Guard(app)(scope, receive, send)
     return sent
 
 
@@ -166,13 +179,107 @@ async def guarded(monkeypatch, path, kind="http", **headers):
 async def test_the_guard_wants_the_key(monkeypatch, path):
     for wrong in ({}, {"authorization": "Bearer other"}, {"authorization": "secret"}):
         assert (await guarded(monkeypatch, path, **wrong))[0]["status"] == 401
-    assert await guarded(monkeypatch, path, authorization="Bearer secret") == ["passed"]
+    assert await guarded(monkeypatch, path, authorization="Bearer secret") == [("passed", b"")]
     assert (await guarded(monkeypatch, path, kind="websocket"))[0]["type"] == "websocket.close"
 
 
 async def test_the_guard_lets_health_checks_and_the_start_pass(monkeypatch):
-    assert await guarded(monkeypatch, "/health") == ["passed"]
-    assert await guarded(monkeypatch, "/", kind="lifespan") == ["passed"]
+    assert await guarded(monkeypatch, "/health") == [("passed", b"")]
+    assert await guarded(monkeypatch, "/", kind="lifespan") == [("passed", b"")]
+
+
+KEY = {"authorization": "Bearer secret"}
+RELOAD = b'{"method": "reload_weights"}'
+
+
+@pytest.fixture
+def development(monkeypatch):
+    """Have vLLM open the routes of its development."""
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("POST", "/v1/chat/completions"), ("POST", "/v2/rerank"), ("POST", "/rerank"), ("GET", "/metrics")),
+        *(("GET", "/version"), ("POST", "/sleep"), ("POST", "/wake_up"), ("GET", "/is_sleeping")),
+    ],
+)
+async def test_of_a_vllm_that_can_sleep_the_guard_opens_what_is_needed_with_the_key(
+    monkeypatch, development, method, path
+):
+    assert await guarded(monkeypatch, path, method=method, **KEY) == [("passed", b"")]
+    assert (await guarded(monkeypatch, path, method=method))[0]["status"] == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("GET", "/server_info"), ("POST", "/reset_prefix_cache"), ("POST", "/pause"), ("POST", "/update_weights")),
+        *(("POST", "/init_weight_transfer_engine"), ("GET", "/sleep"), ("POST", "/sleep/"), ("POST", "/invocations")),
+        *(("POST", "/release_kv_cache_memory"), ("GET", "/collective_rpc"), ("POST", "/v1"), ("POST", "/tokenize")),
+    ],
+)
+async def test_of_a_vllm_that_can_sleep_the_guard_closes_all_else(monkeypatch, development, method, path):
+    assert (await guarded(monkeypatch, path, method=method, **KEY))[0]["status"] == 404
+
+
+async def test_of_the_calls_of_its_workers_only_the_reload_passes_and_in_one_form(monkeypatch, development):
+    for pieces in ([RELOAD], [b'{"method":', b'"reload_weights"}'], [b" \n" + RELOAD]):
+        assert await guarded(monkeypatch, "/collective_rpc", pieces=pieces, **KEY) == [("passed", RELOAD)]
+    for body in (
+        *(b'{"method": "sleep"}', b'{"method": "reload_weights", "args": ["/etc"]}', b'["reload_weights"]', b"\xff"),
+        *(b"", b"null", b"[" * 200, RELOAD + b" " * 300, b'{"method": "reload_weights", "kwargs": {}}'),
+    ):
+        assert (await guarded(monkeypatch, "/collective_rpc", pieces=[body], **KEY))[0]["status"] == 404, body
+    assert (await guarded(monkeypatch, "/collective_rpc", pieces=[RELOAD]))[0]["status"] == 401
+
+
+async def test_a_vllm_that_cannot_sleep_is_guarded_as_before(monkeypatch):
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "0")
+    assert await guarded(monkeypatch, "/tokenize", **KEY) == [("passed", b"")]
+
+
+GPU_PROGRAM = ("/cache/engines/vllm-0.32.0/bin/python", *vllm.VLLM_MODULE)
+CPU_PROGRAM = ("/cache/engines/vllm-0.32.0+cpu/bin/python", *vllm.VLLM_MODULE)
+
+
+@pytest.mark.parametrize("level", ["level1", "level2"])
+def test_only_a_model_that_sleeps_opens_the_routes_of_development(level):
+    sleeper = launched_by("vllm").build_command(replace(CHAT, sleep=level), GPU_PROGRAM, PLACE, ENVIRONMENT)
+    assert "--enable-sleep-mode" in sleeper.argv
+    assert "--no-log-error-stack" in sleeper.argv  # development mode would log callers' words
+    assert sleeper.env["VLLM_SERVER_DEV_MODE"] == "1"
+    other = launched_by("vllm").build_command(CHAT, GPU_PROGRAM, PLACE, ENVIRONMENT)
+    assert "--enable-sleep-mode" not in other.argv
+    assert "VLLM_SERVER_DEV_MODE" not in other.env
+
+
+def test_a_model_that_is_stopped_when_idle_is_what_it_was_before_there_was_a_choice():
+    known = {**asdict(CHAT)}
+    del known["sleep"], known["version"]
+    before = sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    assert CHAT.fingerprint() == before
+    assert replace(CHAT, sleep="level1").fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("program", "version", "why"),
+    [
+        (GPU_PROGRAM, "0.32.0", ""),
+        (GPU_PROGRAM, "", ""),
+        (CPU_PROGRAM, "0.32.0+cpu", "sleep-cpu"),
+        (GPU_PROGRAM, "0.10.2", "sleep-version"),
+        (("/usr/bin/vllm",), "0.32.0", "sleep-unguarded"),
+    ],
+)
+def test_a_vllm_that_cannot_sleep_says_why(program, version, why):
+    assert launched_by("vllm").explain_no_sleep(program, version) == why
+
+
+def test_engines_without_a_sleep_of_their_own_are_stopped():
+    assert launched_by("llama-server").sleep_levels() == ("stop",)
+    assert launched_by("llama-server").explain_no_sleep(("/opt/llama-server",), "1")
 
 
 def test_llama_server_has_no_pages_and_calls_no_other_server():

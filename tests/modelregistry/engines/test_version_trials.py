@@ -254,7 +254,13 @@ async def test_e11_what_failed_is_tried_at_once_when_an_engine_was_installed_or_
     supervisor = Supervisor(config, clock=lambda: 1000.0)
     order = repository.DesiredModel(
         **{"spec": base.Spec(engine="vllm", name="m", path="/m"), "enabled": True, "replicas": 1},
-        **{"idle_after": None, "wake_requested": False, "url": "", "upstream_key": "", "upstream_model": ""},
+        **{
+            "idle_after": None,
+            "hours": None,
+            "url": "",
+            "upstream_key": "",
+            "upstream_model": "",
+        },
     )
     failed = ManagedReplica(
         key=ReplicaKey(1, 0), desired=order, fingerprint="f", state=ReplicaState.FAILED, since=0.0, retry_at=1600.0

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import platform
 import re
 import shutil
 import signal
@@ -33,7 +34,7 @@ from modelregistry.install.engine_environments import (
     download_packages,
     install,
 )
-from modelregistry.install.llama_cpp_builds import Build
+from modelregistry.install.llama_cpp_builds import WITHOUT_AMX, Build
 from modelregistry.management.commands.installengine import NO_DRIVER
 from tests.modelregistry.wheels import write_wheel
 from tests.output import numbers_in
@@ -453,6 +454,14 @@ def test_compiling_shows_its_progress(tmp_path, monkeypatch):
     build = Build(tools=tmp_path, source=tmp_path, directory=tmp_path, say=said.append)
     build.run("sh", "-c", "echo '[1/2] Building a.o'; echo warning; echo '[2/2] Linking'")
     assert list(map(numbers_in, said)) == [[1, 2], [2, 2]]
+
+
+def test_engines_are_compiled_without_amx_and_with_what_operators_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("CXXFLAGS", "-O2")
+    build = Build(tools=tmp_path, source=tmp_path, directory=tmp_path, say=print)
+    build.run("sh", "-c", "echo $CFLAGS; echo $CXXFLAGS")
+    assert (tmp_path / "log").read_text().splitlines() == [WITHOUT_AMX, f"-O2 {WITHOUT_AMX}"]
 
 
 # --- The real locks

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelregistry.files import bounds
 from modelregistry.memory import estimate, placement
@@ -15,11 +17,13 @@ from modelregistry.memory.placement import (
     NoRoom,
     NoSuchDevice,
     find_place,
+    find_spaces,
     fits_beside,
     fits_together,
     free_room,
     kind_of,
     left_after,
+    spare_bytes,
     without_ours,
 )
 from modelregistry.process import gpus
@@ -52,6 +56,38 @@ def test_a_small_model_goes_to_the_fullest_card_that_has_room():
     devices = [card(0, used=10), card(1, used=50), card(2, used=75)]
     assert on(devices, 20).devices == (1,)
     assert on(devices, 40).devices == (0,)
+
+
+@given(
+    used=st.lists(st.integers(0, 80), min_size=1, max_size=4),
+    promised=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60), st.integers(0, 20)), max_size=4),
+    gib=st.integers(6, 78),
+    least=st.integers(1, 4),
+    split=st.integers(1, 3),
+    gpus=st.lists(st.integers(0, 3), max_size=3, unique=True),
+)
+def test_there_is_a_space_that_lacks_nothing_exactly_where_a_model_fits(used, promised, gib, least, split, gpus):
+    devices = [card(number, used=size) for number, size in enumerate(used)]
+    shares = [
+        Commitment(name=str(number), device=device, predicted=size * GIB, held=held * GIB)
+        for number, (device, size, held) in enumerate(promised)
+    ]
+    need = replace(predicted(gib, cache=4, least=least), devices=split)
+    try:
+        found = find_place(need, VLLM, devices, shares, gpus=gpus)
+    except (NoRoom, NoSuchDevice):
+        found = None
+    free = {device.index: spare_bytes(device, shares) for device in devices}
+    enough = [
+        one
+        for one in find_spaces(need, "gpu", devices, gpus=gpus)
+        if all(size <= free[device] for device, size in one.needs.items())
+    ]
+    if found is None:
+        missing = set(gpus) - free.keys()  # such a model is refused whatever its others could do
+        assert missing or not enough
+    else:
+        assert found.devices in [tuple(sorted(one.needs)) for one in enough]
 
 
 def test_a_split_model_gets_the_cards_with_most_room():

@@ -163,3 +163,10 @@ def test_the_narrowest_limit_counts_but_not_one_above_the_machines_memory(machin
 def test_a_card_is_described_for_the_log():
     [card] = cards(Nvml(Card(uuid="GPU-1", name="L4", total=24 * 10**9, used=4 * 10**9)))
     assert all(word in str(card) for word in ("L4", "24 GB", "20 GB"))
+
+
+def test_sensors_are_read_where_a_card_has_them():
+    first, second = cards(two_a100(busy=87, heat=63))
+    assert (first.utilisation, first.temperature, second.utilisation) == (87, 63, 0)
+    instance = cards(divided_a100())[0]
+    assert (instance.utilisation, instance.temperature, instance.fault) == (None, None, "")

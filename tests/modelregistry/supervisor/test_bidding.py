@@ -33,6 +33,20 @@ def test_e9_where_it_fits_nowhere_the_one_with_most_room_takes_it():
     assert choose_host(bids(replace(TOO_SMALL, free=5), TOO_SMALL), {1, 2}, waited=0) == 2
 
 
+def test_where_it_fits_nowhere_the_one_takes_it_where_making_room_costs_least():
+    dear, cheap = replace(TOO_SMALL, cost=500.0), replace(TOO_SMALL, free=1, cost=20.0)
+    assert choose_host(bids(dear, cheap, TOO_SMALL), {1, 2, 3}, waited=0) == 2
+    assert choose_host(bids(dear, cheap, FITS), {1, 2, 3}, waited=0) == 3
+
+
+@pytest.mark.django_db
+def test_bids_keep_what_making_room_costs():
+    host, model = Host.objects.create(name="here"), ServedModel.objects.create(name="m", engine="vllm")
+    offer = replace(TOO_SMALL, cost=20.0)
+    repository.place_bids(host.pk, {model.pk: offer})
+    assert repository.open_bids([model.pk]) == {model.pk: [Bid(host=host.pk, offer=offer)]}
+
+
 def test_all_see_the_same_winner_of_two_that_are_alike():
     assert {choose_host(order, {1, 2}, waited=0) for order in permutations(bids(FITS, FITS))} == {1}
 

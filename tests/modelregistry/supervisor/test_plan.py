@@ -15,8 +15,11 @@ from modelregistry.supervisor.plan import (
     Remove,
     ReplicaKey,
     ReplicaState,
+    Resume,
+    Sleep,
     Start,
     Stop,
+    Wake,
     Wanted,
 )
 
@@ -203,6 +206,29 @@ def test_a_model_that_may_no_longer_sleep_is_woken():
     assert next_for(WANT, observed("asleep")) == Start(key=KEY)
 
 
+# --- room
+
+
+@pytest.mark.parametrize("want", [WANT, replace(WANT, idle_after=60.0, wake_requested=True)])
+def test_a_model_without_room_is_not_started_before_there_is_some(want):
+    assert next_for(want, observed("asleep", without_room=True)) is None
+    assert next_for(replace(want, fingerprint="smaller"), observed("asleep", without_room=True)) == Start(key=KEY)
+
+
+def test_an_engine_that_leaves_for_another_has_its_own_time_for_running_answers():
+    leaving = drained(for_room=True, running=1, drain_limit=120.0, published_at=NOW - 100)
+    assert next_for(WANT, replace(leaving, since=NOW - 119)) is None
+    assert next_for(WANT, replace(leaving, since=NOW - 121)) == Stop(key=KEY)
+
+
+def test_an_engine_serves_on_if_no_gateway_can_see_that_it_was_to_leave_for_another():
+    unseen = drained(for_room=True, running=1, published_at=None)
+    assert next_for(WANT, replace(unseen, since=NOW - 9)) is None
+    assert next_for(WANT, replace(unseen, since=NOW - 11)) == Resume(key=KEY)
+    assert next_for(WANT, replace(unseen, since=NOW - 11, for_room=False)) is None
+    assert next_for(replace(WANT, enabled=False), replace(unseen, since=NOW - 11)) is None
+
+
 # --- external
 
 OUTSIDE = replace(WANT, external=True)
@@ -259,6 +285,8 @@ replicas = st.builds(
     running=st.none() | st.integers(0, 5),
     active_at=times,
     retry_at=times,
+    for_room=st.booleans(),
+    without_room=st.booleans(),
 )
 RUNNING = {ReplicaState.STARTING, ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING}
 
@@ -328,3 +356,49 @@ def test_e9_what_failed_at_an_address_is_tried_at_once_at_another_one(state):
 
 def test_e9_an_engine_stays_where_it_is_while_no_address_will_do():
     assert next_for(WANT, observed("ready", address="10.0.0.1")) is None
+
+
+# --- sleeping with the engine alive
+
+DRAINED = {"since": NOW - 10, "published_at": NOW - 9, "checked_at": NOW, "running": 0}
+
+
+def test_an_engine_that_can_sleep_does_so_when_it_has_nothing_to_do():
+    assert next_for(WANT, observed("draining", **DRAINED, may_sleep=True)) == Sleep(key=KEY)
+    assert next_for(WANT, observed("draining", **DRAINED)) == Stop(key=KEY)
+    busy = DRAINED | {"running": 1}
+    assert next_for(WANT, observed("draining", **busy, may_sleep=True)) is None
+
+
+def test_an_engine_that_died_or_does_not_answer_is_stopped_and_not_put_to_sleep():
+    assert next_for(WANT, observed("draining", **DRAINED, may_sleep=True, ended=True)) == Stop(key=KEY)
+    silent = observed("draining", **DRAINED, may_sleep=True, failed_checks=plan.DRAIN_FAILED_CHECKS)
+    assert next_for(WANT, silent) == Stop(key=KEY)
+
+
+SLEEPY = replace(WANT, idle_after=60.0)
+CALLED = replace(SLEEPY, wake_requested=True)
+
+
+@pytest.mark.parametrize("state", ["asleep", "failed"])
+def test_a_sleeping_engine_is_woken_when_it_is_called_or_is_not_to_sleep(state):
+    asleep = observed(state, sleeping=True, retry_at=NOW - 1)
+    assert next_for(SLEEPY, asleep) is None
+    assert next_for(CALLED, asleep) == Wake(key=KEY)
+    assert next_for(WANT, asleep) == Wake(key=KEY)
+    assert next_for(CALLED, replace(asleep, retry_at=NOW + 1)) is None
+    assert next_for(CALLED, replace(asleep, without_room=True)) is None
+
+
+@pytest.mark.parametrize("want", [None, replace(CALLED, enabled=False), replace(CALLED, fingerprint="other")])
+def test_a_sleeping_engine_that_is_not_wanted_as_it_is_is_stopped(want):
+    assert next_for(want, observed("asleep", sleeping=True, retry_at=0.0)) == Stop(key=KEY)
+
+
+def test_an_engine_that_died_asleep_is_cleaned_up_and_counts_as_no_crash():
+    assert next_for(SLEEPY, observed("asleep", sleeping=True, ended=True)) == Stop(key=KEY)
+    assert next_for(CALLED, observed("asleep", sleeping=True, ended=True)) == Stop(key=KEY)
+
+
+def test_a_sleeping_engine_is_neither_asked_nor_checked():
+    assert next_for(SLEEPY, observed("asleep", sleeping=True, checked_at=0.0, retry_at=0.0)) is None

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -250,6 +251,24 @@ def test_an_idle_model_sleeps_and_a_request_wakes_it(site):
     WakeRequest.objects.create(model=model, at=timezone.now())
     site.reaches("ready")
     until(lambda: not WakeRequest.objects.exists())
+
+
+def test_a_model_is_kept_awake_at_its_hours_and_loaded_when_they_come(site):
+    far = (timezone.localtime() + timedelta(days=3)).strftime("%a 00:00-24:00")
+    site.supervise()
+    model = site.model(idle_after=1, hours=far)
+    site.reaches("ready")
+    site.reaches("asleep")
+    model.hours = "00:00-24:00"
+    model.save(update_fields=["hours"])
+    site.reaches("ready")
+    assert not WakeRequest.objects.exists()
+
+
+def test_hours_that_another_version_wrote_keep_nothing_from_running(site):
+    site.supervise()
+    site.model(hours="by the moon")
+    site.reaches("ready")
 
 
 def test_a_model_in_use_does_not_sleep(site):

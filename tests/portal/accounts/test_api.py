@@ -31,7 +31,7 @@ def test_everybody_sees_their_own_and_operators_all(call, alice, charlie, olivia
 
 
 def test_operators_make_and_change_tenants(call, olivia):
-    body = {"slug": "lab", "name": "ラボ", "time_zone": "Asia/Tokyo", "key_days": 30}
+    body = {"slug": "lab", "name": "ラボ", "time_zone": "Asia/Tokyo", "key_days": 30, "weight": 2.0}
     made = call(olivia)("POST", "tenants/", body)
     assert (made.status_code, made.json()["is_active"]) == (201, True)
     changed = call(olivia)("PATCH", "tenants/lab/", {"is_active": False, "slug": "other"}).json()
@@ -40,7 +40,13 @@ def test_operators_make_and_change_tenants(call, olivia):
         "tenant.add",
         "tenant.off",
     ]
-    for wrong in ({"slug": "lab"}, {"slug": "ラボ"}, {"slug": "x", "time_zone": "Mars"}, {"slug": "x", "key_days": 0}):
+    for wrong in (
+        {"slug": "lab"},
+        {"slug": "ラボ"},
+        {"slug": "x", "time_zone": "Mars"},
+        {"slug": "x", "key_days": 0},
+        {"slug": "x", "weight": "nan"},
+    ):
         assert call(olivia)("POST", "tenants/", {"name": "x", **wrong}).status_code == 400
     assert Tenant.objects.count() == 1
 

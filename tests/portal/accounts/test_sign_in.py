@@ -28,12 +28,14 @@ def fail(door: Door, times: int, username: str = "alice") -> None:
 class TestSignIn:
     def test_the_right_password_leads_home(self, door, alice):
         assert door.enter("alice", RIGHT) == alice
-        assert door.response.headers["location"] == "/"
+        assert door.response.headers["location"] == "/start/arrive/"
 
     def test_it_leads_back_to_where_one_came_from_but_never_elsewhere(self, client, alice):
         form = {"username": "alice", "password": RIGHT}
         assert client.post("/sign-in/?next=/keys/", form).headers["location"] == "/keys/"
-        assert client.post("/sign-in/", form | {"next": "https://evil.example/"}).headers["location"] == "/"
+        assert (
+            client.post("/sign-in/", form | {"next": "https://evil.example/"}).headers["location"] == "/start/arrive/"
+        )
 
     def test_a_wrong_password_says_what_to_mind_and_keeps_the_name(self, door, alice):
         assert door.enter("alice", "battery staple") is None

@@ -69,5 +69,5 @@ def test_the_program(run):
 
 
 def test_every_scope_is_told(run):
-    told = set(re.findall(r"`([a-z]+:(?:read|write))`", TEXT))
+    told = set(re.findall(r"`([a-z-]+:(?:read|write))`", TEXT))
     assert told == set(scopes.SCOPES)

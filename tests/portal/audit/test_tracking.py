@@ -43,6 +43,7 @@ def form_of(model: ServedModel, **more) -> dict[str, object]:
         "loops": model.loops,
         "loop_sensitivity": model.loop_sensitivity,
         "sampling": "{}",
+        "sleep_mode": model.sleep_mode,
         "enabled": "on",
         "replica_set-TOTAL_FORMS": 0,
         "replica_set-INITIAL_FORMS": 0,

@@ -21,14 +21,17 @@ from modelregistry.supervisor import repository
 from portal.accounts.models import Membership, Tenant, User
 from portal.audit import tracking
 from portal.audit.models import AuditEvent
-from portal.demo import company, machines, staff, workdays
+from portal.demo import company, machines, staff
 from portal.demo.plan import LARGE
+from portal.demo.workdays import closes_month
 from portal.keys.models import ApiKey, ManagementKey
 from portal.notifications.models import Notice
 from portal.notifications.types import KINDS
 from portal.quotas.models import Quota, QuotaRequest
+from portal.status.models import StatusInterval, StatusWatch
 from portal.usage.loop_rates import sum_rates
 from portal.usage.models import LoopDay, RejectionHour, UsageDay, UsageHour, UsageRecord
+from portal.web import workdays
 
 pytestmark = pytest.mark.django_db
 
@@ -63,6 +66,16 @@ def test_it_has_what_pages_show(filled):
         assert model.objects.exists()
     assert ApiKey.objects.filter(replaces__isnull=False).exists()
     assert not Tenant.objects.exclude(memberships__role=Membership.Role.ADMIN).exists()
+
+
+def test_the_status_of_its_models_and_the_programs_of_its_people_are_known(filled):
+    [down] = StatusInterval.objects.filter(kind=StatusInterval.Kind.DOWN)
+    assert (down.model.name, (NOW - down.began_at).days) == (LARGE, 23)
+    assert (NOW - StatusWatch.objects.get().since).days == SMALL.days
+    assert not StatusInterval.objects.filter(began_at=NOW, ended_at__isnull=False).exists()
+    classes = set(UsageRecord.objects.values_list("client_class", flat=True))
+    assert {"openai", "dify", "openwebui", "claude-code", "cline", "continue"} <= classes
+    assert "" not in classes
 
 
 def test_every_call_is_in_the_sums(filled):
@@ -119,11 +132,11 @@ def test_people_work_on_working_days_and_eat_at_noon(filled):
 
 
 def test_holidays_are_those_of_the_calendar():
-    """Of 2026: https://www8.cao.go.jp/chosei/shukujitsu/gaiyou.html; but for the one between two others."""
-    told = "1/1 1/12 2/11 2/23 3/20 4/29 5/3 5/4 5/5 5/6 7/20 8/11 9/21 9/23 10/12 11/3 11/23"
+    """Of 2026: https://www8.cao.go.jp/chosei/shukujitsu/gaiyou.html."""
+    told = "1/1 1/12 2/11 2/23 3/20 4/29 5/3 5/4 5/5 5/6 7/20 8/11 9/21 9/22 9/23 10/12 11/3 11/23"
     assert sorted(workdays.holidays(2026)) == [date(2026, *map(int, day.split("/"))) for day in told.split()]
-    assert workdays.closes_month(date(2026, 10, 28))
-    assert not workdays.closes_month(date(2026, 10, 27))
+    assert closes_month(date(2026, 10, 28))
+    assert not closes_month(date(2026, 10, 27))
 
 
 def test_the_same_seed_makes_the_same_company_but_for_its_keys(filled, db):

@@ -8,7 +8,7 @@ from django.utils import timezone
 from modelregistry.models import ServedModel
 from portal.accounts.models import Membership
 from portal.audit.models import AuditEvent
-from portal.keys import secret
+from portal.keys import canary_key, secret
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey, ManagementKey, ModelAccess
 from portal.notifications.models import Notice
@@ -166,6 +166,7 @@ def test_what_is_wrong_is_told_with_its_place(call, bob, charlie, research, sale
         ({"responsible": "bob"}, "#/responsible"),
         ({"service": "Dify", "responsible": "charlie"}, "#/responsible"),
         ({"models": []}, "#/models"),
+        ({"key_class": "canary"}, "#/key_class"),
     ):
         answer = call(bob)("POST", "keys/", {"tenant": "research", "name": "x", **more})
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, pointer)
@@ -189,6 +190,8 @@ def test_a_key_s_answers_are_watched_for_loops_until_that_is_switched_off(call, 
     off = call(bob)("PATCH", f"keys/{watched['prefix']}/", {"loop_guard": False}).json()
     assert (off["loop_guard"], call(bob).get(f"keys/{watched['prefix']}/")["loop_guard"]) == (False, False)
     assert call(bob)("POST", "keys/", {**body, "loop_guard": False}).json()["loop_guard"] is False
+    refused = call(bob)("PATCH", f"keys/{watched['prefix']}/", {"loop_guard": "stop"})
+    assert (refused.status_code, [one["pointer"] for one in refused.json()["errors"]]) == (400, ["#/loop_guard"])
 
 
 def test_changing_only_what_is_sent(call, alice, research):
@@ -305,9 +308,25 @@ def test_me(call, alice, bob, olivia, research):
 
 
 def test_settings(call, alice):
-    assert call(alice).get("me/settings/") == {"language": "", "wants_mail": True}
+    assert call(alice).get("me/settings/") == {"language": "", "wants_mail": True, "wants_tips": True}
     answer = call(alice)("PATCH", "me/settings/", {"language": "ja", "wants_mail": False, "is_staff": True})
-    assert answer.json() == {"language": "ja", "wants_mail": False}
+    assert answer.json() == {"language": "ja", "wants_mail": False, "wants_tips": True}
     alice.refresh_from_db()
     assert (alice.language, alice.wants_mail, alice.is_staff) == ("ja", False, False)
     assert call(alice)("PATCH", "me/settings/", {"language": "fr"}).status_code == 400
+
+
+def test_the_key_of_the_canary_is_only_seen_and_revoked(call, olivia):
+    canary_key.renew_key()
+    key = ApiKey.objects.get()
+
+    for method, path, body in (
+        ("PATCH", "", {"name": "mine"}),
+        ("PATCH", "", {"key_class": "interactive"}),
+        ("POST", "rotate/", {"overlap_hours": 0}),
+    ):
+        assert call(olivia)(method, f"keys/{key.prefix}/{path}", body).status_code == 409
+
+    key.refresh_from_db()
+    assert (ApiKey.objects.count(), key.name, key.key_class) == (1, "canary", ApiKey.Class.CANARY)
+    assert call(olivia)("POST", f"keys/{key.prefix}/revoke/", {}).status_code == 200

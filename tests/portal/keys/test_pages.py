@@ -10,7 +10,6 @@ from django.contrib.sessions.models import Session
 from django.core import serializers
 from django.utils import timezone
 
-from modelregistry.models import Replica
 from portal.keys import form_tokens, secret
 from portal.keys.models import ApiKey, ModelAccess
 from tests.conftest import person
@@ -368,21 +367,3 @@ class TestList:
         assert (len(first.keys), first.working, first.page.paginator.num_pages) == (50, 2000, 40)
         assert {key.prefix for key in first.keys}.isdisjoint(key.prefix for key in last.keys)
         assert 'href="?page=2"' in as_alice.get("/keys/").content.decode()
-
-
-def test_a_replica_of_each_state_is_told_as_what_a_caller_meets(as_alice, research):
-    told = {}
-    for state in Replica.State:
-        serve(f"m-{state}", state=state)
-    for offer, _ in as_alice.get("/models/").context["models"]:
-        told[offer.name.removeprefix("m-")] = str(offer.state)
-    assert told == {
-        "ready": "up",
-        "asleep": "asleep",
-        "starting": "starting",
-        "unhealthy": "down",
-        "draining": "down",
-        "stopped": "down",
-        "backoff": "down",
-        "failed": "down",
-    }

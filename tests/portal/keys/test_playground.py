@@ -24,8 +24,9 @@ from tests.portal.browsing import read
 pytestmark = pytest.mark.django_db
 
 
-def offered(page: str) -> list[str]:
-    return re.findall(r'<option value="([^"/]+)" data-tenants', page)
+def offered(page: str, task: str = "chat") -> list[str]:
+    _, _, panel = page.partition(f'data-panel="{task}"')
+    return re.findall(r'<option value="([^"/]+)" data-tenants', panel.partition("</form>")[0])
 
 
 class TestPage:
@@ -36,6 +37,9 @@ class TestPage:
         serve("e5", task="embedding")
         page = read(as_alice, "/try/")
         assert offered(page) == ["c-up", "b-asleep", "a-down"]
+        assert offered(page, "embedding") == ["e5"]
+        assert offered(page, "rerank") == []
+        assert not has(page, "[role=tab][data-shows=rerank]")
         assert has(page, "option[value=b-asleep][data-state=asleep]")
         assert has(page, "[data-about=b-asleep] .hint")
 
@@ -188,11 +192,12 @@ class TestClearing:
         assert (row["id"], "Alice" in row["name"]) == (str(ApiKey.objects.get().pk), True)
 
 
-def test_a_model_that_retires_is_proposed_after_those_that_stay():
+def test_a_model_that_retires_or_is_made_up_is_proposed_after_the_others():
     def offer(name, **more):
         return AvailableModel(name=name, description="", task="chat", context=None, state=Liveness.UP, **more)
 
     assert suggested_model([offer("a", retires_on=date(2030, 1, 1)), offer("b"), offer("c")]).name == "b"
+    assert suggested_model([offer("a", made_up=True), offer("b")]).name == "b"
 
 
 def test_clearing_runs_every_hour():

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from portal.accounts.models import Membership, Tenant
 from portal.audit.models import AuditEvent
-from portal.keys import lifecycle
+from portal.keys import canary_key, lifecycle
 from portal.keys.models import ApiKey, ModelAccess
 from portal.notifications.models import Notice
 from portal.quotas.models import Quota
@@ -430,3 +430,45 @@ def test_who_is_responsible_is_written_as_they_write_it(as_bob, research, alice,
     alice.save()
     key = service_key_of(research, responsible=alice)
     assert "青葉 花子" in text_of(as_bob, page.format(prefix=key.prefix))
+
+
+class TestKeyOfTheCanary:
+    @pytest.fixture
+    def key(self, olivia, client) -> ApiKey:
+        canary_key.renew_key()
+        client.force_login(olivia)
+        return ApiKey.objects.get()
+
+    def test_it_has_no_form_no_replacement_and_no_example(self, client, key):
+        serve()
+        page = client.get(f"/keys/{key.prefix}/").content.decode()
+
+        for absent in (f"/keys/{key.prefix}/edit/", f"/keys/{key.prefix}/rotate/", 'id="use"'):
+            assert absent not in page
+        assert f"/keys/{key.prefix}/revoke/" in page
+        assert client.get(f"/keys/{key.prefix}/edit/").status_code == 404
+
+    def test_no_page_changes_or_replaces_it(self, client, key):
+        form = {"name": "canary", "responsible": "", "expires_on": ""}
+        assert client.post(f"/keys/{key.prefix}/edit/", form).status_code == 404
+        client.post(f"/keys/{key.prefix}/rotate/", {"overlap": "0"})
+
+        key.refresh_from_db()
+        assert (ApiKey.objects.count(), key.key_class, key.state) == (1, ApiKey.Class.CANARY, "active")
+
+    def test_the_admin_site_shows_it_and_changes_nothing_of_it(self, client, key):
+        address = f"/admin/keys/apikey/{key.pk}/change/"
+        assert 'name="key_class"' not in client.get(address).content.decode()
+
+        client.post(address, {"name": "mine", "key_class": "interactive"})
+
+        key.refresh_from_db()
+        assert (key.name, key.key_class) == ("canary", ApiKey.Class.CANARY)
+
+    def test_the_admin_site_makes_no_other_key_one_of_the_canary(self, client, key, research):
+        other = service_key_of(research, "Dify")
+
+        page = client.get(f"/admin/keys/apikey/{other.pk}/change/").content.decode()
+
+        assert 'value="batch"' in page
+        assert 'value="canary"' not in page

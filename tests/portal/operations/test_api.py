@@ -16,6 +16,7 @@ from modelregistry.models import Alias, FileReport, Host, HostReport, LogSubscri
 from portal.audit.models import AuditEvent
 from portal.keys.models import ModelAccess
 from portal.web.rest import problems
+from tests.html import one_of
 from tests.modelregistry import paper_models
 from tests.pages import FAR, serve
 from tests.portal.calling import Caller
@@ -56,6 +57,10 @@ ADDRESSES = [
     ("PUT", "models/1/visibility/"),
     ("GET", "models/1/facts/"),
     ("GET", "models/1/loops/"),
+    ("GET", "models/1/evictions/"),
+    ("GET", "hosts/1/evictions/"),
+    ("GET", "models/1/canary/"),
+    ("POST", "models/1/canary/"),
     ("POST", "models/predict/"),
     ("GET", "presets/"),
     ("GET", "replicas/"),
@@ -369,6 +374,24 @@ def test_registering(operator, research):
     assert audited(via="api") == ["model.add", "alias.add", "access.add"]
 
 
+def test_hours_are_kept_in_one_language_and_shown_in_the_page_s(operator, as_olivia):
+    model = serve()
+    changed = operator("PATCH", f"models/{model.pk}/", {"hours": "月－金　８：００－２０：００"})
+    assert (changed.status_code, changed.json()["hours"]) == (200, "Mon-Fri 08:00-20:00")
+    model.refresh_from_db()
+    assert one_of(as_olivia.get("/operations/models/qwen/"), "#hours").text.endswith("Mon-Fri 08:00-20:00")
+    with translation.override("ja"):
+        assert model.shown_hours == "月-金 08:00-20:00"
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e308])
+def test_a_number_that_no_float_holds_is_refused_at_its_field(operator, value):
+    model = serve()
+    refused = operator("PATCH", f"models/{model.pk}/", {"sampling": {"temperature": {"default": value}}})
+    assert refused.status_code == 400
+    assert refused.json()["errors"][0]["pointer"].startswith("#/sampling")
+
+
 def test_what_is_wrong_is_told_with_its_place(operator):
     serve("taken")
     answer = operator("POST", "models/", {"name": "taken", "engine": "magic", "tenants": ["nobody"], "args": [[]]})
@@ -416,6 +439,16 @@ def test_changing_only_what_is_sent(operator, research):
     assert audited(via="api") == ["model.change", "access.add"]
 
 
+def test_how_a_model_sleeps_is_read_and_written_and_refused_where_it_cannot(operator):
+    made = operator("POST", "models/", {"name": "far", **FAR}).json()
+    assert made["sleep_mode"] == "stop"
+    refused = operator("PATCH", f"models/{made['id']}/", {"sleep_mode": "level1"})
+    (error,) = refused.json()["errors"]
+    assert (refused.status_code, error["pointer"]) == (400, "#/sleep_mode")
+    ServedModel.objects.update(engine="vllm", sleep_mode="level2")
+    assert operator("GET", f"models/{made['id']}/").json()["sleep_mode"] == "level2"
+
+
 def test_word_loops_and_sampling_are_read_and_written(operator):
     body = {"loops": "stop", "loop_sensitivity": "high", "sampling": {"temperature": {"default": 0.6, "most": 1.0}}}
     made = operator("POST", "models/", {"name": "far", **FAR, **body}).json()
@@ -444,6 +477,17 @@ def test_what_a_model_cannot_do_about_loops_is_refused_at_its_place(operator, po
     answer = operator("POST", "models/", {"name": "far", **FAR, **body})
     assert (answer.status_code, [one["pointer"] for one in answer.json()["errors"]]) == (400, [pointer])
     assert not ServedModel.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [("loops", ServedModel.Loops), ("loop_sensitivity", ServedModel.LoopSensitivity), ("engine", ["vllm", "external"])],
+)
+def test_an_unknown_choice_is_refused_with_those_that_there_are(operator, name, choices):
+    (error,) = operator("POST", "models/", {"name": "far", **FAR, name: "x" * 500}).json()["errors"]
+    assert error["pointer"] == f"#/{name}"
+    assert all(choice in error["detail"] for choice in choices)
+    assert len(error["detail"]) < 200
 
 
 def test_a_change_that_is_half_wrong_changes_nothing(operator):

@@ -16,6 +16,7 @@ from websockets.sync.client import connect
 from modelregistry.models import Host, HostReport, LogSubscription, LogTail, Replica
 from portal.operations.consumers import find_addition
 from portal.operations.live import LiveOperationsFeed, OverviewReader
+from portal.operations.queue_reports import withdraw_report, write_report
 from portal.usage.live import LiveUsageFeed
 from portal.web import websockets
 from tests.installation import installed
@@ -26,6 +27,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.django_db(transaction=True)
 
 GB = 10**9
+QUEUE = "/ws/operations/queue/"
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def report(host: Host) -> None:
 # --- who
 
 
-@pytest.mark.parametrize("path", [OPERATIONS, "/ws/operations/replicas/1/log/", "/ws/elsewhere/"])
+@pytest.mark.parametrize("path", [OPERATIONS, QUEUE, "/ws/operations/replicas/1/log/", "/ws/elsewhere/"])
 def test_only_operators_are_let_in(site, path, alice, bob, charlie):
     assert all(is_refused(site, somebody, path) for somebody in (alice, bob, charlie, None))
 
@@ -99,6 +101,24 @@ def test_who_operates_no_more_is_cut(site, olivia, end):
         with pytest.raises(ConnectionClosed) as caught:
             connection.recv(timeout=30)
         assert caught.value.rcvd.code == 4403
+
+
+# --- the queue
+
+
+def test_the_queue_is_sent_whenever_a_worker_reports_and_shown_as_old_while_the_database_is_away(site, olivia):
+    nothing = {"calls": [], "models": [], "replicas": []}
+    with open_socket(site, olivia, QUEUE) as connection:
+        assert next_message(connection, "queue")["workers"] == []
+        write_report("here/1", nothing, [])
+        (worker,) = next_message(connection, "queue")["workers"]
+        assert worker["worker"] == "here/1"
+        site.database.away = True
+        next_message(connection, "stale")
+        site.database.away = False
+        assert next_message(connection, "queue")["workers"]
+        withdraw_report("here/1")
+        until(lambda: not next_message(connection, "queue")["workers"])
 
 
 # --- hosts and models

@@ -7,6 +7,7 @@ from django.utils import timezone
 
 from modelregistry.models import Replica, ServedModel
 from portal.usage import records
+from portal.usage.loop_rates import read_failures
 from tests.html import all_of, has, one_of
 from tests.pages import serve
 from tests.portal.calling import Caller
@@ -45,7 +46,7 @@ class TestModelPage:
         assert [one["data-temperature"] for one in all_of(page, "#loop-rates [data-temperature]")] == ["0", "0.7"]
         assert one_of(page, "#loop-rates [data-engine]")["data-engine"] == "llama-server b11549"
         texts = [one.text for one in all_of(page, "#loop-rates [data-temperature] small")]
-        assert texts == ["4.1–15.0 %", "0.2–5.4 %"]
+        assert texts == ["4.1%–15.0%", "0.2%–5.4%"]
         chart = page.context["loops"].chart
         assert [series.values[-5] for series in chart.series] == pytest.approx([1.0, 0.18, 5.45], abs=0.01)
         assert len(chart.slots) == 30
@@ -64,6 +65,54 @@ class TestModelPage:
         assert not has(page, "#loop-rates table")
         assert len(all_of(page, "#loop-rates [data-unknown]")) == 2
         assert not has(as_olivia.get("/operations/models/e5/"), "#loop-rates")
+
+
+def test_a_model_whose_answers_could_not_be_watched_needs_attention(as_olivia, now):
+    serve()
+    facts = {"model": "qwen", "watched": False, "observer_failed": True}
+    records.record_usage([row("a", started_at=now, **facts), row("b", started_at=now, status="aborted", **facts)])
+    page = as_olivia.get("/operations/")
+    assert has(page, "#attention [data-unwatched=qwen]")
+    assert read_failures(now) == {"qwen": 2}
+    assert not has(as_olivia.get(PAGE), "#loop-rates table")  # they say nothing of the rate
+    assert read_failures(now + timedelta(days=2)) == {}
+
+
+class TestSamplingChange:
+    """Whether other settings helped: the days before the change beside those after it."""
+
+    def set_sampling(self, at: datetime, time_machine) -> None:
+        now = timezone.now()
+        time_machine.move_to(at, tick=False)
+        model = ServedModel.objects.get()
+        model.sampling = {"temperature": {"default": 0.7}}
+        model.save()
+        time_machine.move_to(now, tick=False)
+
+    @pytest.mark.parametrize(
+        ("before", "after", "verdict"),
+        [
+            ((20, 80), (1, 99), "helped"),
+            ((1, 99), (20, 80), "worse"),
+            ((5, 95), (4, 96), "no difference"),
+            ((20, 80), (0, 5), "unknown"),
+        ],
+    )
+    def test_it_is_told_whether_it_helped(self, as_olivia, now, time_machine, before, after, verdict):
+        answers(*before, now - timedelta(days=12))
+        answers(50, 50, now - timedelta(days=9))  # of the day itself, which belongs to neither
+        self.set_sampling(now - timedelta(days=9), time_machine)
+        answers(*after, now - timedelta(days=3))
+        assert one_of(as_olivia.get(PAGE), "#sampling-change")["data-verdict"] == verdict
+
+    def test_a_change_of_something_else_or_of_long_ago_is_none(self, as_olivia, now, time_machine):
+        answers(20, 80, now - timedelta(days=12))
+        model = ServedModel.objects.get()
+        model.loops = "stop"
+        model.save()
+        assert not has(as_olivia.get(PAGE), "#sampling-change")
+        self.set_sampling(now - timedelta(days=40), time_machine)
+        assert not has(as_olivia.get(PAGE), "#sampling-change")
 
 
 class TestAttention:
@@ -88,6 +137,7 @@ def test_the_api_tells_the_same(olivia, described, now):
     (model,) = operator.get("models/?name=qwen")["results"]
     told = operator.get(f"models/{model['id']}/loops/")
     assert told["raised"] is True
+    assert told["change"] is None
     assert (told["recent"]["answers"], told["recent"]["looped"], told["recent"]["share"]) == (40, 6, 0.15)
     assert told["usual"]["high"] == pytest.approx(0.0278, abs=1e-4)
     assert [(one["day"], one["version"], one["temperature"], one["looped"]) for one in told["days"]] == [

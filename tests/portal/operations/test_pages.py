@@ -9,6 +9,7 @@ from django.test import Client
 from django.utils import timezone, translation
 from django.utils.html import escape
 
+from modelregistry import sampling
 from modelregistry.addresses import AddressFault
 from modelregistry.engines.registry import engine_named
 from modelregistry.failure_advice import ADVICE
@@ -21,13 +22,18 @@ from portal.operations.callers import Callers, count_callers
 from portal.operations.forms import permitted_tenants
 from portal.operations.templatetags import machines
 from tests.fleet import fleet, gpu, host, model, replica
-from tests.html import all_of, has, one_of
+from tests.html import all_of, has, one_of, parse, texts
 from tests.modelregistry import paper_models
 from tests.pages import key_of, serve, use
 from tests.portal.browsing import read
 from tests.translations import japanese  # noqa: F401
 
 pytestmark = pytest.mark.django_db
+
+
+def shown_parameters(page: str) -> list[str]:
+    return [one["data-parameter"] for one in all_of(page, "[data-parameter]") if "hidden" not in one.attributes]
+
 
 ADDRESSES = [
     "/operations/",
@@ -70,13 +76,13 @@ class TestWhoMaySeeThem:
 class TestOverview:
     def test_its_cost_does_not_grow_with_models_and_hosts(self, as_olivia, django_assert_num_queries):
         serve("qwen-0")
-        # session, user, the bar on top, zone; usage; models, replicas, aliases; hosts; unrecorded; loops
-        with django_assert_num_queries(11):
+        # session, user, the bar on top, news, zone; usage; models, replicas, aliases; hosts; unrecorded; loops
+        with django_assert_num_queries(13):
             as_olivia.get("/operations/")
         fleet()
         for number in range(1, 20):
             serve(f"qwen-{number}")
-        with django_assert_num_queries(11):
+        with django_assert_num_queries(13):
             as_olivia.get("/operations/")
 
     def test_hosts_are_shown_with_who_holds_their_memory(self, as_olivia):
@@ -89,13 +95,44 @@ class TestOverview:
         assert "python train_lora.py" in strangers
         assert "48213" in strangers
 
+    def test_several_hosts_have_a_row_each_with_how_busy_and_hot_they_are(self, as_olivia):
+        cards = [
+            {**gpu(n, "NVIDIA H100", 85.0, 10.0), "utilisation": busy, "temperature": 40 + n}
+            for n, busy in enumerate([90, 30])
+        ]
+        host("gpu-01", *cards)
+        page = read(as_olivia, "/operations/")
+        assert has(page, "#host-gpu-01 details.more[open] figcaption")  # alone, it is shown whole
+        assert texts(page, "#host-gpu-01 [data-busy]") == ["60%"]
+        assert "41" in texts(page, "#host-gpu-01 [data-hottest]")[0]
+        host("gpu-02", gpu(0, "NVIDIA H100", 85.0, 10.0))  # its supervisor is of version 1.0
+        page = read(as_olivia, "/operations/")
+        assert not has(page, "article.host > details[open]")
+        assert not has(page, "#host-gpu-02 [data-busy]")
+
     def test_a_silent_host_is_not_believed(self, as_olivia):
         fleet()
         page = read(as_olivia, "/operations/")
-        assert has(page, "#host-edge-03 h3 .state.watch")
+        assert has(page, "#host-edge-03 summary .state.watch")
         row = one_of(page, "#model-bge-reranker-v2")
         assert row.all(".state.watch")
         assert not row.all(".state.fine")
+
+    def test_a_model_that_lives_on_asleep_is_shown_with_its_level_and_the_memory_that_it_holds(self, as_olivia):
+        serve()
+        facts = {
+            "state": "asleep",
+            "slept": "level1",
+            "pid": 7,
+            "devices": [0],
+            "memory_by_device": {"0": 1_100_000_000},
+        }
+        Replica.objects.update(memory_bytes=1_100_000_000, memory_fixed=65_000_000_000, **facts)
+        for path in ("/operations/", "/operations/models/qwen/"):
+            shown = one_of(read(as_olivia, path), "[data-slept=level1]").text
+            assert {"1.1 GB", "65.0 GB"} <= set(re.findall(r"[0-9.]+ GB", shown))
+        Replica.objects.update(slept="", pid=None)  # it was stopped: nothing is left
+        assert not has(read(as_olivia, "/operations/models/qwen/"), "[data-slept]")
 
     def test_without_a_host_it_says_what_to_do_first(self, as_olivia):
         assert "manage.py supervise" in read(as_olivia, "/operations/")
@@ -193,8 +230,24 @@ class TestForms:
         assert has(page, "details[open] input[name=temperature_most][value='0.9']")
         assert has(page, "input[name=temperature_default][value='0.0']")
         assert has(page, "[name=loops][value=stop][checked]")
-        assert not has(page, "[data-parameter=dry_multiplier]")  # an external engine has none
+        assert shown_parameters(page) == ["temperature", "top_p", "presence_penalty", "frequency_penalty"]
         assert has(read(as_olivia, "/operations/models/new-one/"), "#sampling [data-parameter=temperature]")
+
+    def test_a_new_models_form_shows_what_the_engine_takes_and_all_while_none_is_chosen(self, as_olivia):
+        page = read(as_olivia, "/operations/models/new/")
+        assert shown_parameters(page) == list(sampling.PARAMETERS)
+        page = register(as_olivia, engine="vllm", name="").content.decode()
+        assert shown_parameters(page) == [one for one in sampling.PARAMETERS if one != "dry_multiplier"]
+        page = register(as_olivia, engine="llama.cpp", name="").content.decode()
+        assert shown_parameters(page) == list(sampling.PARAMETERS)
+
+    def test_what_the_engine_does_not_take_is_refused_by_name_and_shown(self, as_olivia):
+        page = register(as_olivia, engine="vllm", path="/m", url="", dry_multiplier_default="0.8").content.decode()
+        assert "dry_multiplier" in shown_parameters(page)
+        (error,) = all_of(page, "[data-parameter=dry_multiplier] .error")
+        assert "dry_multiplier" in error.text
+        assert "repetition_penalty" in error.text  # what it takes
+        assert not ServedModel.objects.exists()
 
     @pytest.mark.parametrize(
         ("name", "more"),
@@ -209,11 +262,27 @@ class TestForms:
         assert has(response.content.decode(), f"details[open] [data-parameter={name}].wrong .error")
         assert not ServedModel.objects.exists()
 
+    @pytest.mark.parametrize("name", ["loops", "loop_sensitivity"])
+    def test_an_unknown_choice_about_loops_is_refused_at_its_field(self, as_olivia, name):
+        page = register(as_olivia, **{name: "end"}).content.decode()
+        assert has(page, f"details[open] #id_{name}_error")
+        assert len(all_of(page, f"details[open] input[name={name}]")) == 3  # beside those that there are
+        assert not ServedModel.objects.exists()
+
     def test_a_form_that_says_nothing_of_loops_leaves_them_as_they_are(self, as_olivia):
         register(as_olivia, loops="stop", loop_sensitivity="low")
         as_olivia.post("/operations/edit/new-one/", {"tensor_parallel": "1", **REGISTRATION, "description_en": "Fine"})
         model = ServedModel.objects.get(description_en="Fine")
         assert (model.loops, model.loop_sensitivity) == ("stop", "low")
+
+    def test_how_a_model_sleeps_is_chosen_and_refused_where_its_engine_has_no_choice(self, as_olivia):
+        page = register(as_olivia, sleep_mode="level1").content.decode()
+        assert has(page, "details[open] #id_sleep_mode_error")
+        assert not ServedModel.objects.exists()
+        register(as_olivia)
+        assert ServedModel.objects.get().sleep_mode == "stop"  # a form without it
+        ServedModel.objects.update(engine="vllm", sleep_mode="level2")
+        assert has(read(as_olivia, "/operations/models/new-one/"), "#sleep-mode [data-sleep=level2]")
 
     def test_an_error_stands_at_its_field_and_what_was_typed_is_kept(self, as_olivia):
         response = register(as_olivia, url="ftp://nowhere", description_en="For summaries")
@@ -241,6 +310,22 @@ class TestForms:
         form = as_olivia.get("/operations/models/new/?preset=multilingual-e5-large-instruct").context["form"]
         assert form["args"].value() == "--pooling\nmean\n-b\n512\n-ub\n512"
         assert (form["engine"].value(), form["task"].value()) == ("llama.cpp", "embedding")
+
+        assert form["name"].value() == "multilingual-e5-large-instruct"
+
+    @pytest.mark.parametrize(("query", "open_", "closed"), [("", "path", "url"), ("?engine=external", "url", "path")])
+    def test_what_the_engine_needs_is_open_right_below_its_choice(self, as_olivia, query, open_, closed):
+        page = parse(read(as_olivia, f"/operations/models/new/{query}"))
+        names = [field.attributes.get("name", "") for field in page.all("form.narrow [name]")]
+        order = list(dict.fromkeys(name for name in names if name in ("engine", "url", "path", "name")))
+        assert order == ["engine", "url", "path", "name"]
+        groups = [group for group in page.all("details[data-engines]") if group.all(f"[name={open_}]")]
+        assert ["open" in group.attributes for group in groups] == [True]
+        assert not page.all(f"details[data-engines][open] [name={closed}]")
+        for name in ("path", "url"):
+            [label] = page.all(f"label[for=id_{name}]")
+            assert not label.all("small")  # which says that a field is optional
+        assert page.all("label[for=id_upstream_model] small")
 
     def test_what_it_will_take_is_told_without_registering(self, as_olivia, files):
         host("gpu-01", gpu(0, "NVIDIA RTX 6000 Ada", 51.5, 2), engines={"vllm": "0.32.0"})
@@ -445,10 +530,6 @@ class TestFigures:
     def test_bytes(self, value, text):
         assert machines.gigabytes(value) == text
 
-    @pytest.mark.parametrize(("value", "text"), [(0.424, "0.42 s"), (1.26, "1.3 s"), (75.4, "75 s"), (None, "")])
-    def test_seconds(self, value, text):
-        assert machines.seconds(value) == text
-
     def test_a_problem_that_has_no_sentence_is_told_as_it_came(self):
         assert machines.problem({"code": "strange", "detail": "The sky fell."}) == "The sky fell."
         assert "/var: 12 MB" in machines.problem({"code": "disk-full", "detail": "/var: 12 MB"})
@@ -526,6 +607,6 @@ class TestHosts:
 
     def test_a_host_in_maintenance_that_is_switched_off_needs_nobody(self, as_olivia):
         card = host("gpu-01", silent=timedelta(minutes=9))
-        assert 'href="#host-gpu-01"' in read(as_olivia, "/operations/")
+        assert 'href="/operations/#host-gpu-01"' in read(as_olivia, "/operations/")
         Host.objects.filter(pk=card.pk).update(maintenance=True)
-        assert 'href="#host-gpu-01"' not in read(as_olivia, "/operations/")
+        assert 'href="/operations/#host-gpu-01"' not in read(as_olivia, "/operations/")

@@ -59,6 +59,14 @@ def test_a_second_start_changes_nothing_and_shows_no_secret(capsys):
     assert "changepassword demo" in said
 
 
+def test_people_of_the_made_up_company_are_named_at_the_next_start(capsys):
+    User.objects.create_user("demo.operator")
+    User.objects.create_user("demo.gone", is_active=False)
+    said = firstrun(capsys)
+    assert "changepassword demo.operator" in said
+    assert "demo.gone" not in said
+
+
 def test_an_installation_that_has_people_gets_nothing(capsys, alice):
     said = firstrun(capsys)
     assert not Tenant.objects.filter(slug="demo").exists()

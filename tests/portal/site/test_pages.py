@@ -6,18 +6,17 @@ from datetime import timedelta
 import pytest
 from django.conf import settings as django_settings
 from django.test import RequestFactory
-from django.utils import dateformat, timezone, translation
+from django.utils import timezone, translation
 from django.views.defaults import server_error
 
-from modelregistry.models import Alias, Host, ServedModel
 from portal.audit.models import AuditEvent
-from portal.keys.models import ApiKey, ModelAccess
+from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
 from portal.web.templatetags import formatting
 from tests.conftest import person
 from tests.html import all_of, has, one_of, parse, texts
-from tests.pages import key_of, serve, use
+from tests.pages import key_of, serve, service_key_of, use
 from tests.portal.browsing import read
 
 pytestmark = pytest.mark.django_db
@@ -124,6 +123,57 @@ class TestHome:
         page = read(client, "/")
         assert has(page, "#no-tenant a[href='mailto:olivia@example.com']")
 
+    def test_a_question_can_be_typed_right_there(self, as_alice):
+        assert not has(read(as_alice, "/"), "[data-ask]")
+        serve("qwen")
+        assert has(read(as_alice, "/"), "#try-it form[data-ask][action='/try/'] [data-question]")
+
+    def test_the_limit_that_stops_first_is_shown_and_the_others_are_folded_away(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        use(key, tokens=(60, 0))
+        for amount, window in ((1000, "day"), (100, "month")):
+            Quota.objects.create(user=alice, unit="tokens", window=window, amount=amount)
+        Quota.objects.create(user=alice, unit="requests", window="minute", amount=1)
+        page = parse(read(as_alice, "/"))
+        assert page.one("#left .one [data-amount]")["data-amount"] == "100"
+        folded = page.all("#left details.more [data-amount]")
+        assert {line["data-amount"] for line in folded} == {"1000", "1"}
+
+    def test_a_limit_that_blocks_comes_before_all(self, as_alice, alice, research):
+        use(key_of(alice, research), tokens=(100, 0))
+        Quota.objects.create(user=alice, unit="tokens", window="day", amount=100)
+        Quota.objects.create(user=alice, unit="requests", window="day", amount=0)
+        assert one_of(read(as_alice, "/"), "#left .one [data-amount]")["data-amount"] == "0"
+
+    def test_an_operator_sees_what_needs_attention_before_anything_else(self, as_olivia, olivia, research):
+        olivia.memberships.create(tenant=research)
+        serve("broken", state="failed")
+        service_key_of(research, expires_at=timezone.now() + timedelta(days=3))
+        page = read(as_olivia, "/")
+        sections = [one["id"] for one in all_of(page, "main section[id]")]
+        assert sections[0] == "operator"
+        assert has(page, "#operator a[href='/operations/models/broken/']")
+        assert has(page, "#operator [data-expiring] a[href='/keys/services/']")
+
+    def test_nothing_is_said_to_need_attention_where_nothing_does(self, as_olivia):
+        serve()
+        page = one_of(read(as_olivia, "/"), "#operator")
+        assert not page.all(".state")
+
+    def test_a_tenant_admin_sees_the_month_of_the_tenant_and_who_is_near_a_limit(self, as_bob, alice, research):
+        use(key_of(alice, research), tokens=(90, 0))
+        assert not has(read(as_bob, "/"), "[data-near]")
+        Quota.objects.create(tenant=research, user=alice, unit="tokens", window="day", amount=100)
+        card = one_of(read(as_bob, "/"), "[data-tenant-of-admin=research]")
+        assert card.all("a[data-near][href='/tenant/research/']")
+        assert "90" in card.text
+
+    def test_an_employee_sees_nothing_of_these(self, as_alice):
+        serve("broken", state="failed")
+        page = read(as_alice, "/")
+        assert not has(page, "#operator")
+        assert not has(page, "[data-tenant-of-admin]")
+
     def test_an_operator_without_a_tenant_is_led_to_the_admin(self, client, olivia):
         client.force_login(olivia)
         assert has(read(client, "/"), "#operator a[href='/operations/']")
@@ -170,103 +220,15 @@ class TestHome:
 
         serve()
         fill(1)
-        # session, user; the bar on top; zone, tenants; newest key, models, replicas, aliases; keys, their models;
-        # tenants, keys and their quotas, their lines, spent, what may be asked and was; requests, those to
-        # answer, admins; usage
-        with django_assert_num_queries(21):
+        # session, user; the bar on top; tenants and those of an admin; keys, their models; models, replicas, aliases;
+        # keys with quotas, their lines, spent, what may be asked and was; requests, those to answer, admins; usage;
+        # use cases; whether courses are declined, the steps that are done, and three in which more may have been done
+        as_alice.get("/")  # stores the steps that are done by now
+        with django_assert_num_queries(24):
             as_alice.get("/")
         fill(9)
-        with django_assert_num_queries(21):
+        with django_assert_num_queries(24):
             as_alice.get("/")
-
-
-class TestModels:
-    def test_each_is_shown_with_what_it_is_for_and_how_it_is(self, as_alice):
-        serve("qwen", context=32768)
-        serve("e5", task="embedding", state="asleep")
-        ServedModel.objects.update(loops="off")
-        page = read(as_alice, "/models/")
-        chat, embedding = parse(page).all("article.model")
-        assert "32,768" in chat.text
-        assert chat.all(".state.fine")
-        assert embedding.all(".state.watch")
-        facts = [len(model.all(".settings.plain dt")) for model in (chat, embedding)]
-        assert facts[1] == facts[0] + 1  # how it is now
-
-    def test_what_answers_now_comes_first(self, as_alice):
-        serve("a", state="failed")
-        serve("b", state="asleep")
-        serve("c")
-        assert [offer.name for offer, _ in as_alice.get("/models/").context["models"]] == ["c", "b", "a"]
-
-    def test_a_model_of_a_silent_host_is_not_said_to_answer(self, as_alice):
-        serve()
-        Host.objects.update(seen_at=timezone.now() - timedelta(seconds=61))
-        page = read(as_alice, "/models/")
-        assert has(page, ".state.watch")
-        assert not has(page, ".state.fine")
-        assert has(read(as_alice, "/"), "#first-key .state.watch")
-
-    def test_other_names_and_the_last_day_are_told(self, as_alice):
-        model = serve("qwen")
-        Alias.objects.create(name="default", model=model)
-        model.retires_on = timezone.localdate() + timedelta(days=9)
-        model.save()
-        page = read(as_alice, "/models/")
-        assert "default" in texts(page, "dd code")
-        assert has(page, "article.model .notice.warning")
-        assert dateformat.format(model.retires_on, "j M Y") in page  # as all other days, not Django's Dec. 23, 2026
-
-    @pytest.mark.parametrize("loops", ["off", "count", "stop"])
-    def test_what_is_set_for_callers_and_done_about_loops_is_told(self, as_alice, loops):
-        serve("qwen")
-        serve("e5", task="embedding")
-        ServedModel.objects.update(loops=loops, sampling={"repetition_penalty": {"default": 1.05}})
-        page = read(as_alice, "/models/")
-        assert len(all_of(page, "[data-parameter=repeat_penalty]")) == 1  # as llama.cpp calls it; none for embeddings
-        assert len(all_of(page, f"[data-loops={loops}]")) == (loops != "off")
-        assert ("x-madoguchi-loops" in page) == (loops != "off")
-
-    def test_a_description_is_in_the_page_s_language_or_else_the_other(self, as_alice):
-        model = serve("qwen")
-        model.description_ja, model.description_en = "要約に向いています。", "Good at summaries."
-        model.save()
-        assert "要約に向いています。" in read(as_alice, "/models/", accept_language="ja")
-        assert "Good at summaries." in read(as_alice, "/models/", accept_language="en")
-        model.description_en = ""
-        model.save()
-        assert "要約に向いています。" in read(as_alice, "/models/", accept_language="en")
-
-    def test_a_model_of_other_tenants_is_for_them_and_for_operators(self, client, alice, charlie, olivia, sales):
-        ModelAccess.objects.create(model=serve("sales-only"), tenant=sales)
-        for who, sees in [(alice, False), (charlie, True), (olivia, True)]:
-            client.force_login(who)
-            assert ("sales-only" in read(client, "/models/")) is sees
-
-    def test_a_model_that_is_switched_off_is_not_offered(self, as_alice):
-        model = serve("old")
-        model.enabled = False
-        model.save()
-        assert "old" not in read(as_alice, "/models/")
-
-    def test_a_model_is_offered_until_the_day_before_it_retires(self, as_alice):
-        model = serve("old")
-        model.retires_on = timezone.localdate() + timedelta(days=1)
-        model.save()
-        assert "old" in read(as_alice, "/models/")
-        model.retires_on = timezone.localdate()
-        model.save()
-        assert "old" not in read(as_alice, "/models/")
-
-    def test_many_models_cost_no_more_queries_than_one(self, as_alice, django_assert_num_queries):
-        serve("m-0")
-        # session, user, the bar on top, tenants, models, replicas, aliases
-        with django_assert_num_queries(7):
-            as_alice.get("/models/")
-        for n in range(1, 20):
-            serve(f"m-{n}")
-        with django_assert_num_queries(7):
-            as_alice.get("/models/")
 
 
 class TestAdmin:
@@ -369,6 +331,18 @@ class TestFigures:
         with translation.override("en"):
             assert re.search(r">\D+ 00:30<", formatting.moment(context, now))
             assert ">20 Nov, 23:30<" in formatting.moment(context, now - timedelta(hours=1))
+
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [
+            *[(0, "0"), (0.004, "0.004"), (0.099, "0.10"), (0.424, "0.42"), (1.26, "1.3"), (1.96, "2.0"), (2.0, "2")],
+            *[(30, "30"), (75.4, "75.4"), (239.999, "240"), (5400.4, "5,400")],
+        ],
+    )
+    def test_seconds_are_rounded_and_grouped_alike_everywhere(self, value, shown):
+        assert formatting.seconds(value) == f"{shown} s"
+        assert formatting.ms_in_seconds(round(value * 1000)) == shown
+        assert formatting.seconds(None) == ""
 
     @pytest.mark.parametrize(
         ("first", "last", "name"),

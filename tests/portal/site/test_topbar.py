@@ -6,7 +6,7 @@ from django.utils import timezone
 from portal.accounts.models import Membership, Tenant, User
 from portal.notifications.models import Notice
 from portal.site.templatetags.topbar import topbar_facts
-from tests.html import all_of, has, one_of
+from tests.html import all_of, has
 from tests.portal.browsing import client_of
 
 pytestmark = pytest.mark.django_db
@@ -44,11 +44,17 @@ def test_the_place_where_one_is_is_marked(client, alice):
     assert [link["href"] for link in all_of(page, "[aria-current]")] == ["/keys/"]
 
 
+def test_single_requests_belong_to_usage(client, alice):
+    client.force_login(alice)
+    assert [link["href"] for link in all_of(client.get("/requests/"), "[aria-current]")] == ["/usage/"]
+
+
 def test_unread_notices_are_told_on_the_account_s_button(client, alice):
     client.force_login(alice)
     assert not has(client.get("/keys/"), "header .badge")
     add_notices(alice, 2)
-    assert "2" in one_of(client.get("/keys/"), ".tools summary[aria-label]")["aria-label"]
+    _, account = all_of(client.get("/keys/"), ".tools summary[aria-label]")  # the first one opens the search
+    assert "2" in account["aria-label"]
 
 
 def places(user: User) -> dict[str, str]:
@@ -56,7 +62,7 @@ def places(user: User) -> dict[str, str]:
     return {link["href"]: link.text for link in all_of(client_of(user).get("/keys/"), "[data-places] a")}
 
 
-FOR_ALL = ["/", "/keys/", "/usage/", "/models/", "/try/"]
+FOR_ALL = ["/", "/keys/", "/usage/", "/models/", "/try/", "/use-cases/"]
 
 
 def test_a_member_has_what_everybody_has(alice):

@@ -13,7 +13,7 @@ from portal.quotas import administration
 from portal.quotas.administration import QuotaKind, QuotaTarget
 from portal.quotas.models import Quota, QuotaRequest
 from tests.conftest import person
-from tests.html import all_of, has, one_of, texts
+from tests.html import all_of, has, one_of, parse, texts
 from tests.pages import key_of, serve, service_key_of, use, use_each
 from tests.portal.browsing import read, send
 
@@ -207,7 +207,7 @@ class TestKeys:
 
 class TestQuotas:
     @pytest.mark.parametrize(
-        ("written", "amount"), [("500,000", 500_000), ("50万", 500_000), ("0.5M", 500_000), ("０", 0)]
+        ("written", "amount"), [("500,000", 500_000), ("50万", 500_000), ("0.5M", 500_000), ("１２", 12)]
     )
     def test_an_amount_is_taken_as_people_write_it(self, as_bob, research, written, amount):
         page = send(as_bob, "/tenant/research/quotas/give/?of=members", kind="tokens/day", model="", amount=written)
@@ -296,6 +296,19 @@ class TestQuotas:
         found = as_bob.get("/tenant/research/quotas/", {"q": people[7].username}).context["page"]
         assert [row.user for row in found] == [people[7]]
 
+    def test_what_blocks_everyone_is_asked_once_and_keeps_what_was_typed(self, as_bob, bob, research):
+        path, form = "/tenant/research/quotas/give/?of=members", {"kind": "tokens/day", "model": "", "amount": "0"}
+        asked = send(as_bob, path, **form)
+        assert has(asked, "#caution[data-caution=blocks-all]")
+        assert has(asked, "input[name=amount][value='0']")
+        assert not Quota.objects.exists()
+        confirmed = one_of(asked, "input[name=confirmed]")["value"]
+        other = send(as_bob, path, kind="requests/day", model="", amount="0", confirmed=confirmed)
+        assert has(other, "#caution"), "the answer to one question was taken for another's"
+        send(as_bob, path, **form, confirmed=confirmed)
+        assert Quota.objects.get().amount == 0
+        assert success_of(send(as_bob, path, **form)), "what is so already was asked about"
+
     def test_operators_set_the_default_of_each_tenant(self, as_olivia, as_bob, bob):
         send(as_olivia, "/tenants/quotas/give/", kind="tokens/month", model="", amount="2M")
         quota = Quota.objects.get()
@@ -305,14 +318,22 @@ class TestQuotas:
         assert not Quota.objects.exists()
 
 
+MORE = {"to": "member:research", "unit": "tokens", "window": "day", "model": ""}
+
+
 class TestRequests:
     @pytest.fixture
     def limited(self, bob, research):
         administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 100)
 
-    def test_one_click_at_the_bar_asks_for_double(self, as_alice, limited, alice, bob):
-        assert has(read(as_alice, "/"), "form.ask")
-        page = send(as_alice, "/more/", to="member:research", unit="tokens", window="day", model="")
+    def test_the_form_proposes_double_and_nothing_is_sent_before_it(self, as_alice, limited, alice, bob):
+        link = one_of(read(as_alice, "/"), ".ask a[href*='/more/?to=member']")
+        form = parse(read(as_alice, link["href"]))
+        assert form.one("[name=amount]")["value"] == "200"
+        assert form.all("[name=reason]")
+        as_alice.post("/more/", {"to": "member:research", "unit": "tokens", "window": "day", "model": ""})
+        assert not QuotaRequest.objects.exists()
+        page = send(as_alice, "/more/", **MORE, amount="200", reason="a report")
         row = QuotaRequest.objects.get()
         assert (row.user, row.amount, row.previous_amount, row.asked_by) == (alice, 200, 100, alice)
         assert "200" in one_of(page, "h1").text
@@ -320,7 +341,7 @@ class TestRequests:
         assert "200" in one_of(read(as_alice, "/"), f".asked a[href='/more/{row.pk}/']").text
 
     def test_a_reason_and_another_amount_can_follow_and_it_can_be_withdrawn(self, as_alice, limited):
-        send(as_alice, "/more/", to="member:research", unit="tokens", window="day", model="")
+        send(as_alice, "/more/", **MORE, amount="200", reason="")
         row = QuotaRequest.objects.get()
         send(as_alice, f"/more/{row.pk}/", amount="150", reason="a report")
         row.refresh_from_db()
@@ -450,6 +471,7 @@ class TestTenants:
         [
             *(("slug", "research"), ("slug", "a b"), ("name", ""), ("key_days", "0")),
             *(("time_zone", "localtime"), ("time_zone", "Factory")),
+            *(("weight", "0"), ("weight", "11"), ("weight", "nan"), ("weight", "much")),
         ],
     )
     def test_what_is_wrong_is_said_at_its_field(self, as_olivia, research, field, value):
@@ -459,12 +481,17 @@ class TestTenants:
         assert Tenant.objects.count() == 1
 
     def test_one_is_changed_but_not_its_short_name(self, as_olivia, research):
-        form = {"name": "研究所", "slug": "other", "time_zone": "Europe/Berlin", "key_days": ""}
+        form = {"name": "研究所", "slug": "other", "time_zone": "Europe/Berlin", "key_days": "", "weight": "2.5"}
         send(as_olivia, "/tenant/research/edit/", **form)
         research.refresh_from_db()
         assert (research.name, research.slug, research.time_zone, research.key_days) == (
             "研究所", "research", "Europe/Berlin", None,
         )  # fmt: skip
+        assert research.weight == 2.5
+        del form["weight"]
+        send(as_olivia, "/tenant/research/edit/", **form)
+        research.refresh_from_db()
+        assert research.weight == 2.5
 
     def test_switching_off_says_whom_it_hits_and_stops_the_keys(self, as_olivia, alice, research):
         key_of(alice, research)

@@ -16,4 +16,5 @@ def answered(
     """Return an answer that ended so many seconds before the last slot did."""
     end = END - ended
     facts = {"number": 1, "prompt_tokens": 5, "status": "finished", "model": "qwen", "tenant": 1, "user": 1, "key": 1}
+    facts["request_id"] = "r"
     return AnsweredRequest(began=end - took, first=first, ended=end, completion_tokens=tokens, **{**facts, **more})

@@ -110,11 +110,15 @@ class TestCounting:
     def test_only_answers_that_loops_are_looked_for_in_count(self, model):
         records.record_usage(
             [answer(status, status=status) for status in ("aborted", "failed", "refused", "interrupted")]
-            + [answer("empty", completion_tokens=0)]
+            + [answer("empty", completion_tokens=0), answer("unwatched", watched=False)]
         )
-        ServedModel.objects.update(loops="off")
-        records.record_usage([answer("unseen")])
         assert counts() == set()
+        assert loop_rates.read_recent_rates(NOON) == {}
+
+    def test_one_that_loops_counts_also_if_its_line_does_not_say_that_it_was_watched(self, model):
+        records.record_usage([answer("a", status="looped", watched=False), answer("b")])
+        assert [one[-2:] for one in counts()] == [(1, 1)]
+        assert loop_rates.read_recent_rates(NOON) == {MODEL: LoopRate(answers=2, looped=1)}
 
     def test_each_record_counts_once_however_often_it_is_written(self, model):
         for _ in range(3):

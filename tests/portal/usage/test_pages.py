@@ -101,6 +101,26 @@ class TestPage:
         assert context["sums"]["requests"] == requests
         assert len(context["rows"]) + context["older"] == requests
 
+    def test_any_days_can_be_chosen_in_either_order(self, as_alice, alice, key, time_machine):
+        time_machine.move_to("2026-11-20T03:00:00Z")
+        as_alice.force_login(alice)
+        for days in (1, 5, 9):
+            use(key, at=timezone.now() - timedelta(days=days))
+        for first, last in (("2026-11-12", "2026-11-16"), ("2026-11-16", "2026-11-12")):
+            response = as_alice.get("/usage/", {"from": first, "to": last, "by": "key"}, follow=True)
+            assert response.context["period"].name == "2026-11-12..2026-11-16"
+            assert (response.context["sums"]["requests"], response.context["group"]) == (1, "key")
+        assert as_alice.get("/usage/?from=&to=x", follow=True).status_code == 200
+
+    @pytest.mark.parametrize("by", ["model", "key"])
+    def test_groups_can_be_sorted(self, as_alice, alice, research, by):
+        for name, tokens in (("many-in", (90, 1)), ("many-out", (1, 50))):
+            use(key_of(alice, research, name), tokens=tokens, model=name)
+        for sort, first in (("", "many-in"), ("completion_tokens", "many-out"), ("nonsense", "many-in")):
+            page = as_alice.get("/usage/", {"by": by, "sort": sort})
+            assert first in page.context["groups"][0]["name"], sort
+            assert has(page, "th[aria-sort=descending] a.sort")
+
     def test_whole_days_are_shown_until_they_are_many(self, as_alice, alice, key, time_machine):
         time_machine.move_to("2026-11-20T03:00:00Z")
         as_alice.force_login(alice)
@@ -127,12 +147,12 @@ class TestPage:
 
     def test_more_usage_costs_no_more_queries(self, as_alice, alice, research, key, django_assert_num_queries):
         use(key)
-        # session, user, the bar on top, zone, series, totals, those before, tenants to choose from
-        with django_assert_num_queries(8):
+        # session, user, the bar on top, zone, series, totals, those before, prices, tenants to choose from
+        with django_assert_num_queries(9):
             as_alice.get("/usage/?period=90")
         for n in range(40):
             use(key_of(alice, research, f"k{n}"), model=f"m{n}", at=timezone.now() - timedelta(days=n))
-        with django_assert_num_queries(8):
+        with django_assert_num_queries(9):
             as_alice.get("/usage/?period=90")
 
 
@@ -558,7 +578,11 @@ class TestPeriods:
         assert (before.first, before.last) == (first, last)
 
     @pytest.mark.parametrize(
-        "name", ["15", "", "2026-13", "2026-02-30", "FY0000", "FY9999", "9999-12", "2026-11-21", "2026-12", "FY2027"]
+        "name",
+        [
+            *("15", "", "2026-13", "2026-02-30", "FY0000", "FY9999", "9999-12", "2026-11-21", "2026-12", "FY2027"),
+            *("2026-11-09..2026-11-08", "2026-11-09..", "2001-01-01..2026-11-08", "2026-11-21..2026-11-22"),
+        ],
     )
     def test_an_unknown_name_and_what_has_not_begun_is_refused(self, name):
         with pytest.raises(KeyError):
@@ -603,7 +627,9 @@ class TestChart:
         drawn = token_chart(
             [row(self.DAYS[0], "a", 10), row(self.DAYS[1], "b", 30), row(self.DAYS[2], "a", 1)], self.DAYS
         )
-        assert [(series.label, series.shade, series.total) for series in drawn.series] == [("b", 1, 30), ("a", 2, 11)]
+        assert [(series.label, series.total) for series in drawn.series] == [("b", 30), ("a", 11)]
+        alone = token_chart([row(self.DAYS[0], "a", 10)], self.DAYS)
+        assert alone.series[0].shade == drawn.series[1].shade != drawn.series[0].shade
 
     def test_rare_models_share_the_last_colour_and_none_is_lost(self):
         rows = [row(self.DAYS[n], f"m{n}", 100 - n) for n in range(9)]

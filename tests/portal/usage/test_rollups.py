@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from portal.usage import records as usage
 from portal.usage import rollups
-from portal.usage.models import UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
+from portal.usage.models import UsageClientDay, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
 from tests.installation import installed
 from tests.portal.usage.record_rows import NOON, row
 from tests.postgres import postgres
@@ -41,7 +41,7 @@ rows_ = strategies.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=strategies.lists(strategies.lists(rows_, max_size=8), max_size=4))
 def test_whatever_is_recorded_in_whatever_batches_the_sums_are_those_of_the_records(batches):
-    for model in (UsageRecord, *SUMMED):
+    for model in (UsageRecord, UsageClientDay, *SUMMED):
         model.objects.all().delete()
     for batch in batches:
         usage.record_usage(batch)

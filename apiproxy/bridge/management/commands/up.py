@@ -32,6 +32,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from apiproxy.bridge import checks
 from apiproxy.server.portal_proxy import short_socket_path
+from modelregistry.plain_numbers import whole_number
 from modelregistry.schema import check_schema
 from portal.environment import make_private_directory
 
@@ -61,16 +62,16 @@ class Command(BaseCommand):
     requires_migrations_checks = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--port", type=int, default=8000)
+        parser.add_argument("--port", type=whole_number, default=8000)
         parser.add_argument(
             "--workers",
-            type=int,
+            type=whole_number,
             default=settings.GATEWAY_WORKERS,
             help="gateway processes; more than one needs REDIS_URL",
         )
         parser.add_argument(
             "--portal-port",
-            type=int,
+            type=whole_number,
             help="a second port, for pages alone: of an nginx that sends them there",
         )
         parser.add_argument("--bind", default="127.0.0.1", help="address to listen on")
@@ -266,6 +267,10 @@ class Parent:
         self._programs = programs
         self._gateways = [program for program in programs if program.kind == GATEWAY]
         self._address = (bind, port)
+        self._settings = {
+            "GATEWAY_WORKERS": str(len(self._gateways)),
+            "GATEWAY_URL": settings.GATEWAY_URL or f"http://{url_host(reachable_host(bind))}:{port}",
+        }
         self._portal = short_socket_path(portal)
         self._stop = asyncio.Event()
         self._gateways_gone = asyncio.Event()  # no gateway is left
@@ -298,8 +303,8 @@ class Parent:
         deadline = asyncio.get_running_loop().time() + START_SECONDS
         while not self._stop.is_set() and asyncio.get_running_loop().time() < deadline:
             if await self._is_serving():
-                host = f"[{self._address[0]}]" if ":" in self._address[0] else self._address[0]
-                print(f"Madoguchi answers on http://{host}:{self._address[1]}  (Ctrl-C stops it)", flush=True)
+                bind, port = self._address
+                print(f"Madoguchi answers on http://{url_host(bind)}:{port}  (Ctrl-C stops it)", flush=True)
                 return True
             if any(process.returncode is not None for process in processes):
                 log.error("the gateway or the portal could not start")
@@ -311,7 +316,7 @@ class Parent:
 
     async def _is_serving(self) -> bool:
         bind, port = self._address
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - compared, not bound
+        host = reachable_host(bind)
         return await answers(partial(asyncio.open_connection, host, port)) and await answers(
             partial(asyncio.open_unix_connection, self._portal)
         )
@@ -329,7 +334,7 @@ class Parent:
             cwd=settings.BASE_DIR,
             start_new_session=True,
             preexec_fn=die_with_parent,
-            env={**os.environ, **SETTINGS[program.kind], "GATEWAY_WORKERS": str(len(self._gateways))},
+            env={**os.environ, **SETTINGS[program.kind], **self._settings},
         )
         if program.kind != GATEWAY or len(self._gateways) == 1:
             return await spawn(pass_fds=program.files)
@@ -370,6 +375,15 @@ class Parent:
             log.error("the %s does not stop; it is killed", name)
             process.kill()
         await process.wait()
+
+
+def reachable_host(bind: str) -> str:
+    """Return the address at which this machine reaches what listens on `bind`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - compared, not bound
+
+
+def url_host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 async def wait_for_first(*things: Callable[[], Awaitable[Any]]) -> None:

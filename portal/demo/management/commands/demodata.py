@@ -5,6 +5,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from modelregistry.plain_numbers import decimal_number, whole_number
 from portal.demo import company, staff
 from portal.site import first_run
 
@@ -34,10 +35,10 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--people", type=int, default=2000)
-        parser.add_argument("--days", type=int, default=90, help="of usage, until now")
-        parser.add_argument("--amount", type=float, default=1.0, help="times the usual number of calls")
-        parser.add_argument("--seed", type=int, default=5, help="another one: another company")
+        parser.add_argument("--people", type=whole_number, default=2000)
+        parser.add_argument("--days", type=whole_number, default=90, help="of usage, until now")
+        parser.add_argument("--amount", type=decimal_number, default=1.0, help="times the usual number of calls")
+        parser.add_argument("--seed", type=whole_number, default=5, help="another one: another company")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

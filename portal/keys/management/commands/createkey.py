@@ -82,7 +82,12 @@ class Command(BaseCommand):
         parser.add_argument("--responsible", metavar="U", help="of a service key: the member to notify")
         parser.add_argument("--name", default="", help="its name in lists; default: the service")
         parser.add_argument("--purpose", default="", help="what it is for")
-        parser.add_argument("--class", dest="key_class", choices=ApiKey.Class.values, default=ApiKey.Class.INTERACTIVE)
+        parser.add_argument(
+            "--class",
+            dest="key_class",
+            choices=[name for name, _ in ApiKey.CHOOSABLE],
+            default=ApiKey.Class.INTERACTIVE,
+        )
         parser.add_argument(
             "--expires",
             type=parse_expiry,

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from modelregistry.plain_numbers import whole_number
 from portal.keys.lifecycle import KeyRefused, rotate_key
 from portal.keys.models import ApiKey
 from portal.keys.secret import PREFIX_LENGTH
@@ -20,7 +21,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("prefix", help=f"the key's first {PREFIX_LENGTH} characters (the whole key will do)")
         parser.add_argument(
-            "--overlap", type=int, default=7, metavar="DAYS", help="how long the old key still works; 0: not; default 7"
+            "--overlap",
+            type=whole_number,
+            default=7,
+            metavar="DAYS",
+            help="how long the old key still works; 0: not; default 7",
         )
 
     def handle(self, *, prefix: str, overlap: int, **options: Any) -> None:

@@ -8,10 +8,12 @@ from django.db import transaction
 from django.db.models import QuerySet
 
 from modelregistry.models import ServedModel
+from modelregistry.plain_numbers import whole_number
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
 from portal.keys.secret import PREFIX_LENGTH
-from portal.quotas.administration import MAX_AMOUNT
+from portal.quotas.administration import MAX_AMOUNT, QuotaKind, QuotaTarget
+from portal.quotas.cautions import find_caution
 from portal.quotas.models import Quota
 from portal.quotas.units import UNITS
 
@@ -20,11 +22,12 @@ def amount(text: str) -> int | None:
     """Return a number, or None for `none`."""
     if text == "none":
         return None
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"{text!r} is neither a whole number nor 'none'")
-    if int(text) > MAX_AMOUNT:
+    number = whole_number(text)
+    if number < 0:
+        raise ArgumentTypeError("no quota is less than 0, which blocks; 'none' removes it")
+    if number > MAX_AMOUNT:
         raise ArgumentTypeError(f"no quota can be that large: the most is {MAX_AMOUNT}")
-    return int(text)
+    return number
 
 
 # What can be named together.
@@ -61,8 +64,17 @@ class Command(BaseCommand):
             if options["amount"] is None:
                 self.remove(Quota.objects.filter(**kind))
             else:
+                self.warn(kind, options["amount"])
                 quota, _ = Quota.objects.update_or_create(**kind, defaults={"amount": options["amount"]})
                 self.stdout.write(str(quota))
+
+    def warn(self, kind: dict[str, Any], amount: int) -> None:
+        """Print what a page would have asked about first."""
+        owner = {name: kind[name] for name in ("tenant", "user", "key", "default_for")}
+        what = QuotaKind(unit=kind["unit"], window=kind["window"], model=kind["model"])
+        caution = find_caution(QuotaTarget(**owner), what, amount)
+        if caution:
+            self.stderr.write(f"warning ({caution.code}): {caution.sentence}")
 
     def remove(self, quotas: QuerySet[Quota]) -> None:
         """Delete them and print which they were. Defaults and quotas of the tenant may limit the owner all the same."""

@@ -6,7 +6,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry.install import demo_models, engine_environments
 from modelregistry.install.build_cache import CannotFetch
-from portal.accounts.models import Tenant, User
+from modelregistry.plain_numbers import whole_number
+from portal.accounts.models import Tenant
 from portal.keys.code_samples import curl_sample
 from portal.keys.model_access import AvailableModel, Liveness
 from portal.site import first_run
@@ -34,8 +35,8 @@ AGAIN = """Madoguchi will be at {address}
 {person}A new key: the page for keys, or
     .venv/bin/python manage.py createkey --tenant {tenant} --service NAME
 """
-PERSON = """Sign in as demo. The password was shown at the first start; a new one:
-    .venv/bin/python manage.py changepassword demo
+PERSON = """Sign in as {names}. The password was shown once; a new one:
+    .venv/bin/python manage.py changepassword {name}
 """
 
 
@@ -46,7 +47,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--port", type=int, default=8000)
+        parser.add_argument("--port", type=whole_number, default=8000)
 
     def handle(self, *args: Any, **options: Any) -> None:
         address = settings.PUBLIC_URL or f"http://127.0.0.1:{options['port']}"
@@ -83,6 +84,7 @@ class Command(BaseCommand):
 
     def describe(self, address: str) -> str:
         """Return what to show when the database is in use already."""
-        person = PERSON if User.objects.filter(username=first_run.NAME, is_active=True).exists() else ""
+        names = list(first_run.demo_people().values_list("username", flat=True))
+        person = PERSON.format(names=" or ".join(names), name=names[-1]) if names else ""
         tenant = first_run.NAME if Tenant.objects.filter(slug=first_run.NAME).exists() else "TENANT"
         return AGAIN.format(address=address, person=person, tenant=tenant)

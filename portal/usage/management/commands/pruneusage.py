@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.utils import timezone
 
+from modelregistry.plain_numbers import whole_number
 from portal.usage.models import UsageRecord
 
 # A gateway that starts counts the current month from the records. A month has 31 days; the rest allows for clocks.
@@ -15,7 +16,7 @@ BATCH = 5000  # rows of one statement: the tables that it locks are free again s
 
 
 def parse_days(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
+    number = whole_number(text)
     if number < LEAST_DAYS:
         raise ArgumentTypeError(f"give {LEAST_DAYS} days or more: monthly quotas are counted from the records")
     return number

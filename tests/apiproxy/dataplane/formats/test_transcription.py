@@ -244,8 +244,8 @@ def test_an_upload_that_stalls_is_given_up(counter, model, monkeypatch):
 
 def test_an_engine_may_answer_before_the_upload_ends(counter, model):
     refusal = {"send": unary(400, {"error": {"message": "this is no sound", "type": "BadRequestError", "code": 400}})}
-    script = {"reading": '{"answer": true}', "script": json.dumps([refusal, {"wait": 1}, {"close": True}])}
-    response = post(counter, script, bytes(8 * MB))
+    script = {"reading": '{"answer": true}', "script": json.dumps([refusal, {"wait": 10}, {"close": True}])}
+    response = post(counter, script, bytes(8 * MB))  # which a busy machine may take seconds to send
     assert response.status_code == 400
     assert "this is no sound" in response.text
     assert counter.usage()[0].status == "refused"

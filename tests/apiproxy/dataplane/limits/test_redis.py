@@ -321,7 +321,7 @@ async def test_what_is_read_from_the_records_is_not_counted_again_when_a_worker_
 ):
     (one,) = await workers(1)
     budget = [limit("requests", 100)]
-    monkeypatch.setattr(limits.redis, "RETRY", 4.0)
+    monkeypatch.setattr(limits.kept_connection, "RETRY", 4.0)
     redis.kill()
     await eventually(lambda: one.counting.local_fallback)
     for hold in await admit_calls(one, budget, 5):

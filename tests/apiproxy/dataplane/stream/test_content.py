@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from apiproxy.dataplane.stream.content import LONGEST, ContentExtractor, read_answer
+from apiproxy.dataplane.stream.content import LONGEST, ContentExtractor, read_answer, unescape
 
 
 def chunk(text: str, *, member: str = "content", ascii_only: bool = False, **more) -> bytes:
@@ -32,10 +32,16 @@ def tool(text: str) -> bytes:
     return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
 
 
+def delta(**members) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"index": 0, "delta": members}]}).encode() + b"\n\n"
+
+
 def joined(pieces: list[bytes], batch: int = 3) -> bytes:
     extractor = ContentExtractor()
-    found = [part for at in range(0, len(pieces), batch) for part in extractor.extract(pieces[at : at + batch])]
-    return b"".join(text for _, text, _ in found)
+    found = [
+        text for at in range(0, len(pieces), batch) for text in extractor.extract(b"".join(pieces[at : at + batch]))
+    ]
+    return unescape(b"".join(text for _, text in found))
 
 
 WORDS = ["The ", "cat ", '"sat" ', "on\n", "猫が ", "\\n ", "😀", "", "content", "data: {", "}", "end"]
@@ -54,8 +60,17 @@ WORDS = ["The ", "cat ", '"sat" ', "on\n", "猫が ", "\\n ", "😀", "", "conte
         [message(word, "input_json_delta", "partial_json") for word in WORDS],
         [response(number, word) for number, word in enumerate(WORDS)],
         [tool(word) for word in WORDS],
+        [chunk(word, member="refusal") for word in WORDS],
+        [delta(function_call={"arguments": word}) for word in WORDS],
+        [delta(content=[{"type": "text", "text": word}]) for word in WORDS],
+        [delta(content=[None, {"type": "text", "text": word}, {"type": "image_url"}]) for word in WORDS],
+        [delta(tool_calls=[None, {"function": None}, {"index": 0}], content=word) for word in WORDS],
+        [delta(tool_calls=7, content=word) for word in WORDS],
     ],
-    ids=["chat", "escaped", "thoughts", "clock", "logprobs", "completion", "message", "input", "responses", "tool"],
+    ids=[
+        *("chat", "escaped", "thoughts", "clock", "logprobs", "completion", "message", "input", "responses", "tool"),
+        *("refusal", "function", "part", "parts", "nothing", "nonsense"),
+    ],
 )
 def test_the_text_of_a_stream_is_found_whole(events):
     whole = json.dumps("".join(WORDS), ensure_ascii=False).encode()[1:-1]
@@ -83,13 +98,14 @@ def test_g15_megabytes_of_log_probabilities_are_not_decoded(monkeypatch):
     assert joined([chunk("a", logprobs=["x" * LONGEST])]) == b""
 
 
-def test_several_answers_are_kept_apart():
+@pytest.mark.parametrize("index", [int, str])
+def test_several_answers_are_kept_apart(index):
     events = []
     for number in range(6):
-        choice = {"index": number % 2, "delta": {"content": "ab"[number % 2]}}
+        choice = {"index": index(number % 2), "delta": {"content": "ab"[number % 2]}}
         events.append(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
     found: dict[int, bytes] = {}
-    for part, text, _ in ContentExtractor().extract(events):
+    for part, text in ContentExtractor().extract(b"".join(events)):
         found[part.choice] = found.get(part.choice, b"") + text
     assert found == {0: b"aaa", 1: b"bbb"}
 

@@ -18,6 +18,8 @@ ENDED = [*SCRIPT, {"send": "0\r\n\r\n"}]
 class Watches:
     may_stop = False
 
+    def ended_itself(self, choice: int) -> None: ...
+
 
 class Count(Watches):
     """Counts the events of one call; stops it before event number `last`, if that is given."""

@@ -1,7 +1,8 @@
 """Replaces the real pynvml on the path of a supervisor: the cards are those of the JSON file in RECORDED_NVML.
 
 {"error": code of nvmlInit or 0, "cards": [{"uuid", "name", "total", "used", "processes": {pid: bytes}, "error"}]}, read
-again at each nvmlInit, so that a test can let a card get lost.
+again at each nvmlInit, so that a test can let a card get lost. With "models", a directory, llama-servers (stand-ins or
+real ones) that run with a file from there hold as many bytes of their card as it has.
 """
 
 import importlib.machinery
@@ -26,9 +27,30 @@ _now: dict[str, Any] = {}
 
 
 def nvmlInit() -> Any:
-    _now.update(json.loads(Path(os.environ["RECORDED_NVML"]).read_text()))
-    if _now["error"]:
-        raise NVMLError(_now["error"])
+    # Complete before it is seen: threads of a supervisor ask at the same time, and each would add the engines.
+    state = json.loads(Path(os.environ["RECORDED_NVML"]).read_text())
+    if not state["error"] and "models" in state:
+        _add_engines(state["cards"], state["models"])
+    _now.update(state)
+    if state["error"]:
+        raise NVMLError(state["error"])
+
+
+def _add_engines(cards: list[dict[str, Any]], models: str) -> None:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            argv = (process / "cmdline").read_bytes().decode().split("\0")
+            environ = dict(line.partition("=")[::2] for line in (process / "environ").read_text().split("\0"))
+        except (OSError, UnicodeDecodeError):
+            continue  # it has ended, or is no engine
+        stand_in = len(argv) > 1 and argv[1].endswith("llama_server.py")
+        if not (stand_in or argv[0].endswith("/llama-server")) or "--model" not in argv:
+            continue
+        path = Path(argv[argv.index("--model") + 1])
+        if str(path.parent) == models and environ.get("CUDA_VISIBLE_DEVICES", "").isdecimal():
+            card = cards[int(environ["CUDA_VISIBLE_DEVICES"])]
+            card["processes"][process.name] = path.stat().st_size
+            card["used"] += path.stat().st_size
 
 
 def nvmlShutdown() -> Any:
@@ -59,11 +81,15 @@ def nvmlDeviceGetName(card: Any) -> Any:
 
 
 def nvmlDeviceGetMemoryInfo(card: Any) -> Any:
-    return SimpleNamespace(total=card["total"], used=card["used"], free=card["total"] - card["used"])
+    gone = sum(size for pid, size in card["processes"].items() if not os.path.exists(f"/proc/{pid}"))
+    used = card["used"] - gone
+    return SimpleNamespace(total=card["total"], used=used, free=card["total"] - used)
 
 
 def nvmlDeviceGetComputeRunningProcesses(card: Any) -> Any:
-    return [SimpleNamespace(pid=int(pid), usedGpuMemory=size) for pid, size in card["processes"].items()]
+    # A stand-in that reported its own memory cannot take it back when it is killed.
+    there = {pid: size for pid, size in card["processes"].items() if os.path.exists(f"/proc/{pid}")}
+    return [SimpleNamespace(pid=int(pid), usedGpuMemory=size) for pid, size in there.items()]
 
 
 def nvmlDeviceGetGraphicsRunningProcesses(card: Any) -> Any:

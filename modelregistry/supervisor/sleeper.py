@@ -1,0 +1,137 @@
+"""Puts replicas to sleep and wakes them, within the memory of their host.
+
+What it gives back can be taken by others, so a replica is awake again only if its own cards have room for it.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import httpx2
+
+from modelregistry import placement_messages
+from modelregistry.engines.base import LEVEL_1, LEVEL_2
+from modelregistry.memory import allocation
+from modelregistry.memory.allocation import FitResult
+from modelregistry.process import gpus, probe
+from modelregistry.process.gpus import Device
+from modelregistry.supervisor import sleeping
+from modelregistry.supervisor.executor import Executor
+from modelregistry.supervisor.launching import DoesNotFit
+from modelregistry.supervisor.managed_replica import ManagedReplica
+from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
+from modelregistry.supervisor.sleeping import SleepFault, SleepRecord
+
+log = logging.getLogger(__name__)
+
+
+class Sleeper:
+    """One supervisor's way to put replicas to sleep. `lock`: of allocations; `devices`: as last seen."""
+
+    def __init__(
+        self,
+        replicas: Mapping[ReplicaKey, ManagedReplica],
+        executor: Executor,
+        *,
+        lock: asyncio.Lock,
+        devices: Callable[[], Sequence[Device]],
+        start_limit: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.replicas = replicas
+        self.executor = executor
+        self.lock = lock
+        self.devices = devices
+        self.start_limit = start_limit
+        self.clock = clock
+
+    async def adopt(self, client: httpx2.AsyncClient, replica: ManagedReplica, written: ReplicaState | None) -> None:
+        """Find out whether the engine of an adopted replica sleeps. `written`: its state by its row.
+
+        One that does not say is believed to sleep if its row says so: it proves itself when it is woken. One that was
+        to leave service may be about to sleep, or awake without having proved itself: it goes to sleep now.
+        """
+        asleep = await sleeping.ask_whether_asleep(client, replica.target)
+        if asleep or (asleep is None and written == ReplicaState.ASLEEP):
+            replica.fall_asleep(self.clock())
+        elif written == ReplicaState.DRAINING and replica.state == ReplicaState.READY:
+            replica.drain_to(ReplicaState.ASLEEP)
+            replica.enter(ReplicaState.DRAINING, self.clock())
+
+    async def keep_answer(self, client: httpx2.AsyncClient, replica: ManagedReplica) -> str:
+        """Have an engine that starts answer the fixed question; keep its first answer.
+
+        Returns how the answer differs from one that was kept before (it was woken by an earlier supervisor); empty: it
+        does not.
+        """
+        answer = await probe.ask_sample(client, replica.target)
+        if replica.sleep_record.answer is not None:
+            return sleeping.find_difference(replica.sleep_record.answer, answer)
+        if answer is None:
+            replica.sleep_fault = "sleep-no-sample"
+            return ""
+        await self._record(replica, replace(replica.sleep_record, answer=answer))
+        return ""
+
+    async def put_to_sleep(self, client: httpx2.AsyncClient, replica: ManagedReplica) -> None:
+        """Put its engine to sleep, with its weights in RAM only if that has room for them. Raises SleepFault."""
+        async with self.lock:  # until the RAM counts as its own
+            record = await self._choose_level(replica)
+            await self._record(replica, record)
+        await sleeping.fall_asleep(client, replica.target, record.level)
+        if replica.run and replica.allocation:
+            keeps = await self.executor.run(
+                allocation.keeps_memory_asleep, replica.allocation, replica.run, await self._read_devices()
+            )
+            if keeps:
+                raise SleepFault("sleep-memory", "keeps most of the GPU's memory while it sleeps")
+
+    async def wake(self, client: httpx2.AsyncClient, replica: ManagedReplica) -> None:
+        """Wake its engine and have it prove itself. Raises SleepFault; DoesNotFit if its cards have no room now."""
+        async with self.lock:
+            fit = await self._find_room(replica)
+            if fit and not fit.fits:
+                raise DoesNotFit(placement_messages.explain_refusal(fit), fit.need, replica.spaces)
+            level, replica.slept = replica.slept, ""  # from now on it is promised its memory
+        log.info("%s: wakes from level %d", replica, sleeping.LEVELS[level])
+        weights = allocation.bytes_for_sleep(replica.allocation) if replica.allocation else None
+        limit = min(sleeping.wake_limit(level, weights), self.start_limit)
+        await sleeping.wake_up(client, replica.target, replace(replica.sleep_record, level=level), within=limit)
+        replica.sleep_failures, replica.sleep_fault = 0, ""
+
+    async def _choose_level(self, replica: ManagedReplica) -> SleepRecord:
+        """Return what is to be recorded of its next sleep."""
+        record, given = replica.sleep_record, replica.allocation
+        if replica.sleep == LEVEL_2 or given is None:
+            return replace(record, level=LEVEL_2)
+        wanted = allocation.bytes_for_sleep(given)
+        if record.ram >= wanted:
+            return replace(record, level=LEVEL_1)  # it has kept the RAM since it slept before
+        hosted = [one.hosted for one in self.replicas.values() if one.hosted]
+        if await self.executor.run(allocation.has_ram, wanted, hosted, await self._read_devices()):
+            return replace(record, level=LEVEL_1, ram=wanted)
+        log.info("%s: sleeps at level 2, as the RAM has no room for its weights", replica)
+        return replace(record, level=LEVEL_2)
+
+    async def _find_room(self, replica: ManagedReplica) -> FitResult | None:
+        """Return whether its cards have room for it; None: that is not known, or does not matter to its operator."""
+        hosted, given = replica.hosted, replica.allocation
+        if hosted is None or given is None or replica.desired.spec.overcommit:
+            return None
+        others = [one.hosted for one in self.replicas.values() if one is not replica and one.hosted]
+        return await self.executor.run(allocation.find_room_to_wake, given, hosted, others, await self._read_devices())
+
+    async def _read_devices(self) -> list[Device]:
+        found = await self.executor.run(gpus.list_devices, self.devices())
+        return list(gpus.visible_devices(found, os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+    async def _record(self, replica: ManagedReplica, record: SleepRecord) -> None:
+        """Keep it with the run, for the next supervisor. Raises SleepFault."""
+        assert replica.run, "only a running engine sleeps"
+        try:
+            await self.executor.run(sleeping.store_record, replica.run, record)
+        except OSError as error:
+            raise SleepFault("sleep-failed", str(error)) from error
+        replica.sleep_record = record

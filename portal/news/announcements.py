@@ -1,0 +1,117 @@
+"""Which announcements a person sees, in their language; writing them, and closing a banner."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.utils.translation import get_language
+
+from portal.accounts.models import Membership, Tenant, User
+from portal.audit import tracking
+from portal.news.models import Announcement, ClosedBanner
+
+MOST_BANNERS = 3  # on a page; the others are on the page of news
+Level = Announcement.Level
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadableAnnouncement:
+    """An announcement in the language of the page, or in the other one if it has only that. `text`: Markdown."""
+
+    pk: int
+    level: str
+    title: str
+    text: str
+    begins_at: datetime
+    ends_at: datetime
+    is_future: bool  # whether what it announces has not begun
+    is_over: bool
+    tenants: tuple[str, ...]  # names; none: for everyone
+
+    @property
+    def is_maintenance(self) -> bool:
+        return self.level == Level.MAINTENANCE
+
+
+def visible_announcements(user: User, now: datetime) -> QuerySet[Announcement]:
+    """Return what this person may read: what is or was shown to their tenants; all of it for operators."""
+    if user.is_staff:
+        return Announcement.objects.all()
+    through = Announcement.tenants.through.objects.filter(announcement=OuterRef("pk"))
+    mine = through.filter(tenant__in=Membership.objects.filter(user=user).values("tenant"))
+    return Announcement.objects.filter(Q(for_everyone=True) | Exists(mine), shown_from__lte=now)
+
+
+def current_announcements(now: datetime) -> QuerySet[Announcement]:
+    """Return what banners show now, to anyone."""
+    return Announcement.objects.filter(shown_from__lte=now, ends_at__gt=now)
+
+
+def banners(user: User, now: datetime) -> list[ReadableAnnouncement]:
+    """Return what the banners of a page show now: maintenance first, without news that the person closed.
+
+    Operators see those for single tenants as well, which they are responsible for. One query, of which the frame of
+    every page is made.
+    """
+    closed = ClosedBanner.objects.filter(announcement=OuterRef("pk"), user=user)
+    found = (
+        (visible_announcements(user, now) & current_announcements(now))
+        .exclude(Q(level=Level.INFO) & Exists(closed))
+        .order_by("-level", "begins_at", "pk")
+    )
+    return [readable(one, now) for one in found[:MOST_BANNERS]]
+
+
+def readable(row: Announcement, now: datetime, tenants: Iterable[str] = ()) -> ReadableAnnouncement:
+    """Return an announcement for readers; `tenants`: the names of those that it is for."""
+    ja_first = (get_language() or "ja").startswith("ja")
+
+    def choose(ja: str, en: str) -> str:
+        return (ja or en) if ja_first else (en or ja)
+
+    return ReadableAnnouncement(
+        pk=row.pk,
+        level=row.level,
+        title=choose(row.title_ja, row.title_en),
+        text=choose(row.text_ja, row.text_en),
+        begins_at=row.begins_at,
+        ends_at=row.ends_at,
+        is_future=row.begins_at > now,
+        is_over=row.ends_at <= now,
+        tenants=tuple(tenants),
+    )
+
+
+@transaction.atomic
+def save_announcement(row: Announcement, tenants: Iterable[Tenant]) -> Announcement:
+    """Save it for these tenants, or for everyone without any; the audit log has both."""
+    tenants = sorted(tenants, key=lambda tenant: tenant.slug)
+    before = sorted(row.tenants.values_list("slug", flat=True)) if row.pk else []
+    row.for_everyone = not tenants
+    row.shown_from = row.begins_at - timedelta(days=row.days_ahead)
+    row.save()
+    after = [tenant.slug for tenant in tenants]
+    if before != after:
+        row.tenants.set(tenants)
+        tracking.record_event(
+            "announcement.tenants", row, "announcement", before={"tenants": before}, after={"tenants": after}
+        )
+    return row
+
+
+def find_overlap(row: Announcement, tenants: Iterable[Tenant]) -> Announcement | None:
+    """Return other maintenance at the same time that the same people would read of; None for news."""
+    if row.level != Level.MAINTENANCE:
+        return None
+    others = Announcement.objects.filter(level=Level.MAINTENANCE, begins_at__lt=row.ends_at, ends_at__gt=row.begins_at)
+    tenants = list(tenants)
+    if tenants:
+        others = others.filter(Q(for_everyone=True) | Q(tenants__in=tenants))
+    return others.exclude(pk=row.pk).first()
+
+
+def close_banner(user: User, announcement: Announcement) -> None:
+    """Show this news no longer in this person's banners; a repetition changes nothing."""
+    ClosedBanner.objects.bulk_create([ClosedBanner(announcement=announcement, user=user)], ignore_conflicts=True)

@@ -1,0 +1,123 @@
+"""The operators' pages of webhooks."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from django import forms
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.http import require_http_methods, require_safe
+
+from portal.accounts.decorators import operator_required
+from portal.accounts.permissions import current_user
+from portal.accounts.timezones import zone_of
+from portal.notifications import webhooks
+from portal.notifications.models import Webhook
+from portal.web import posted_forms
+
+MOST = 20  # webhooks
+
+
+class WebhookForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+    """A webhook. Its address is never shown again: empty keeps the known one."""
+
+    url = forms.CharField(
+        label=gettext_lazy("Address"),
+        max_length=1000,
+        required=False,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "inputmode": "url"}),
+        help_text=gettext_lazy("As Teams or Slack gave it. Who knows it can post, so it is not shown again."),
+    )
+    kinds = forms.MultipleChoiceField(
+        label=gettext_lazy("Notices"),
+        choices=[*webhooks.OPERATOR_KINDS.items()],
+        initial=[*webhooks.OPERATOR_KINDS],
+        widget=forms.CheckboxSelectMultiple,
+    )
+
+    class Meta:
+        model = Webhook
+        fields = ("name", "style", "url", "language", "kinds", "is_active")
+        widgets = {"style": forms.RadioSelect, "language": forms.RadioSelect}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance.pk is None:
+            self.fields["url"].required = True
+            self.initial["kinds"] = [*webhooks.OPERATOR_KINDS]
+
+    def clean_url(self) -> str:
+        url: str = self.cleaned_data["url"].strip()
+        if not url and self.instance.pk:
+            return str(Webhook.objects.values_list("url", flat=True).get(pk=self.instance.pk))
+        try:
+            parts = urlsplit(url)
+            known = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            known = False
+        if not known or any(letter.isspace() or letter == "\\" for letter in url):
+            raise ValidationError(_("Give an address that begins with https:// or http://."), code="no-address")
+        if webhooks.is_forbidden(parts.hostname or ""):
+            raise ValidationError(_("Nothing is posted to link-local addresses."), code="forbidden-address")
+        return url
+
+
+@operator_required
+@require_safe
+def webhook_list(request: HttpRequest) -> HttpResponse:
+    rows = [(row, webhooks.shorten_url(row.url)) for row in Webhook.objects.all()[:MOST]]
+    return render(request, "notifications/webhooks.html", {"rows": rows, "zone": zone_of(current_user(request))})
+
+
+@operator_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def new_webhook(request: HttpRequest) -> HttpResponse:
+    return _edit(request, Webhook())
+
+
+@operator_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def edit_webhook(request: HttpRequest, pk: int) -> HttpResponse:
+    return _edit(request, get_object_or_404(Webhook, pk=pk))
+
+
+@operator_required
+@posted_forms.only_posted
+def test_webhook(request: HttpRequest, pk: int) -> HttpResponse:
+    """Post a test now and show what came of it. The page waits for it, for seconds at most."""
+    webhook = get_object_or_404(Webhook, pk=pk)
+    delivery = webhooks.send_test(webhook, timezone.now())
+    if delivery.fault:
+        messages.error(request, _("The test message did not arrive. The list says why."), extra_tags="webhook-failed")
+    else:
+        messages.success(request, _("The test message was accepted."), extra_tags="webhook-sent")
+    return redirect("webhooks")
+
+
+@operator_required
+@posted_forms.only_posted
+def remove_webhook(request: HttpRequest, pk: int) -> HttpResponse:
+    get_object_or_404(Webhook, pk=pk).delete()
+    messages.success(request, _("The webhook was deleted."))
+    return redirect("webhooks")
+
+
+def _edit(request: HttpRequest, row: Webhook) -> HttpResponse:
+    pk = row.pk
+    initial: dict[str, Any] = {"url": ""}
+    form = WebhookForm(request.POST or None, instance=row, initial=initial)
+    if request.method == "POST" and form.is_valid():
+        if pk is None and Webhook.objects.count() >= MOST:
+            form.add_error(None, ValidationError(_("There are too many webhooks. Delete one."), code="too-many"))
+        else:
+            row = form.save(commit=False)
+            row.retry_at = None  # a new address is tried at once
+            row.save()
+            messages.success(request, _("Saved."))
+            return redirect("webhooks")
+    return render(request, "notifications/webhook.html", {"form": form, "pk": pk})

@@ -1,0 +1,48 @@
+"""What needs an operator now, for the page of operations and for their home page."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.conf import settings
+
+from portal.accounts.models import DirectoryState
+from portal.canary.models import CanaryRun
+from portal.canary.reports import list_failing
+from portal.operations.overview import OperationsOverview
+from portal.usage.loop_rates import RaisedRate, find_raised, read_failures
+from portal.usage.models import UsageSetAside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationsAttention:
+    """What needs attention, each as the page shows it. Empty in all parts: nothing does."""
+
+    overview: OperationsOverview
+    directory_problem: DirectoryState | None
+    set_aside: list[UsageSetAside]  # usage that could not be recorded
+    raised_loops: list[RaisedRate]  # models that loop more than they used to
+    unwatched: dict[str, int]  # answers that were not watched for loops, by model
+    failing_canaries: list[tuple[CanaryRun, list[str]]]
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(
+            self.overview.needs_attention
+            or self.directory_problem
+            or self.set_aside
+            or self.raised_loops
+            or self.unwatched
+            or self.failing_canaries
+        )
+
+
+def read_attention(overview: OperationsOverview, now: datetime) -> OperationsAttention:
+    """Read the rest of what needs attention beside hosts and models. Six queries at most."""
+    return OperationsAttention(
+        overview=overview,
+        directory_problem=DirectoryState.objects.exclude(problem="").first() if settings.DIRECTORY else None,
+        set_aside=list(UsageSetAside.objects.order_by("host")),
+        raised_loops=find_raised(now),
+        unwatched=read_failures(now),
+        failing_canaries=list_failing(),
+    )

@@ -1,0 +1,155 @@
+"""How available models were, day by day, from the intervals that were recorded.
+
+Of a day counts the time in which the model was offered and watched. It was available where it answered or slept, as a
+call wakes it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from itertools import groupby
+from zoneinfo import ZoneInfo
+
+from django.db.models import Q
+
+from modelregistry.overview import ModelState
+from portal.keys.model_access import AvailableModel
+from portal.status.models import StatusInterval, StatusWatch
+from portal.status.recording import NEW
+
+Kind = StatusInterval.Kind
+Span = tuple[datetime, datetime]
+
+DAYS = 30
+MOST_INCIDENTS = 20
+# Shorter ones count in the days, but are no incident to list.
+LEAST_INCIDENT = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DayStatus:
+    """`share`: of the watched time, 0 to 1; None: the model was not offered or not watched."""
+
+    day: date
+    share: float | None
+
+    @property
+    def level(self) -> str:
+        if self.share is None:
+            return "off"
+        return "fine" if self.share >= 0.999 else "watch" if self.share >= 0.95 else "broken"
+
+    @property
+    def height(self) -> int:
+        """Of its bar, of 24: days can be distinguished without their colours."""
+        return {"fine": 24, "watch": 17, "broken": 10, "off": 3}[self.level]
+
+    @property
+    def top(self) -> int:
+        return 24 - self.height
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaysAlike:
+    """Days in a row with the same share."""
+
+    first: date
+    last: date
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    offer: AvailableModel
+    days: tuple[DayStatus, ...]
+    share: float | None  # of all days
+
+    @property
+    def name(self) -> str:
+        return self.offer.name
+
+    @property
+    def days_alike(self) -> list[DaysAlike]:
+        """The days, the latest first, with those that look the same in one row: a good month is one row."""
+        found: list[DaysAlike] = []
+        for share, days in groupby(reversed(self.days), key=lambda day: day.share and round(day.share, 4)):
+            latest, *more = days
+            found.append(DaysAlike(first=more[-1].day if more else latest.day, last=latest.day, share=share))
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    model: str
+    reason: str  # a label of ModelState
+    began_at: datetime
+    ended_at: datetime | None
+    lasted: timedelta
+
+
+def read_statuses(offers: Sequence[AvailableModel], zone: ZoneInfo, now: datetime) -> list[ModelStatus]:
+    """Return the last DAYS days of these models. Two queries."""
+    days = [now.astimezone(zone).date() - timedelta(days=n) for n in reversed(range(DAYS))]
+    first = datetime.combine(days[0], time(), zone)
+    names = [offer.name for offer in offers]
+    rows = StatusInterval.objects.filter(
+        Q(model__name__in=names) | Q(model=None), Q(ended_at=None) | Q(ended_at__gt=first)
+    ).values_list("model__name", "kind", "began_at", "ended_at")
+    down: dict[str | None, list[Span]] = defaultdict(list)
+    uncounted: dict[str | None, list[Span]] = defaultdict(list)
+    for name, kind, began_at, ended_at in rows:
+        (down if kind == Kind.DOWN else uncounted)[name].append((began_at, ended_at or now))
+    watched = StatusWatch.objects.first()
+    uncounted[None].append((first, watched.since if watched else now))
+    found = []
+    for offer in offers:
+        gaps = [*uncounted[None], *uncounted[offer.name]]
+        counts = [_count(day, zone, now, down[offer.name], gaps) for day in days]
+        statuses = [
+            DayStatus(day=day, share=up / seen if seen else None) for day, (up, seen) in zip(days, counts, strict=True)
+        ]
+        seen = sum(one for _, one in counts)
+        share = sum(up for up, _ in counts) / seen if seen else None
+        found.append(ModelStatus(offer=offer, days=tuple(statuses), share=share))
+    return found
+
+
+def _count(day: date, zone: ZoneInfo, now: datetime, down: list[Span], uncounted: list[Span]) -> tuple[float, float]:
+    """Return the seconds of the day in which the model was available, and those that count."""
+    begin = datetime.combine(day, time(), zone).timestamp()
+    end = min(datetime.combine(day + timedelta(days=1), time(), zone).timestamp(), now.timestamp())
+    gaps = _merge(uncounted, begin, end)
+    seen = end - begin - sum(last - first for first, last in gaps)
+    either = _merge([*down, *uncounted], begin, end)
+    return max(0.0, end - begin - sum(last - first for first, last in either)), max(0.0, seen)
+
+
+def _merge(spans: Iterable[Span], begin: float, end: float) -> list[tuple[float, float]]:
+    """Return the parts of the spans between begin and end, without overlaps."""
+    merged: list[tuple[float, float]] = []
+    cut = ((max(first.timestamp(), begin), min(last.timestamp(), end)) for first, last in spans)
+    for first, last in sorted(one for one in cut if one[0] < one[1]):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], last)
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def read_incidents(names: Sequence[str], now: datetime) -> list[Incident]:
+    """Return the last times in which these models did not answer, the latest first. One query."""
+    rows = StatusInterval.objects.filter(
+        Q(ended_at=None) | Q(ended_at__gt=now - timedelta(days=DAYS)), model__name__in=names, kind=Kind.DOWN
+    ).select_related("model")
+    found = []
+    for row in rows[: 5 * MOST_INCIDENTS]:
+        lasted = (row.ended_at or now) - row.began_at
+        if lasted >= LEAST_INCIDENT and row.model and row.reason != NEW:
+            label = str(ModelState(row.reason).label) if row.reason in ModelState.values else row.reason
+            found.append(
+                Incident(
+                    model=row.model.name, reason=label, began_at=row.began_at, ended_at=row.ended_at, lasted=lasted
+                )
+            )
+    return found[:MOST_INCIDENTS]

@@ -1,0 +1,231 @@
+"""The life of a use case: saved, proposed, published or returned, hidden.
+
+Each verb is one transaction with its audit event and its notices, and begins with who may. A saved version that was
+proposed never changes again: an edit makes a new one, and what people see remains the published one until then.
+"""
+
+from collections.abc import Iterable
+
+from django.db import transaction
+from django.db.models import Max
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from portal.accounts import permissions
+from portal.accounts.models import Tenant, User
+from portal.audit import tracking
+from portal.use_cases.content import UseCaseContent, UseCaseRefused, check_content, content_of
+from portal.use_cases.gallery import Publisher
+from portal.use_cases.models import MAX_NOTE, UseCase, UseCaseText, UseCaseVersion, join_departments
+from portal.web.notify import notify
+
+State = UseCaseVersion.State
+
+
+class UseCaseForbidden(UseCaseRefused):
+    """Another person may do this."""
+
+    allowed = False
+
+
+def create_case(by: User, tenant: Tenant | None, content: UseCaseContent) -> UseCaseVersion:
+    """Save a new case as a draft of this tenant; without one, which only operators may, it is the company's."""
+    check_content(content)
+    allowed = permissions.may_operate(by) or (tenant and permissions.own_tenants(by).filter(pk=tenant.pk).exists())
+    if not allowed:
+        raise UseCaseForbidden(_("Choose one of your own tenants."))
+    with transaction.atomic():
+        case = UseCase.objects.create(name=content.name, tenant=tenant, author=by, is_company_wide=tenant is None)
+        version = write_version(case, content, number=1, author=by)
+        tracking.record_event("use-case.add", case, "use-case", tenant=tenant)
+    return version
+
+
+def save_version(by: User, case: UseCase, content: UseCaseContent) -> UseCaseVersion:
+    """Save an edit as a draft. The person's own draft is changed, everything else gets a newer version."""
+    check_content(content)
+    with transaction.atomic():
+        case = lock_case(case)
+        if not Publisher(by).may_edit(case):
+            raise UseCaseForbidden(_("You may not change this use case."))
+        newest = case.versions.order_by("number").last()
+        if newest is not None and newest.state == State.DRAFT and newest.author_id == by.pk:
+            newest.delete()
+            number = newest.number
+        else:
+            number = 1 + (case.versions.aggregate(most=Max("number"))["most"] or 0)
+            case.versions.filter(state__in=(State.PROPOSED, State.DRAFT)).update(state=State.REPLACED)
+        if case.current_id is None:  # else others would read a title that is not published
+            case.name = content.name
+            case.save(update_fields=["name"])
+        version = write_version(case, content, number=number, author=by)
+        tracking.record_event("use-case.change", case, "use-case", after={"version": number}, tenant=case.tenant)
+    return version
+
+
+def write_version(
+    case: UseCase,
+    content: UseCaseContent,
+    *,
+    number: int,
+    author: User | None,
+    state: str = State.DRAFT,
+    starter_sum: str = "",
+) -> UseCaseVersion:
+    """Store a version with its texts, within the caller's transaction."""
+    version = UseCaseVersion.objects.create(
+        use_case=case,
+        number=number,
+        author=author,
+        state=state,
+        kind=content.kind,
+        departments=join_departments(content.departments),
+        model=content.model,
+        starter_sum=starter_sum,
+    )
+    UseCaseText.objects.bulk_create(
+        UseCaseText(
+            version=version,
+            language=text.language,
+            title=text.title,
+            summary=text.summary,
+            system=text.system,
+            prompt=text.prompt,
+            expected_input=text.expected_input,
+            example_answer=text.example_answer,
+            variables=[one.to_json() for one in text.variables],
+        )
+        for text in content.texts
+    )
+    return version
+
+
+def propose(by: User, case: UseCase) -> None:
+    """Propose the newest version, a draft, to those who decide, and notify them."""
+    with transaction.atomic():
+        case, version = lock_newest(case)
+        if version.state != State.DRAFT:
+            raise UseCaseRefused(_("There is nothing new to propose."), code="state")
+        if not (version.author_id == by.pk or Publisher(by).may_publish(case)):
+            raise UseCaseForbidden(_("You may not change this use case."))
+        version.state = State.PROPOSED
+        version.save(update_fields=["state"])
+        record(case, "proposed", version)
+        others = [person for person in deciders(case) if person.pk != by.pk]
+        notify(
+            *(others, "use-case-proposed", ref_of(version)),
+            path=path_of(case),
+            title=content_of(version).name,
+            by=str(by),
+        )
+
+
+def publish(by: User, case: UseCase, *, company_wide: bool = False) -> UseCaseVersion:
+    """Publish the newest version, or with `company_wide` the one that is published already to everyone."""
+    with transaction.atomic():
+        case, version = lock_newest(case)
+        if not Publisher(by).may_publish(case) or (company_wide and not permissions.may_operate(by)):
+            raise UseCaseForbidden(_("You may not publish this use case."))
+        if version.state == State.PUBLISHED and not (company_wide and not case.is_company_wide):
+            raise UseCaseRefused(_("This version is published already."), code="state")
+        if version.state not in (State.PROPOSED, State.PUBLISHED) and version.author_id != by.pk:
+            raise UseCaseRefused(_("This version has not been proposed."), code="state")
+        decide(version, State.PUBLISHED, by)
+        case.versions.filter(state=State.PUBLISHED).exclude(pk=version.pk).update(state=State.REPLACED)
+        case.current, case.published_at, case.retired_at = version, timezone.now(), None
+        case.name = content_of(version).name
+        case.is_company_wide = case.is_company_wide or company_wide
+        case.save(update_fields=["name", "current", "published_at", "retired_at", "is_company_wide"])
+        record(case, "published", version)
+        notify_author(case, version, by, "use-case-published")
+    return version
+
+
+def send_back(by: User, case: UseCase, note: str) -> None:
+    """Return a proposal to its author, with a comment."""
+    note = note.strip()
+    if not note or len(note) > MAX_NOTE:
+        raise UseCaseRefused(_("Write a comment, so that the author knows what to change."), code="note")
+    with transaction.atomic():
+        case, version = lock_newest(case)
+        if not Publisher(by).may_publish(case):
+            raise UseCaseForbidden(_("You may not decide about this use case."))
+        if version.state != State.PROPOSED:
+            raise UseCaseRefused(_("This version has not been proposed."), code="state")
+        decide(version, State.RETURNED, by, note)
+        record(case, "returned", version)
+        notify_author(case, version, by, "use-case-returned", note=note)
+
+
+def hide(by: User, case: UseCase) -> None:
+    """Take a case off the gallery. Its texts, marks and comments are kept; its author may do it before publication."""
+    with transaction.atomic():
+        case = lock_case(case)
+        own_draft = case.author_id == by.pk and case.current_id is None
+        if not (own_draft or Publisher(by).may_publish(case)):
+            raise UseCaseForbidden(_("You may not hide this use case."))
+        case.retired_at = timezone.now()
+        case.save(update_fields=["retired_at"])
+        record(case, "hidden")
+
+
+def show_again(by: User, case: UseCase) -> None:
+    """Put a hidden case back where it was."""
+    with transaction.atomic():
+        case = lock_case(case)
+        own_draft = case.author_id == by.pk and case.current_id is None
+        if not (own_draft or Publisher(by).may_publish(case)):
+            raise UseCaseForbidden(_("You may not publish this use case."))
+        case.retired_at = None
+        case.save(update_fields=["retired_at"])
+        record(case, "shown")
+
+
+# --- their parts
+
+
+def lock_case(case: UseCase) -> UseCase:
+    """Return the case as it is now; others that would change it wait for the end of this transaction."""
+    locked = UseCase.objects.select_for_update(of=("self",)).select_related("tenant").filter(pk=case.pk).first()
+    if locked is None:
+        raise UseCaseRefused(_("This use case is not there any more."), code="gone")
+    return locked
+
+
+def lock_newest(case: UseCase) -> tuple[UseCase, UseCaseVersion]:
+    case = lock_case(case)
+    version = case.versions.select_related("author").order_by("number").last()
+    if version is None:
+        raise UseCaseRefused(_("This use case has no text."), code="gone")
+    return case, version
+
+
+def decide(version: UseCaseVersion, state: str, by: User | None, note: str = "") -> None:
+    version.state, version.decided_by, version.decided_at, version.note = state, by, timezone.now(), note
+    version.save(update_fields=["state", "decided_by", "decided_at", "note"])
+
+
+def record(case: UseCase, verb: str, version: UseCaseVersion | None = None) -> None:
+    after = {"version": version.number, "company_wide": case.is_company_wide} if version else None
+    tracking.record_event(f"use-case.{verb}", case, "use-case", after=after, tenant=case.tenant)
+
+
+def deciders(case: UseCase) -> Iterable[User]:
+    """Return who decides about a case: its tenant's champions and admins, or else operators."""
+    found = [] if case.tenant is None or case.is_company_wide else list(permissions.publishers_of(case.tenant))
+    return found or permissions.operators()
+
+
+def notify_author(case: UseCase, version: UseCaseVersion, by: User, kind: str, **facts: str) -> None:
+    if version.author is not None and version.author.pk != by.pk:
+        ref = f"{ref_of(version)} {version.decided_at:%Y%m%d%H%M%S}"
+        notify([version.author], kind, ref, path=path_of(case), title=content_of(version).name, by=str(by), **facts)
+
+
+def ref_of(version: UseCaseVersion) -> str:
+    return f"{version.use_case_id} v{version.number}"
+
+
+def path_of(case: UseCase) -> str:
+    return reverse("use-case", args=[case.pk])

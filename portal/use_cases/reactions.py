@@ -1,0 +1,82 @@
+"""What people do with use cases: open, try, find helpful, comment on.
+
+Counters change by single updates: no row says who opened or tried what, and nothing that was filled in is kept.
+"""
+
+from statistics import median
+
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import F
+from django.utils.translation import gettext as _
+
+from portal.accounts.models import User
+from portal.audit import tracking
+from portal.use_cases.content import UseCaseRefused
+from portal.use_cases.gallery import Publisher
+from portal.use_cases.models import MAX_COMMENT, MOST_MINUTES, HelpedMark, UseCase, UseCaseComment
+
+# Comments of one person on one case: a flood of them would bury those of others.
+MOST_COMMENTS = 20
+
+
+def count_opened(case: UseCase) -> None:
+    UseCase.objects.filter(pk=case.pk).update(opened=F("opened") + 1)
+
+
+def count_tried(case: UseCase) -> None:
+    UseCase.objects.filter(pk=case.pk).update(tried=F("tried") + 1)
+
+
+def mark_helped(by: User, case: UseCase, minutes: int | None) -> None:
+    """Note that the case helped this person; a second time replaces the first. Raises UseCaseRefused."""
+    if minutes is not None and not 1 <= minutes <= MOST_MINUTES:
+        raise UseCaseRefused(_("Give the minutes as a number from 1 to %(most)d.") % {"most": MOST_MINUTES})
+    with transaction.atomic():
+        HelpedMark.objects.update_or_create(use_case=case, user=by, defaults={"minutes": minutes})
+        sum_up(case)
+
+
+def unmark_helped(by: User, case: UseCase) -> None:
+    with transaction.atomic():
+        HelpedMark.objects.filter(use_case=case, user=by).delete()
+        sum_up(case)
+
+
+def sum_up(case: UseCase) -> None:
+    """Compute what the case's marks say."""
+    UseCase.objects.select_for_update().get(pk=case.pk)
+    said = list(HelpedMark.objects.filter(use_case=case).values_list("minutes", flat=True))
+    known = [minutes for minutes in said if minutes is not None]
+    UseCase.objects.filter(pk=case.pk).update(
+        helped=len(said), minutes_said=len(known), minutes=round(median(known)) if known else None
+    )
+
+
+def add_comment(by: User, case: UseCase, text: str) -> UseCaseComment:
+    """Add a comment. Raises UseCaseRefused."""
+    text = text.strip()
+    if not text or len(text) > MAX_COMMENT or "\0" in text:
+        raise UseCaseRefused(_("A comment has 1 to %(most)d characters.") % {"most": MAX_COMMENT})
+    if UseCaseComment.objects.filter(use_case=case, author=by).count() >= MOST_COMMENTS:
+        raise UseCaseRefused(
+            _("You have written %(most)d comments here, the most there may be.") % {"most": MOST_COMMENTS}
+        )
+    return UseCaseComment.objects.create(use_case=case, author=by, text=text)
+
+
+def delete_comment(by: User, comment: UseCaseComment) -> None:
+    """Delete a comment of one's own, or one on a case that one publishes. Raises PermissionDenied."""
+    if comment.author_id != by.pk and not Publisher(by).may_publish(comment.use_case):
+        raise PermissionDenied
+    with transaction.atomic():
+        if comment.author_id != by.pk:
+            case = comment.use_case
+            tracking.record_event(
+                "use-case.comment",
+                case,
+                "use-case",
+                before={"author": comment.author.get_username()},
+                tenant=case.tenant,
+            )
+        comment.delete()

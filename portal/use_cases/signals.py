@@ -1,0 +1,6 @@
+"""Signals about use cases, for packages above this one."""
+
+from django.dispatch import Signal
+
+# A person opened the page of a published case that is not their own. Arguments: `user`; not which case.
+use_case_opened = Signal()

@@ -1,0 +1,314 @@
+"""The gallery of use cases, the page of one, and the forms to propose, edit and decide."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.db import transaction
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.translation import get_language
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_safe
+
+from portal.accounts.models import User
+from portal.accounts.permissions import current_user
+from portal.accounts.timezones import zone_of
+from portal.keys.key_example import base_url
+from portal.use_cases import gallery, publishing, reactions, versions
+from portal.use_cases.content import UseCaseRefused, content_of
+from portal.use_cases.forms import CommentForm, DecisionForm, GalleryForm, HelpedForm, UseCaseForms
+from portal.use_cases.gallery import Publisher
+from portal.use_cases.models import UseCase, UseCaseComment
+from portal.use_cases.samples import find_offer, make_use_case_samples
+from portal.use_cases.signals import use_case_opened
+from portal.use_cases.variables import example_values, fill_in, read_values
+from portal.web import posted_forms
+
+PAGE = 24  # cases of a list
+MOST_OWN = 50  # of one's own and of those that wait, which are listed whole
+COMMENTS = 100
+
+
+@login_required
+@require_safe
+def use_case_list(request: HttpRequest) -> HttpResponse:
+    """List the published cases that the person may see, and what waits for them."""
+    user = current_user(request)
+    form = GalleryForm(request.GET or None)
+    query = form.query() if form.is_bound else gallery.GalleryQuery()
+    page = Paginator(gallery.search(gallery.visible(user), query), PAGE).get_page(request.GET.get("page"))
+    cases = list(gallery.with_texts(page.object_list))  # type: ignore[arg-type]
+    publisher = Publisher(user)
+    decides = publisher.is_any
+    context = {
+        "form": form,
+        "query": query,
+        "page": page,
+        "cases": cases,
+        "flags": gallery.find_flags(cases) if decides else {},
+        "own": gallery.own_versions(user)[:MOST_OWN],
+        "decides": decides,
+        "waiting": gallery.waiting_versions(user)[:MOST_OWN] if decides else [],
+        "hidden": gallery.hidden_cases(user)[:MOST_OWN] if decides else [],
+        "zone": zone_of(user),
+    }
+    return render(request, "use_cases/list.html", context)
+
+
+def find_case(user: User, pk: int) -> UseCase:
+    """Return a case whose page the person may open. Raises Http404."""
+    cases = gallery.readable(user).select_related("tenant", "author", "current__author")
+    return get_object_or_404(cases, pk=pk)
+
+
+@login_required
+@never_cache
+@require_safe
+def use_case_page(request: HttpRequest, pk: int) -> HttpResponse:
+    """Show a case: `?version=proposed` the newest version to its author and to those who decide."""
+    case = find_case(current_user(request), pk)
+    response = render_case(request, case)
+    if request.method == "GET" and case.current_id and case.author_id != current_user(request).pk:
+        reactions.count_opened(case)
+        use_case_opened.send(sender=None, user=current_user(request))
+    return response
+
+
+@login_required
+@posted_forms.only_posted
+def try_use_case(request: HttpRequest, pk: int) -> HttpResponse:
+    """Count that the case is tried: the playground's script asks for it when the first message is sent.
+
+    Without scripts, the prompt is shown filled in, to be copied. The values are neither stored nor logged.
+    """
+    case = find_case(current_user(request), pk)
+    if case.current_id:
+        reactions.count_tried(case)
+    if request.headers.get("x-requested-with") == "fetch":
+        return HttpResponse(status=204)
+    return render_case(request, case, posted=request.POST)
+
+
+def render_case(
+    request: HttpRequest,
+    case: UseCase,
+    *,
+    posted: Mapping[str, str] | None = None,
+    helped_form: HelpedForm | None = None,
+    comment_form: CommentForm | None = None,
+    decision_form: DecisionForm | None = None,
+) -> HttpResponse:
+    user = current_user(request)
+    publisher = Publisher(user)
+    newest = gallery.newest_version(case)
+    may_edit, may_publish = publisher.may_edit(case), publisher.may_publish(case)
+    wants_newest = request.GET.get("version") == "newest" or case.current is None
+    shown = newest if wants_newest and may_edit else case.current
+    if shown is None or newest is None:
+        raise Http404
+    text = shown.text_in(request.GET.get("language") or get_language() or "")
+    values = read_values(text.fields, posted) if posted is not None else example_values(text.fields)
+    offer = find_offer(user, shown.model)
+    mark = case.marks.filter(user=user).first()
+    context = {
+        "case": case,
+        "version": shown,
+        "newest": newest,
+        "text": text,
+        "fields": [(one, values[one.name]) for one in text.fields],
+        "filled": {"system": fill_in(text.system, values), "prompt": fill_in(text.prompt, values)} if posted else None,
+        "samples": make_use_case_samples(text, shown.model, offer, values, base_url(request)),
+        "offer": offer,
+        "may_edit": may_edit,
+        "may_publish": may_publish,
+        "may_publish_to_all": publisher.is_operator,
+        "flag": gallery.find_flags([case]).get(case.pk, "") if may_publish else "",
+        "check": gallery.last_check(case) if may_publish else None,
+        "mark": mark,
+        "helped_form": helped_form or HelpedForm(initial={"minutes": mark.minutes if mark else None}),
+        "comments": comment_rows(case, user, may_publish),
+        "comment_form": comment_form or CommentForm(),
+        "decision_form": decision_form or DecisionForm(),
+        "zone": zone_of(user),
+    }
+    return render(request, "use_cases/detail.html", context)
+
+
+def comment_rows(case: UseCase, user: User, may_publish: bool) -> list[dict[str, Any]]:
+    rows = list(case.comments.select_related("author").order_by("-pk")[:COMMENTS])
+    return [{"comment": one, "may_delete": may_publish or one.author_id == user.pk} for one in reversed(rows)]
+
+
+# --- propose, edit, decide
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def new_use_case(request: HttpRequest) -> HttpResponse:
+    user = current_user(request)
+    if request.method != "POST":
+        return render(request, "use_cases/edit.html", {"forms": UseCaseForms(user, is_new=True), "case": None})
+    forms = UseCaseForms(user, is_new=True, data=request.POST)
+    step = posted_forms.posted_choice(request, "step", "draft", "propose")
+    try:
+        content = forms.content()
+        if content is not None:
+            slug = forms.general.cleaned_data["tenant"]
+            tenant = gallery.tenants_to_propose_for(user).filter(slug=slug).first() if slug else None
+            with transaction.atomic():
+                case = publishing.create_case(user, tenant, content).use_case
+                if step == "propose":
+                    propose_or_publish(request, user, case)
+            return redirect("use-case", case.pk)
+    except UseCaseRefused as refusal:
+        forms.refuse(refusal)
+    return render(request, "use_cases/edit.html", {"forms": forms, "case": None}, status=400)
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def edit_use_case(request: HttpRequest, pk: int) -> HttpResponse:
+    user = current_user(request)
+    case = find_case(user, pk)
+    if not Publisher(user).may_edit(case):
+        raise Http404
+    newest = gallery.newest_version(case)
+    content = content_of(newest) if newest else None
+    if request.method != "POST":
+        forms = UseCaseForms(user, content, is_new=False)
+        return render(request, "use_cases/edit.html", {"forms": forms, "case": case, "newest": newest})
+    forms = UseCaseForms(user, content, is_new=False, data=request.POST)
+    step = posted_forms.posted_choice(request, "step", "draft", "propose")
+    try:
+        changed = forms.content()
+        if changed is not None:
+            with transaction.atomic():
+                publishing.save_version(user, case, changed)
+                if step == "propose":
+                    propose_or_publish(request, user, case)
+            return redirect("use-case", case.pk)
+    except UseCaseRefused as refusal:
+        forms.refuse(refusal)
+    return render(request, "use_cases/edit.html", {"forms": forms, "case": case, "newest": newest}, status=400)
+
+
+def propose_or_publish(request: HttpRequest, user: User, case: UseCase) -> None:
+    """Propose the new version, or publish it at once where the person decides anyway."""
+    if Publisher(user).may_publish(case):
+        publishing.publish(user, case)
+        messages.success(request, _("The use case is published."))
+    else:
+        publishing.propose(user, case)
+        messages.success(request, _("The use case is proposed. You are notified when it is published or returned."))
+
+
+@login_required
+@posted_forms.only_posted
+def decide_use_case(request: HttpRequest, pk: int) -> HttpResponse:
+    """Publish, return, hide or propose a case, as the button says."""
+    user = current_user(request)
+    case = find_case(user, pk)
+    verdict = posted_forms.posted_choice(
+        request, "verdict", "publish", "publish-to-all", "return", "hide", "show", "propose"
+    )
+    form = DecisionForm(request.POST)
+    form.is_valid()
+    try:
+        carry_out(user, case, verdict, form.cleaned_data.get("note", ""))
+    except publishing.UseCaseForbidden as refusal:
+        raise Http404 from refusal
+    except UseCaseRefused as refusal:
+        messages.error(request, refusal.sentence)
+    else:
+        messages.success(request, done_sentence(verdict))
+    if not gallery.readable(user).filter(pk=case.pk).exists():
+        return redirect("use-cases")
+    return redirect("use-case", case.pk)
+
+
+def carry_out(user: User, case: UseCase, verdict: str, note: str) -> None:
+    """Do what the button says. Raises UseCaseRefused."""
+    verbs: dict[str, Callable[[], object]] = {
+        "return": partial(publishing.send_back, user, case, note),
+        "hide": partial(publishing.hide, user, case),
+        "show": partial(publishing.show_again, user, case),
+        "propose": partial(publishing.propose, user, case),
+        "publish": partial(publishing.publish, user, case),
+        "publish-to-all": partial(publishing.publish, user, case, company_wide=True),
+    }
+    verbs[verdict]()
+
+
+def done_sentence(verdict: str) -> str:
+    return {
+        "publish": _("The use case is published."),
+        "publish-to-all": _("The use case is published for the whole company."),
+        "return": _("The use case is returned to its author."),
+        "hide": _("The use case is hidden."),
+        "show": _("The use case is shown again."),
+        "propose": _("The use case is proposed. You are notified when it is published or returned."),
+    }[verdict]
+
+
+@login_required
+@require_safe
+def use_case_history(request: HttpRequest, pk: int) -> HttpResponse:
+    """Show the versions of a case with what each changed: the published ones to everyone who sees the case."""
+    user = current_user(request)
+    case = find_case(user, pk)
+    rows = versions.read_history(case, all_states=Publisher(user).may_edit(case))
+    return render(request, "use_cases/history.html", {"case": case, "rows": rows, "zone": zone_of(user)})
+
+
+# --- reactions
+
+
+@login_required
+@posted_forms.only_posted
+def helped(request: HttpRequest, pk: int) -> HttpResponse:
+    user = current_user(request)
+    case = get_object_or_404(gallery.visible(user), pk=pk)
+    if posted_forms.posted_choice(request, "helped", "yes", "no") == "no":
+        reactions.unmark_helped(user, case)
+        return redirect("use-case", case.pk)
+    form = HelpedForm(request.POST)
+    if not form.is_valid():
+        return render_case(request, find_case(user, pk), helped_form=form)
+    reactions.mark_helped(user, case, form.cleaned_data["minutes"])
+    messages.success(request, _("Thank you. That helps others to choose."))
+    return redirect("use-case", case.pk)
+
+
+@login_required
+@posted_forms.only_posted
+def comment(request: HttpRequest, pk: int) -> HttpResponse:
+    user = current_user(request)
+    case = get_object_or_404(gallery.visible(user), pk=pk)
+    form = CommentForm(request.POST)
+    if form.is_valid():
+        try:
+            reactions.add_comment(user, case, form.cleaned_data["text"])
+        except UseCaseRefused as refusal:
+            form.add_error("text", refusal.sentence)
+        else:
+            return redirect("use-case", case.pk)
+    return render_case(request, find_case(user, pk), comment_form=form)
+
+
+@login_required
+@posted_forms.only_posted
+def delete_comment(request: HttpRequest, pk: int, comment_pk: int) -> HttpResponse:
+    user = current_user(request)
+    case = find_case(user, pk)
+    rows = UseCaseComment.objects.select_related("use_case__tenant", "author")
+    row = rows.filter(use_case=case, pk=comment_pk).first()
+    if row is not None:  # else it was deleted already
+        reactions.delete_comment(user, row)
+    return redirect("use-case", case.pk)

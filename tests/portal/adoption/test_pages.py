@@ -1,0 +1,146 @@
+"""Pages and files of how use spreads: each sees its own scope, and no number below five."""
+
+import csv
+import io
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import time_machine
+from django.utils import timezone
+
+from portal.accounts.models import Membership, Tenant, User
+from portal.adoption import summary, views
+from portal.adoption.models import COMPANY
+from portal.feedback.models import Feedback
+from portal.keys.models import ApiKey
+from portal.usage import records
+from portal.use_cases import publishing
+from portal.use_cases.models import HelpedMark
+from tests.html import texts
+from tests.pages import call, key_of
+from tests.portal.browsing import client_of, read
+from tests.use_cases import text_content, use_case
+
+pytestmark = pytest.mark.django_db
+NOW = datetime(2026, 11, 30, 3, tzinfo=UTC)
+ARRIVAL = datetime(2026, 9, 8, 3, tzinfo=UTC)  # a Tuesday
+WEEK = "2026-09-07"
+
+
+def arrive(tenant: Tenant, number: int, days: list[int], name: str) -> None:
+    """Make so many people who arrived on ARRIVAL and were active on these days after it."""
+    rows = []
+    for n in range(number):
+        person = User.objects.create(username=f"{name}{n}")
+        Membership.objects.create(user=person, tenant=tenant, since=ARRIVAL)
+        key = key_of(person, tenant)
+        ApiKey.objects.filter(pk=key.pk).update(created_at=ARRIVAL)
+        rows += [call(key, at=ARRIVAL + timedelta(days=day), client_class="openai") for day in days]
+    records.record_usage(rows)
+
+
+@pytest.fixture
+def counted(research: Tenant) -> Tenant:
+    arrive(research, 6, [0, 1, 2, 22], "keen")
+    arrive(research, 5, [0], "brief")
+    other = Tenant.objects.create(slug="other", name="Other")
+    arrive(other, 12, [0], "many")
+    arrive(other, 9, [0, 3, 5, 8, 23], "steady")
+    with time_machine.travel(NOW, tick=False):
+        summary.update_if_due(timezone.now())
+    return research
+
+
+def test_steps_are_shown_with_their_share(counted, as_bob):
+    read(as_bob, "/adoption/")
+    cells = {cell.step: (cell.people, cell.percent) for cell in as_bob.get("/adoption/").context["funnel"]}
+    assert cells["arrived"] == (11, 100)
+    assert cells["answered"] == (11, 100)
+    assert cells["regular"] == (6, 55)
+    assert cells["week4"] == (6, 55)
+    assert cells["week2"] == (None, None)  # no one: fewer than five
+
+
+def test_an_operator_sees_all_tenants_and_an_admin_the_own_one(counted, as_olivia, as_bob):
+    assert [scope.name for scope in as_olivia.get("/adoption/").context["scopes"]] == [
+        "all",
+        "tenant:other",
+        "tenant:research",
+    ]
+    assert len(as_olivia.get("/adoption/").context["tenants"]) == 2
+    assert [scope.name for scope in as_bob.get("/adoption/").context["scopes"]] == ["tenant:research"]
+    assert as_bob.get("/adoption/?of=all").status_code == 404
+    assert as_bob.get("/adoption/?of=tenant:other").status_code == 404
+    assert as_bob.get("/adoption/export/?of=all").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/adoption/", "/adoption/export/"])
+def test_an_employee_is_refused(counted, as_alice, path):
+    assert as_alice.get(path).status_code == 403
+
+
+@pytest.mark.parametrize("table", views.TABLES)
+@pytest.mark.parametrize("of", ["all", "tenant:research"])
+def test_no_file_and_no_page_has_a_number_of_people_below_five(counted, as_olivia, table, of):
+    page = read(as_olivia, f"/adoption/?of={of}")
+    assert all(int(number) >= 5 for number in re.findall(r'data-people="(\d+)"', page))
+    answer = as_olivia.get(f"/adoption/export/?of={of}&table={table}")
+    rows = list(csv.reader(io.StringIO(b"".join(answer.streaming_content).decode("utf-8-sig"))))
+    numbers = [int(cell) for row in rows[1:] for cell in row[1:] if cell]
+    assert all(number >= 5 for number in numbers)
+    if table in ("weeks", "active"):
+        assert numbers
+
+
+def test_what_is_stored_has_no_number_below_five_either(counted):
+    stored = repr([summary.read_summary(scope).counts for scope in (COMPANY, counted.pk)])
+    assert not re.findall(r": [0-4][,}\]]", stored)
+
+
+def test_use_cases_are_shown_with_the_people_who_said_that_they_used_them(research, alice, bob, as_bob, as_olivia):
+    """Six gave a thumb or were helped, one of them both; four others said so of a case, which is too few to show."""
+    known, rare = (use_case(alice, research, text_content(title=title), publisher=bob) for title in ("Known", "Rare"))
+    people = [User.objects.create(username=f"p{n}") for n in range(6)]
+    Membership.objects.bulk_create(Membership(user=person, tenant=research) for person in people)
+    said = NOW - timedelta(days=10)
+    for n, person in enumerate(people[:4]):
+        for case in (known, rare):
+            version = {"use_case": case, "use_case_version": 1}
+            about = {"request_id": f"r{case.pk}-{n}", "user": person, "tenant": research, "model": "qwen", "score": 1}
+            Feedback.objects.create(at=said, **about, **version)
+    HelpedMark.objects.bulk_create(HelpedMark(use_case=known, user=person, at=said) for person in people[3:])
+    HelpedMark.objects.create(use_case=rare, user=people[5], at=NOW - timedelta(days=60))  # too long ago
+    with time_machine.travel(NOW, tick=False):
+        summary.update_if_due(timezone.now())
+    for client in (as_bob, as_olivia):
+        page = client.get("/adoption/")
+        assert [(case.pk, number) for case, number in page.context["use_cases"]] == [(known.pk, 6)]
+    file = b"".join(as_bob.get("/adoption/export/?table=use_cases").streaming_content).decode("utf-8-sig")
+    assert list(csv.reader(io.StringIO(file)))[1:] == [["Known", "6"]]
+    publishing.hide(bob, known)
+    assert as_bob.get("/adoption/").context["use_cases"] == []
+
+
+def test_charts_have_a_table_beneath(counted, as_olivia):
+    answer = as_olivia.get("/adoption/")
+    assert set(answer.context["charts"]) == {"active", "retention"}
+    retention = answer.context["charts"]["retention"]
+    assert [slot for slot, _, _ in retention.table][-1] == "week 1"
+    assert len(texts(answer, "figure.chart table")) == 2
+
+
+def test_before_the_first_night_the_page_says_so(research, as_bob):
+    assert as_bob.get("/adoption/").context["summary"] is None
+    assert b"".join(as_bob.get("/adoption/export/").streaming_content)
+
+
+@pytest.mark.parametrize("query", ["table=people", "table=%00"])
+def test_an_unknown_table_is_a_wrong_request(counted, as_olivia, query):
+    assert as_olivia.get(f"/adoption/export/?{query}").status_code == 400
+
+
+def test_the_page_takes_few_queries_however_many_people_there_are(counted, olivia, django_assert_max_num_queries):
+    client = client_of(olivia)
+    with django_assert_max_num_queries(6):
+        client.get("/adoption/")

@@ -1,0 +1,280 @@
+"""Seminars: people join with a code, have a key that ends with it, and the organiser sees who has begun."""
+
+import re
+import time
+from datetime import timedelta
+
+import pytest
+import time_machine
+from django.conf import settings
+from django.core.cache import cache
+from django.core.exceptions import PermissionDenied
+from django.core.management import call_command
+from django.db import transaction
+from django.utils import timezone
+
+from portal.accounts.models import Membership
+from portal.keys import lifecycle
+from portal.keys.models import ApiKey
+from portal.keys.secret import digest_of
+from portal.lessons import code_throttle, seminars
+from portal.lessons.models import Seminar, SeminarParticipant
+from portal.lessons.seminars import SeminarRefused
+from portal.quotas.models import Quota
+from portal.usage.models import UsageRecord
+from tests.conftest import person
+from tests.html import all_of, has, texts
+from tests.pages import key_of, serve, use
+from tests.portal.browsing import WHOLE_KEY, client_of, read
+from tests.portal.recorded import notified
+from tests.seminars import seminar_of
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _no_wrong_codes_yet() -> None:
+    cache.clear()
+
+
+@pytest.fixture
+def seminar(research, bob) -> Seminar:
+    return seminar_of(research, bob, tokens=5000)
+
+
+def join(client, code: str):
+    return client.post("/lessons/join/", {"code": code})
+
+
+def form(**more: str) -> dict[str, str]:
+    day = str(timezone.localdate() + timedelta(days=3))
+    hours = {"day": day, "begins": "10:00", "ends": "12:00", "tokens": "1000"}
+    return {"tenant": "research", "title": "Begin", "course": "everyone", **hours, **more}
+
+
+class TestCode:
+    def test_it_has_eighty_bits_and_is_not_stored(self, seminar):
+        code = seminars.code_of(seminar)
+        assert re.fullmatch(r"(?:[A-Z2-7]{4}-){3}[A-Z2-7]{4}", code)
+        stored = " ".join(str(value) for value in Seminar.objects.values().get().values())
+        assert code not in stored
+        assert code.replace("-", "") not in stored
+
+    def test_two_seminars_have_two_codes(self, seminar, research, bob):
+        assert seminars.code_of(seminar) != seminars.code_of(seminar_of(research, bob))
+
+    @pytest.mark.parametrize("typed", [str.lower, lambda code: code.replace("-", " "), lambda code: f" {code}\t"])
+    def test_it_may_be_typed_comfortably(self, as_alice, seminar, typed):
+        assert join(as_alice, typed(seminars.code_of(seminar))).status_code == 200
+
+    def test_digits_that_are_no_code_s_are_the_letters_they_look_like(self):
+        assert seminars.clean_code("o0i1-b8") == "OOIIBB"
+
+
+class TestOpening:
+    def test_an_admin_opens_one_and_sees_how_to_join(self, as_bob):
+        response = as_bob.post("/lessons/seminars/new/", form(), follow=True)
+        seminar = Seminar.objects.get()
+        assert texts(response.content.decode(), "[data-code]") == [seminars.code_of(seminar)]
+        sheet = read(as_bob, f"/lessons/seminars/{seminar.pk}/sheet/")
+        assert has(sheet, "svg")
+        assert "style=" not in sheet.partition("<main")[2]
+        assert seminars.code_of(seminar) not in sheet.partition("href=")[2].partition("data-code")[0]
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"day": "2020-01-01"},
+            {"begins": "12:00", "ends": "12:00"},
+            {"begins": "05:00", "ends": "23:00"},
+            {"tokens": "2001"},
+            {"tokens": ""},
+            {"tokens": "0"},
+            {"tokens": "9" * 30},
+            {"course": "astrology"},
+            {"tenant": "sales"},
+            {"title": ""},
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, as_bob, research, sales, wrong):
+        Quota.objects.create(tenant=research, unit="tokens", window="day", amount=2000)
+        assert as_bob.post("/lessons/seminars/new/", form(**wrong)).status_code == 400
+        assert not Seminar.objects.exists()
+
+    def test_reasons_have_names(self, research, bob):
+        Quota.objects.create(tenant=research, unit="tokens", window="day", amount=2000)
+        now = timezone.now()
+        for code, columns in {
+            "past": {"begins_at": now - timedelta(hours=3), "ends_at": now - timedelta(hours=1)},
+            "order": {"ends_at": now - timedelta(hours=1)},
+            "too-long": {"ends_at": now + timedelta(hours=13)},
+            "more-than-tenant": {"tokens": 2001},
+        }.items():
+            with pytest.raises(SeminarRefused) as refused:
+                seminar_of(research, bob, **columns)
+            assert refused.value.code == code
+
+    def test_only_operators_open_one_for_the_company(self, research, bob, olivia):
+        with pytest.raises(PermissionDenied):
+            seminar_of(research, bob, is_company_wide=True)
+        seminar = seminar_of(research, olivia, is_company_wide=True)
+        assert client_of(bob).get(f"/lessons/seminars/{seminar.pk}/").status_code == 404
+
+    def test_a_member_opens_none(self, as_alice):
+        assert as_alice.get("/lessons/seminars/new/").status_code == 403
+        assert as_alice.post("/lessons/seminars/new/", form()).status_code == 403
+
+
+class TestJoining:
+    def test_it_gives_a_key_that_ends_with_it(self, as_alice, alice, seminar):
+        page = join(as_alice, seminars.code_of(seminar)).content.decode()
+        key = ApiKey.objects.get(user=alice)
+        text = WHOLE_KEY.search(page)
+        assert text is not None
+        assert key.prefix == text[0][:12]
+        assert key.expires_at == seminar.ends_at + seminars.LATEST
+        assert list(Quota.objects.filter(key=key).values_list("unit", "window", "amount")) == [("tokens", "day", 5000)]
+        assert "5000" not in as_alice.get("/lessons/join/").content.decode()
+
+    def test_twice_is_once(self, as_alice, alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        page = join(as_alice, seminars.code_of(seminar)).content.decode()
+        assert has(page, "[data-joined-before]")
+        assert WHOLE_KEY.search(page) is None
+        assert (ApiKey.objects.count(), SeminarParticipant.objects.count()) == (1, 1)
+
+    def test_consent_is_stated_before(self, as_alice):
+        assert has(read(as_alice, "/lessons/join/"), "[data-consent]")
+
+    def test_who_may_not_join_reads_the_same_as_for_an_unknown_code(self, as_alice, alice, charlie, research, seminar):
+        def said(client, code: str) -> list[str]:
+            response = join(client, code)
+            assert response.status_code == 400
+            return texts(response.content.decode(), ".field.wrong .error")
+
+        code = seminars.code_of(seminar)
+        unknown = said(client_of(alice), "AAAA-BBBB-CCCC-DDDD")
+        assert said(client_of(charlie), code) == unknown != []
+        with time_machine.travel(seminar.ends_at + timedelta(seconds=1)):
+            assert said(client_of(alice), code) == unknown
+        seminars.end_seminar(seminar, timezone.now())
+        assert said(client_of(alice), code) == unknown
+        early = seminar_of(
+            research, research.users.get(username="bob"), begins_at=timezone.now() + timedelta(hours=1, minutes=1)
+        )
+        assert said(client_of(alice), seminars.code_of(early)) == unknown
+        assert not ApiKey.objects.exists()
+
+    def test_too_many_wrong_codes_wait(self, as_alice, as_bob, seminar):
+        for _ in range(code_throttle.MOST_OF_PERSON):
+            assert join(as_alice, "AAAABBBBCCCCDDDD").status_code == 400
+        assert join(as_alice, seminars.code_of(seminar)).status_code == 429
+        assert join(as_bob, seminars.code_of(seminar)).status_code == 200  # of the same room
+
+    def test_as_many_keys_as_allowed_is_said(self, as_alice, alice, research, seminar, settings):
+        settings.KEYS_PER_PERSON = 1
+        key_of(alice, research)
+        assert join(as_alice, seminars.code_of(seminar)).status_code == 400
+        assert not SeminarParticipant.objects.exists()
+
+    def test_the_company_s_is_for_everyone_and_membership_ends_with_it(self, charlie, research, olivia):
+        seminar = seminar_of(research, olivia, is_company_wide=True)
+        join(client_of(charlie), seminars.code_of(seminar))
+        assert ApiKey.objects.usable().filter(user=charlie, tenant=research).exists()
+        seminars.end_seminar(seminar, timezone.now())
+        assert not Membership.objects.filter(user=charlie, tenant=research).exists()
+        assert charlie.memberships.count() == 1
+
+    def test_who_is_in_two_of_the_company_s_is_a_member_until_the_last_ends(self, charlie, research, olivia):
+        both = [seminar_of(research, olivia, is_company_wide=True) for _ in range(2)]
+        for one in both:
+            join(client_of(charlie), seminars.code_of(one))
+        seminars.end_seminar(both[0], timezone.now())
+        assert ApiKey.objects.usable().filter(user=charlie, tenant=research).count() == 1
+        seminars.end_seminar(both[1], timezone.now())
+        assert not Membership.objects.filter(user=charlie, tenant=research).exists()
+
+    def test_a_code_is_in_no_address(self, as_alice, seminar):
+        assert as_alice.get(f"/lessons/join/?code={seminars.code_of(seminar)}").status_code == 200
+        assert not SeminarParticipant.objects.exists()
+
+    def test_a_replaced_key_ends_with_the_seminar_too(self, as_alice, alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        with time_machine.travel(seminar.ends_at - timedelta(minutes=1)):
+            new, _ = lifecycle.rotate_key(ApiKey.objects.get(), timedelta(), by=alice)
+        new.refresh_from_db()
+        assert new.expires_at == seminar.ends_at + seminars.LATEST
+        assert SeminarParticipant.objects.get().key == new
+
+
+class TestEnd:
+    def test_it_stops_keys_and_notifies_once(self, as_alice, as_bob, alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        assert as_bob.post(f"/lessons/seminars/{seminar.pk}/end/").status_code == 302
+        as_bob.post(f"/lessons/seminars/{seminar.pk}/end/")
+        assert not ApiKey.objects.usable().exists()
+        assert notified("seminar-over") == ["alice"]
+        assert notified("key-revoked") == []
+        assert has(read(as_bob, f"/lessons/seminars/{seminar.pk}/"), "[data-ended]")
+
+    def test_it_ends_by_itself_also_where_a_person_made_the_key_last_longer(self, as_alice, alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        lifecycle.change_key(ApiKey.objects.get(), by=alice, expires_at=None)
+        with time_machine.travel(seminar.ends_at + timedelta(minutes=29)):
+            call_command("endseminars")
+            assert ApiKey.objects.usable().count() == 1
+        with time_machine.travel(seminar.ends_at + timedelta(minutes=31)):
+            call_command("endseminars")
+            assert not ApiKey.objects.usable().exists()
+        assert notified("seminar-over") == ["alice"]
+
+    def test_what_was_used_stays_counted(self, as_alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        use(ApiKey.objects.get())
+        seminars.end_seminar(seminar, timezone.now())
+        assert UsageRecord.objects.count() == 1
+
+
+class TestProgress:
+    def test_it_asks_no_more_for_more_people(self, seminar, research, django_assert_max_num_queries):
+        for number in range(3):
+            one = person(f"p{number}", research)
+            seminars.join_seminar(one, seminars.code_of(seminar), timezone.now())
+            use(ApiKey.objects.get(user=one))
+        with django_assert_max_num_queries(9):
+            assert len(seminars.read_participants(seminar)) == 3
+
+    def test_thirty_people_have_a_key_and_a_first_answer(self, as_bob, research, seminar, capsys):
+        """Join, read the course and be answered, by the portal's pages; the metering is the gateway's."""
+        serve("qwen")
+        code, began = seminars.code_of(seminar), time.monotonic()
+        page = f"/lessons/seminars/{seminar.pk}/"
+        for number in range(30):
+            one = person(f"guest{number}", research)
+            browser = client_of(one)
+            read(browser, "/lessons/join/")
+            text = WHOLE_KEY.search(join(browser, code).content.decode())
+            assert text is not None
+            use(called_with(text[0]), client_class="curl")
+            read(browser, "/lessons/developers/")
+        seen = read(as_bob, page)
+        took = time.monotonic() - began
+        assert [texts(seen, f"[{name}]") for name in ("data-joined", "data-with-key", "data-answered")] == [["30"]] * 3
+        assert len(all_of(seen, "[data-participant]")) == 30
+        with capsys.disabled():
+            print(f"\n30 people joined, were answered and were seen within {took:.1f} s")
+
+    def test_contents_and_people_of_no_seminar_are_not_on_it(self, as_bob, alice, research, seminar):
+        use(key_of(alice, research))
+        assert not has(read(as_bob, f"/lessons/seminars/{seminar.pk}/"), "[data-participant]")
+
+    def test_a_rolled_back_join_leaves_nothing(self, alice, seminar):
+        with transaction.atomic():
+            seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+            transaction.set_rollback(True)
+        assert not ApiKey.objects.exists()
+
+
+def called_with(text: str) -> ApiKey:
+    """Return the key that a gateway would find for the text."""
+    return ApiKey.objects.usable().get(digest=digest_of(text, settings.API_KEY_SECRET))
