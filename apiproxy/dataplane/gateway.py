@@ -125,6 +125,7 @@ class Gateway:
             find_called_model=self._find_called_model,
             request_wake_up=services.request_wake_up,
             is_gone=reachability.is_gone,
+            is_looked_after=reachability.is_looked_after,
             clock=clock,
             check_quota=self._check_quota,
             memory=services.budget.total // 8,

@@ -68,8 +68,14 @@ class Reachability:
         return sign is not None and sign.gone
 
     def is_looked_after(self, model: Model, replica: Replica) -> bool:
-        """Return whether a supervisor starts the replica's engine again when that dies."""
-        return not model.external and not self.is_gone(replica.host)
+        """Return whether a supervisor starts the replica's engine again when that dies.
+
+        Not on a silent host, although its supervisor's silence is not long enough yet to say so: such a host may be
+        away for hours, and its calls are refused at once.
+        """
+        if model.external or self.is_gone(replica.host):
+            return False
+        return not self.is_silent(self._pools.of(replica).address.host)
 
     def own_replicas(self) -> list[Replica]:
         """Return all replicas but those of external models: their servers have ways and times of their own."""

@@ -219,8 +219,9 @@ class Scheduler:
     `find_model` returns the model of this name as it is now, `find_called_model` the one that a call asks for; it
     raises UnknownModel or InvalidKey if its caller may not use it any more. `request_wake_up` has a sleeping model
     loaded; `refuse_wake_up` is called if it is not, as its caller had too many loaded. `is_gone`: whether the
-    supervisor of this host has been quiet for longer than its restart takes, so that it loads nothing. `check_quota`
-    raises the refusal of a call whose limits will not let it run in time, however long it waits.
+    supervisor of this host has been quiet for longer than its restart takes, so that it loads nothing.
+    `is_looked_after`: whether a replica that does not answer is started again. `check_quota` raises the refusal of a
+    call whose limits will not let it run in time, however long it waits.
     """
 
     def __init__(
@@ -231,6 +232,7 @@ class Scheduler:
         find_called_model: Callable[[RequestContext], Model],
         request_wake_up: Callable[[WakeUp], None],
         is_gone: Callable[[int], bool],
+        is_looked_after: Callable[[Model, Replica], bool],
         clock: Callable[[], float],
         check_quota: Callable[[RequestContext], Awaitable[None]] | None = None,
         memory: float = math.inf,
@@ -247,6 +249,7 @@ class Scheduler:
         self._find_called_model = find_called_model
         self._request_wake_up = request_wake_up
         self._is_gone = is_gone
+        self._is_looked_after = is_looked_after
         self._check_quota = check_quota
         self._rooms = Rooms()
         self._shared = UnsharedQueue() if shared is None else shared
@@ -340,8 +343,9 @@ class Scheduler:
 
         One whose supervisor is being restarted will, when that is back.
         """
-        restarting = () if model.external else (replica.host for replica in model.replicas)
-        return any(not self._is_gone(host) for host in (*model.loading_on, *restarting))
+        if any(not self._is_gone(host) for host in model.loading_on):
+            return True
+        return any(self._is_looked_after(model, replica) for replica in model.replicas)
 
     def _choose(self, context: RequestContext) -> Replica:
         model = context.model

@@ -341,7 +341,7 @@ def _build_metadata(path: Path, values: Mapping[str, Any], tensors: list[_Tensor
         vocabulary=_vocabulary(values, own),
         pooling=pooling,
         files=files,
-        licence=clean_text(values.get(HeaderKeys.General.LICENCE)),
+        licence=clean_text(values.get(HeaderKeys.General.LICENSE)),
         languages=model_card.clean_languages(values.get(HeaderKeys.General.LANGUAGES)),
     )
 

@@ -165,7 +165,7 @@ class HeaderKeys:
         ARCHITECTURE = "general.architecture"
         ALIGNMENT = "general.alignment"
         FILE_TYPE = "general.file_type"
-        LICENCE = "general.license"
+        LICENSE = "general.license"
         LANGUAGES = "general.languages"
 
     class Split:

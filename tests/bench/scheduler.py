@@ -170,6 +170,7 @@ class Site:
                 find_called_model=lambda _: self.model,
                 request_wake_up=lambda _: None,
                 is_gone=lambda _: False,
+                is_looked_after=lambda *_: True,
                 clock=loop.time,
                 shared=queue,
             )

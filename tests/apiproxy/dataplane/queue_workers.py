@@ -91,6 +91,7 @@ class QueueWorker:
             find_called_model=lambda _: self.model,
             request_wake_up=lambda _: None,
             is_gone=lambda _: False,
+            is_looked_after=lambda *_: True,
             clock=loop.time,
             shared=self.queue,
         )

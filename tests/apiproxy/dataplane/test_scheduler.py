@@ -156,6 +156,7 @@ class Hall:
             find_called_model=self.find_called_model,
             request_wake_up=options.pop("request_wake_up", lambda wake: self.woken.append(wake.model)),
             is_gone=self.gone.__contains__,
+            is_looked_after=lambda model, replica: not model.external and replica.host not in self.gone,
             clock=self.clock,
             **options,
         )

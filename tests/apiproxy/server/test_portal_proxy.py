@@ -51,9 +51,8 @@ def sign_in(browser: httpx2.Client, password: str = "correct horse", **headers: 
 
 
 def test_p7_a_person_signs_in_and_reads_pages_that_another_process_made(place, browser):
-    assert sign_in(browser).headers["location"] == "/"
-    page = browser.get("/")
-    assert page.status_code == 200
+    page = browser.get(sign_in(browser).headers["location"], follow_redirects=True)
+    assert (page.status_code, page.url.path) == (200, "/start/")
     assert "<h1" in page.text
     assert sum(name.lower() == "date" for name, _ in page.headers.multi_items()) == 1
     assert place.pid_of("apiproxy.server.front") != place.pid_of("portal_worker")

@@ -86,7 +86,7 @@ def test_a_client_that_leaves_frees_the_engine(counter, stream):
     with connect(counter.url) as connection:
         connection.sendall(chat(counter, stream=stream, script=[{"send": SSE}, {"events": 1}, {"hang": True}]))
         until(lambda: counter.engine.seen()["running"] == 1)
-    until(lambda: counter.engine.seen()["left"] == 1, 1)
+    until(lambda: counter.engine.seen()["left"] == 1)
     (row,) = counter.usage()
     assert row.status == "aborted"
 

@@ -191,6 +191,7 @@ def test_every_refusal_can_be_written_in_both_languages():
         "answer": 5,
         "total": 9,
         "modes": "off",
+        "id": "r1",
     }
     for text in MESSAGES:
         assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")
