@@ -23,6 +23,7 @@ from portal.catalogue.sizes import describe_quantisation, describe_size
 from portal.catalogue.speeds import TodaySpeed, read_speeds
 from portal.keys.model_access import AvailableModel, Liveness, describe_model, open_to, with_replicas
 from portal.keys.models import ModelAccess
+from portal.status.availability import read_shares
 from portal.usage.loop_rates import LoopRate, read_recent_rates, read_usual_rates
 
 LONG_CONTEXT = 32_768  # tokens: some 40 pages of Japanese
@@ -56,7 +57,8 @@ class CatalogueEntry:
     """A model as the catalogue shows it. `good_for`: in one sentence. `size` and `quantisation` in words, or "".
 
     `speed` None: not called today. `wakes_in`: seconds that its last start took; None: not known. `loops`: None: its
-    answers are not watched for word loops, or too few were.
+    answers are not watched for word loops, or too few were. `available`: its share of the last 30 days, see
+    `portal.status.availability`; None: it was not watched.
     """
 
     offer: AvailableModel
@@ -69,6 +71,7 @@ class CatalogueEntry:
     context: int | None  # of a request, or what the model itself reads
     speed: TodaySpeed | None
     wakes_in: int | None
+    available: float | None
     loops: LoopRate | None
     tenants_only: bool  # not all tenants may use it
 
@@ -98,12 +101,16 @@ class FileSummary:
 
 
 def read_entries(served: QuerySet[ServedModel], now: datetime, zone: ZoneInfo) -> list[CatalogueEntry]:
-    """Return the entries of these models, by name. Seven queries, however many there are."""
+    """Return the entries of these models, by name. Nine queries, however many there are."""
     rules = ModelAccess.objects.filter(model=OuterRef("pk"))
     rows = list(with_replicas(served).annotate(is_restricted=Exists(rules)))
     files, speeds, loops = _read_files(served), read_speeds(now, zone), _read_loops(now)
+    shares = read_shares([row.name for row in rows], zone, now)
     return [
-        _entry_of(row, now, files.get(row.pk, FileSummary()), speeds.get(row.name), loops.get(row.name)) for row in rows
+        _entry_of(
+            row, now, files.get(row.pk, FileSummary()), speeds.get(row.name), shares[row.name], loops.get(row.name)
+        )
+        for row in rows
     ]
 
 
@@ -140,7 +147,12 @@ def _read_loops(now: datetime) -> dict[str, LoopRate]:
 
 
 def _entry_of(
-    row: Any, now: datetime, files: FileSummary, speed: TodaySpeed | None, loops: LoopRate | None
+    row: Any,
+    now: datetime,
+    files: FileSummary,
+    speed: TodaySpeed | None,
+    available: float | None,
+    loops: LoopRate | None,
 ) -> CatalogueEntry:
     offer = describe_model(row, now)
     context = offer.context or files.context or None
@@ -155,6 +167,7 @@ def _entry_of(
         context=context if offer.task != ServedModel.Task.TRANSCRIPTION else None,
         speed=speed,
         wakes_in=find_wake_time(row.replica_set.all()),
+        available=available,
         loops=loops if offer.loops != ServedModel.Loops.OFF else None,
         tenants_only=row.is_restricted,
     )

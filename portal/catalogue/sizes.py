@@ -40,10 +40,21 @@ def describe_size(parameters: int) -> str:
 
 
 def describe_quantisation(name: str) -> str:
-    """Return the kind of numbers that a quantisation has, before its own name: "INT4 (Q4_K_M)"; "" for none."""
+    """Return the kind of numbers that a quantisation has, before its own name: "INT4 (Q4_K_M)"; "" for none.
+
+    What its name says already is not repeated: "INT4 (AWQ)" of AWQ-INT4, and MXFP4 as it is.
+    """
     for pattern, kind in BITS:
         if found := pattern.search(name):
             bits = next((group for group in found.groups() if group), "") if kind == "INT" else ""
-            short = f"{kind}{bits}"
-            return short if short.casefold() in name.casefold() and len(name) <= len(short) else f"{short} ({name})"
+            return _put_first(f"{kind}{bits}", name)
     return name
+
+
+def _put_first(kind: str, name: str) -> str:
+    """Return the kind and, in brackets, what else the name says."""
+    word = re.compile(rf"(?:[\W_]+|(?<![^\W_])){kind}(?![^\W_])[\W_]*", re.IGNORECASE)
+    if word.search(name):
+        rest = word.sub(" ", name).strip()
+        return f"{kind} ({rest})" if rest else kind
+    return name if kind.casefold() in name.casefold() else f"{kind} ({name})"

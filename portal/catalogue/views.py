@@ -15,6 +15,7 @@ from portal.catalogue.filters import CatalogueFilter
 from portal.catalogue.speeds import read_charts
 from portal.keys.code_samples import make_samples
 from portal.keys.key_example import base_url
+from portal.status.availability import read_statuses
 
 MOST_COMPARED = 3  # columns that fit beside each other, and that people can weigh
 
@@ -48,7 +49,7 @@ def compare(request: HttpRequest) -> HttpResponse:
         "entries": chosen[:MOST_COMPARED],
         "left_out": chosen[MOST_COMPARED:],
         "most_compared": MOST_COMPARED,
-        "others": sorted(found.keys() - {entry.name for entry in chosen}),
+        "others": [entry for name, entry in sorted(found.items()) if entry not in chosen],
     }
     return render(request, "catalogue/compare.html", context)
 
@@ -72,6 +73,7 @@ def show_model(request: HttpRequest, name: str) -> HttpResponse:
         return render(request, "catalogue/unknown.html", {"name": name}, status=404)
     [entry] = entries
     url = base_url(request)
+    [status] = read_statuses([entry.offer], zone, now)
     charts = read_charts(
         name, now, zone, first_token=_("half of the answers began within"), rate=_("speed of an answer")
     )
@@ -82,5 +84,6 @@ def show_model(request: HttpRequest, name: str) -> HttpResponse:
         "base_url": url,
         "samples": make_samples(entry.offer, base_url=url),
         "charts": charts,
+        "status": status,
     }
     return render(request, "catalogue/model.html", context)

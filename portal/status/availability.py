@@ -5,10 +5,10 @@ call wakes it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from itertools import groupby
+from itertools import groupby, pairwise
 from zoneinfo import ZoneInfo
 
 from django.db.models import Q
@@ -88,11 +88,53 @@ class Incident:
     lasted: timedelta
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedBreaks:
+    """When models were down, and when nothing counts of them, by name; of None: of all models."""
+
+    down: Mapping[str | None, list[Span]]
+    uncounted: Mapping[str | None, list[Span]]
+
+    def count(self, name: str, begin: datetime, end: datetime) -> tuple[float, float]:
+        """Return the seconds in which the model was available, and those that count."""
+        gaps = [*self.uncounted.get(None, ()), *self.uncounted.get(name, ())]
+        return _count(begin.timestamp(), end.timestamp(), self.down.get(name, []), gaps)
+
+
 def read_statuses(offers: Sequence[AvailableModel], zone: ZoneInfo, now: datetime) -> list[ModelStatus]:
     """Return the last DAYS days of these models. Two queries."""
-    days = [now.astimezone(zone).date() - timedelta(days=n) for n in reversed(range(DAYS))]
-    first = datetime.combine(days[0], time(), zone)
-    names = [offer.name for offer in offers]
+    midnights = _midnights(zone, now)
+    breaks = _read_breaks([offer.name for offer in offers], midnights[0], now)
+    found = []
+    for offer in offers:
+        counts = [breaks.count(offer.name, begin, min(end, now)) for begin, end in pairwise(midnights)]
+        statuses = tuple(
+            DayStatus(day=begin.date(), share=_share(*count)) for begin, count in zip(midnights, counts, strict=False)
+        )
+        whole = _share(sum(available for available, _ in counts), sum(counted for _, counted in counts))
+        found.append(ModelStatus(offer=offer, days=statuses, share=whole))
+    return found
+
+
+def read_shares(names: Sequence[str], zone: ZoneInfo, now: datetime) -> dict[str, float | None]:
+    """Return the share of these models over the same days as a whole, by name. Two queries."""
+    first = _midnights(zone, now)[0]
+    breaks = _read_breaks(names, first, now)
+    return {name: _share(*breaks.count(name, first, now)) for name in names}
+
+
+def _midnights(zone: ZoneInfo, now: datetime) -> list[datetime]:
+    """Return the beginnings of the last DAYS days and of tomorrow."""
+    today = now.astimezone(zone).date()
+    return [datetime.combine(today - timedelta(days=n), time(), zone) for n in range(DAYS - 1, -2, -1)]
+
+
+def _share(available: float, counted: float) -> float | None:
+    return available / counted if counted else None
+
+
+def _read_breaks(names: Sequence[str], first: datetime, now: datetime) -> RecordedBreaks:
+    """Read what was recorded of these models since `first`. Two queries."""
     rows = StatusInterval.objects.filter(
         Q(model__name__in=names) | Q(model=None), Q(ended_at=None) | Q(ended_at__gt=first)
     ).values_list("model__name", "kind", "began_at", "ended_at")
@@ -102,23 +144,11 @@ def read_statuses(offers: Sequence[AvailableModel], zone: ZoneInfo, now: datetim
         (down if kind == Kind.DOWN else uncounted)[name].append((began_at, ended_at or now))
     watched = StatusWatch.objects.first()
     uncounted[None].append((first, watched.since if watched else now))
-    found = []
-    for offer in offers:
-        gaps = [*uncounted[None], *uncounted[offer.name]]
-        counts = [_count(day, zone, now, down[offer.name], gaps) for day in days]
-        statuses = [
-            DayStatus(day=day, share=up / seen if seen else None) for day, (up, seen) in zip(days, counts, strict=True)
-        ]
-        seen = sum(one for _, one in counts)
-        share = sum(up for up, _ in counts) / seen if seen else None
-        found.append(ModelStatus(offer=offer, days=tuple(statuses), share=share))
-    return found
+    return RecordedBreaks(down=down, uncounted=uncounted)
 
 
-def _count(day: date, zone: ZoneInfo, now: datetime, down: list[Span], uncounted: list[Span]) -> tuple[float, float]:
-    """Return the seconds of the day in which the model was available, and those that count."""
-    begin = datetime.combine(day, time(), zone).timestamp()
-    end = min(datetime.combine(day + timedelta(days=1), time(), zone).timestamp(), now.timestamp())
+def _count(begin: float, end: float, down: list[Span], uncounted: list[Span]) -> tuple[float, float]:
+    """Return the seconds between begin and end in which the model was available, and those that count."""
     gaps = _merge(uncounted, begin, end)
     seen = end - begin - sum(last - first for first, last in gaps)
     either = _merge([*down, *uncounted], begin, end)

@@ -1,7 +1,7 @@
 """The catalogue of models: what it shows of each, how it is searched, comparison, and a page for each model."""
 
 from datetime import timedelta
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from django.db import connection
@@ -13,6 +13,8 @@ from portal.catalogue.entries import LONG_CONTEXT
 from portal.catalogue.sizes import describe_quantisation, describe_size
 from portal.keys import canary_key
 from portal.keys.models import ModelAccess
+from portal.status.availability import DAYS
+from portal.status.models import StatusInterval, StatusWatch
 from tests.html import all_of, has, one_of, parse, texts
 from tests.pages import external, key_of, serve, service_key_of, use
 from tests.portal.browsing import read
@@ -150,6 +152,42 @@ class TestCards:
             as_alice.get("/models/")
 
 
+class TestAvailability:
+    @pytest.fixture(autouse=True)
+    def _outage(self, alice, as_alice, time_machine):
+        """Let the model be watched for ten days, one of which it was down."""
+        time_machine.move_to("2026-11-20T03:00:00Z", tick=False)
+        as_alice.force_login(alice)
+        model, now = serve("qwen"), timezone.now()
+        StatusWatch.objects.create(since=now - timedelta(days=10), last_at=now)
+        StatusInterval.objects.all().delete()
+        StatusInterval.objects.create(
+            model=model, kind="down", began_at=now - timedelta(days=3), ended_at=now - timedelta(days=2)
+        )
+
+    def test_it_is_the_same_on_every_page(self, as_alice):
+        figures = {
+            address: one_of(read(as_alice, address), selector).text
+            for address, selector in [
+                ("/status/", "[data-model=qwen] [data-share]"),
+                ("/models/", "[data-model=qwen] [data-share] .num"),
+                ("/compare/?model=qwen", "[data-share] .num"),
+                ("/models/qwen/", "[data-share] h2 [data-figure]"),
+            ]
+        }
+        assert {figure.strip() for figure in figures.values()} == {"90.00%"}, figures
+
+    def test_the_page_of_a_model_has_every_day_of_it(self, as_alice):
+        page = read(as_alice, "/models/qwen/")
+        assert len(all_of(page, "[data-share] svg[role=img] rect")) == DAYS
+        assert has(page, "[data-share] a[href='/status/']")
+
+    def test_of_one_that_was_not_watched_nothing_is_said(self, as_alice):
+        StatusWatch.objects.all().delete()
+        assert "%" not in one_of(read(as_alice, "/models/"), "[data-model=qwen] [data-share]").text
+        assert not has(read(as_alice, "/models/qwen/"), "[data-share] h2 [data-figure]")
+
+
 class TestFilters:
     @pytest.fixture(autouse=True)
     def _models(self, alice, research):
@@ -201,6 +239,15 @@ class TestComparison:
         page = read(as_alice, "/compare/?model=b%2Fc&model=a&model=b%2Fc")
         assert [cell["data-model"] for cell in all_of(page, "thead th[data-model]")] == ["b/c", "a"]
         assert texts(page, "#more option") == ["d", "e"]
+
+    def test_without_models_it_offers_to_choose_some(self, as_alice):
+        for name in ("a", "b/c", "d"):
+            serve(name)
+        offered = [box["value"] for box in all_of(read(as_alice, "/compare/"), "[data-choose] input[name=model]")]
+        assert offered == ["a", "b/c", "d"]
+        page = read(as_alice, f"/compare/?{urlencode([('model', name) for name in offered[1:]])}")
+        assert [cell["data-model"] for cell in all_of(page, "thead th[data-model]")] == ["b/c", "d"]
+        assert not has(page, "[data-choose]")
 
     def test_three_are_the_most(self, as_alice):
         for name in "abcd":
@@ -337,11 +384,15 @@ class TestWords:
         [
             ("Q4_K_M", "INT4 (Q4_K_M)"),
             ("IQ3_XXS", "INT3 (IQ3_XXS)"),
-            ("AWQ-INT4", "INT4 (AWQ-INT4)"),
+            ("AWQ-INT4", "INT4 (AWQ)"),
+            ("int4 gptq", "INT4 (gptq)"),
+            ("compressed-tensors W4A16", "INT4 (compressed-tensors W4A16)"),
             ("FP8", "FP8"),
+            ("FP8_DYNAMIC", "FP8 (DYNAMIC)"),
+            ("F8_E4M3", "FP8 (F8_E4M3)"),
             ("BF16", "BF16"),
             ("F16", "FP16 (F16)"),
-            ("MXFP4", "FP4 (MXFP4)"),
+            ("MXFP4", "MXFP4"),
             ("", ""),
             ("unheard-of", "unheard-of"),
         ],

@@ -231,6 +231,8 @@ class TestPage:
         assert has(page, "[data-incident=qwen] .state.broken")
         assert all_of(page, "[data-model=qwen] details tbody tr")
         assert len(all_of(page, "[data-model=qwen] .days rect")) == availability.DAYS
+        assert has(page, "[data-model=qwen] a[href='/models/qwen/']")
+        assert has(page, "[data-legend=off] .off")
 
     def test_more_models_cost_no_more_queries(self, as_alice, django_assert_num_queries):
         serve("a")
