@@ -259,16 +259,16 @@ def grant_request(by: User, quota_request: QuotaRequest, amount: int | None = No
     with transaction.atomic():
         row = _lock_for_decision(by, quota_request)
         given = row.amount if amount is None else amount
-        to, what = quota_target(row), quota_kind(row)
-        now = effective_amount(to, what)
-        if now is not None and given <= now:
-            raise QuotaRefused(
-                _("That is not more than the current amount: %(amount)s.") % {"amount": figure(now)}, code="not-more"
-            )
-        _check_amount(by, to, what, given)
-        _save_quota(to, what, given)
+        _check_grant(by, row, given)
+        _save_quota(quota_target(row), quota_kind(row), given)
         row.granted = given
         return _decide(row, by, QuotaRequest.State.GRANTED, note)
+
+
+def check_grant(by: User, quota_request: QuotaRequest, amount: int) -> None:
+    """Raise Refused if this person cannot grant this amount."""
+    with transaction.atomic():
+        _check_grant(by, _lock_for_decision(by, quota_request), amount)
 
 
 def refuse_request(by: User, quota_request: QuotaRequest, note: str) -> QuotaRequest:
@@ -346,6 +346,16 @@ def _check_amount(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> No
             % {"tenant": to.home, "amount": figure(most)},
             code="more-than-tenant",
         )
+
+
+def _check_grant(by: User, row: QuotaRequest, amount: int) -> None:
+    to, what = quota_target(row), quota_kind(row)
+    now = effective_amount(to, what)
+    if now is not None and amount <= now:
+        raise QuotaRefused(
+            _("That is not more than the current amount: %(amount)s.") % {"amount": figure(now)}, code="not-more"
+        )
+    _check_amount(by, to, what, amount)
 
 
 def _check_bounds(amount: int) -> None:

@@ -1,5 +1,6 @@
 """Quotas, requests for more and what is left, in the API. Who may do what: see `administration`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.db.models import Q, QuerySet
@@ -109,11 +110,11 @@ class Requests(GenericViewSet[QuotaRequest]):
             mine = Q(pk__in=administration.waiting_for(current_user(request)).values("pk"))
             rows = rows.filter(mine if waiting else ~mine)
         page = self.paginate_queryset(rows.order_by("-asked_at", "-pk")) or []
-        return self.get_paginated_response([shapes.Request(row).data for row in page])
+        return self.get_paginated_response(show_requests(page))
 
     @extend_schema(summary=_("One quota request"), responses={200: shapes.Request})
     def retrieve(self, request: Request, pk: int) -> Response:
-        return Response(shapes.Request(self.get_object()).data)
+        return Response(show_request(self.get_object()))
 
     @extend_schema(summary=_("Request more"), request=shapes.NewRequest, responses={201: shapes.Request})
     def create(self, request: Request) -> Response:
@@ -123,7 +124,7 @@ class Requests(GenericViewSet[QuotaRequest]):
         quota_request = administration.create_request(
             current_user(request), to, what, values["amount"], values["reason"]
         )
-        return Response(shapes.Request(quota_request).data, status.HTTP_201_CREATED)
+        return Response(show_request(quota_request), status.HTTP_201_CREATED)
 
     @extend_schema(summary=_("Change a request"), request=shapes.ChangedRequest, responses={200: shapes.Request})
     def partial_update(self, request: Request, pk: int) -> Response:
@@ -133,32 +134,42 @@ class Requests(GenericViewSet[QuotaRequest]):
         changed = administration.change_request(
             current_user(request), quota_request, values["amount"], values.get("reason", quota_request.reason)
         )
-        return Response(shapes.Request(changed).data)
+        return Response(show_request(changed))
 
-    @extend_schema(summary=_("Grant a request"), request=shapes.Grant, responses={200: shapes.Request})
+    @extend_schema(summary=_("Grant a request"), request=shapes.Grant, responses={200: shapes.GrantedRequest})
     @action(detail=True, methods=["post"])
     def grant(self, request: Request, pk: int) -> Response:
         """Give what was requested or another amount. A request of one's own cannot be granted."""
-        quota_request = self.get_object()
+        quota_request, by = self.get_object(), current_user(request)
         answer = validated(shapes.Grant, request.data)
-        return Response(
-            shapes.Request(
-                administration.grant_request(current_user(request), quota_request, answer["amount"], answer["note"])
-            ).data
-        )
+        amount = quota_request.amount if answer["amount"] is None else answer["amount"]
+        administration.check_grant(by, quota_request, amount)
+        caution = cautions.find_grant_caution(quota_request, amount)
+        granted = administration.grant_request(by, quota_request, amount, answer["note"])
+        return Response({**show_request(granted), "caution": caution.code if caution else ""})
 
     @extend_schema(summary=_("Refuse a request"), request=shapes.QuotaRefusal, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def refuse(self, request: Request, pk: int) -> Response:
         quota_request = self.get_object()
         note = validated(shapes.QuotaRefusal, request.data)["note"]
-        return Response(shapes.Request(administration.refuse_request(current_user(request), quota_request, note)).data)
+        return Response(show_request(administration.refuse_request(current_user(request), quota_request, note)))
 
     @extend_schema(summary=_("Withdraw a request"), request=None, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def withdraw(self, request: Request, pk: int) -> Response:
         """Withdraw one's own request, as long as it is open."""
-        return Response(shapes.Request(administration.withdraw_request(current_user(request), self.get_object())).data)
+        return Response(show_request(administration.withdraw_request(current_user(request), self.get_object())))
+
+
+def show_requests(rows: Sequence[QuotaRequest]) -> list[dict[str, Any]]:
+    """Return the shapes of these requests, with the amounts that apply now. One query."""
+    current = administration.current_amounts(rows)
+    return [shapes.Request(row, context={"current": current}).data for row in rows]
+
+
+def show_request(row: QuotaRequest) -> dict[str, Any]:
+    return show_requests([row])[0]
 
 
 class AllowancesView(APIView):

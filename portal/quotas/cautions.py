@@ -10,8 +10,8 @@ from itertools import chain
 from django.utils.translation import gettext as _
 
 from portal.quotas import policy
-from portal.quotas.administration import QuotaKind, QuotaTarget
-from portal.quotas.models import Quota
+from portal.quotas.administration import QuotaKind, QuotaTarget, quota_kind, quota_target
+from portal.quotas.models import Quota, QuotaRequest
 from portal.quotas.units import UNITS
 from portal.web.templatetags.formatting import figure
 
@@ -51,6 +51,11 @@ def find_caution(to: QuotaTarget, what: QuotaKind, amount: int) -> Caution | Non
         sentence = _("This is %(times)s times the current quota (%(amount)s).")
         return Caution("leap", sentence % {"times": figure(amount // before), "amount": figure(before)})
     return None
+
+
+def find_grant_caution(quota_request: QuotaRequest, amount: int) -> Caution | None:
+    """Return the same of a request that would be granted so much. Two queries."""
+    return find_caution(quota_target(quota_request), quota_kind(quota_request), amount)
 
 
 def _block(to: QuotaTarget, what: QuotaKind) -> Caution | None:

@@ -90,10 +90,8 @@ class Quota(serializers.Serializer[QuotaRow]):
     amount = serializers.IntegerField()
 
 
-class SavedQuota(Quota):
-    """A quota that was saved just now."""
-
-    caution = serializers.ChoiceField(
+def caution_field() -> serializers.ChoiceField:
+    return serializers.ChoiceField(
         CODES,
         allow_blank=True,
         help_text=(
@@ -101,6 +99,12 @@ class SavedQuota(Quota):
             " quota ends it first. `leap`: a hundred times as much as before. Empty: nothing."
         ),
     )
+
+
+class SavedQuota(Quota):
+    """A quota that was saved just now."""
+
+    caution = caution_field()
 
 
 class QuotaFilter(serializers.Serializer[Any]):
@@ -135,6 +139,7 @@ class Request(serializers.Serializer[QuotaRequest]):
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
     amount = serializers.IntegerField(help_text="Requested.")
     previous_amount = serializers.IntegerField(help_text="When it was asked for.")
+    current_amount = serializers.SerializerMethodField(help_text="What applies now. Null: there is no limit.")
     reason = CharField()
     asked_by = CharField(source="asked_by.username", default=None, allow_null=True)
     asked_at = serializers.DateTimeField()
@@ -143,6 +148,17 @@ class Request(serializers.Serializer[QuotaRequest]):
     decided_by = CharField(source="decided_by.username", default=None, allow_null=True)
     decided_at = serializers.DateTimeField(allow_null=True)
     note = CharField()
+
+    def get_current_amount(self, row: QuotaRequest) -> int | None:
+        """Return it from `current` of the context, see `administration.current_amounts`."""
+        current: dict[int, int | None] = self.context["current"]
+        return current[row.pk]
+
+
+class GrantedRequest(Request):
+    """A request that was granted just now."""
+
+    caution = caution_field()
 
 
 class RequestFilter(serializers.Serializer[Any]):

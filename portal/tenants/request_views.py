@@ -15,7 +15,7 @@ from portal.accounts.decorators import tenant_admin_required
 from portal.accounts.models import Tenant
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
-from portal.quotas import administration, amounts, request_pages
+from portal.quotas import administration, amounts, cautions, request_pages
 from portal.quotas.models import QuotaRequest
 from portal.quotas.units import UNITS
 from portal.tenants.forms import QuotaRequestForm
@@ -109,17 +109,35 @@ def request_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     return render(request, "tenants/requests.html", context)
 
 
-def answer_values(request: HttpRequest, row: QuotaRequest) -> dict[str, str]:
-    """Return what the answer form contains: what was typed before it was refused, else the amount requested."""
-    if request.GET.get("at") == str(row.pk):
-        return {"amount": request.GET.get("amount", ""), "note": request.GET.get("note", "")}
-    return {"amount": f"{row.amount:,}", "note": ""}
+def answer_values(request: HttpRequest, row: QuotaRequest) -> dict[str, object]:
+    """Return what the answer form contains: what was typed before it was refused, else the amount requested.
+
+    With ?ask there is a caution about the amount that was typed, and what confirms it.
+    """
+    if request.GET.get("at") != str(row.pk):
+        return {"amount": f"{row.amount:,}", "note": ""}
+    typed = request.GET.get("amount", "")
+    values: dict[str, object] = {"amount": typed, "note": request.GET.get("note", "")}
+    if "ask" not in request.GET:
+        return values
+    try:
+        amount = parse_amount(typed)
+    except administration.QuotaRefused:
+        return values
+    caution = cautions.find_grant_caution(row, amount)
+    return {**values, "caution": caution, "confirmed": confirmation(row, amount)} if caution else values
+
+
+def confirmation(row: QuotaRequest, amount: int) -> str:
+    """Return what the page sends back when the caution about exactly this amount was read."""
+    return f"{row.pk} {amount}"
 
 
 @tenant_admin_required
 @posted_forms.only_posted
 def decide_request(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
-    row = get_object_or_404(QuotaRequest.objects.filter(tenant=tenant), pk=pk)
+    """Grant or refuse a request. What the person who grants may not mean is asked once, as `edit_quota` does."""
+    row = get_object_or_404(QuotaRequest.objects.filter(tenant=tenant).select_related(*ROWS), pk=pk)
     verdict = posted_forms.posted_choice(request, "verdict", "grant", "refuse")
     amount, note = request.POST.get("amount", ""), request.POST.get("note", "")
     try:
@@ -127,16 +145,26 @@ def decide_request(request: HttpRequest, tenant: Tenant, pk: int) -> HttpRespons
             administration.refuse_request(current_user(request), row, note)
             message = _("The request is refused. Its author is notified.")
         else:
-            administration.grant_request(current_user(request), row, parse_amount(amount), note)
+            given = parse_amount(amount)
+            if request.POST.get("confirmed") != confirmation(row, given):
+                administration.check_grant(current_user(request), row, given)
+                if cautions.find_grant_caution(row, given):
+                    return back_to_request(row, amount, note, ask=True)
+            administration.grant_request(current_user(request), row, given, note)
             message = _("The request is granted. Its author is notified.")
     except administration.QuotaRefused as refusal:
         messages.error(request, refusal.sentence)
-        typed = urlencode({"at": pk, "amount": amount[:30], "note": note[:500]})
-        response = redirect("tenant-requests", tenant.slug)
-        response["Location"] += f"?{typed}#request-{pk}"
-        return response
+        return back_to_request(row, amount, note, ask=False)
     messages.success(request, message)
     return redirect("tenant-requests", tenant.slug)
+
+
+def back_to_request(row: QuotaRequest, amount: str, note: str, *, ask: bool) -> HttpResponse:
+    """Redirect to the request with what was typed; `ask`: to the caution about it."""
+    typed = {"at": row.pk, "amount": amount[:30], "note": note[:500], **({"ask": 1} if ask else {})}
+    response = redirect("tenant-requests", row.tenant.slug)
+    response["Location"] += f"?{urlencode(typed)}#request-{row.pk}"
+    return response
 
 
 def parse_amount(text: str) -> int:

@@ -1,6 +1,8 @@
 """Quotas, requests for more and what is left, in the API: by the rules of giving, for the right people."""
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from portal.accounts.models import Membership
 from portal.quotas.models import Quota, QuotaRequest
@@ -163,6 +165,36 @@ def test_a_wish_is_granted_by_an_admin(call, alice, bob, quota_request):
     )
     assert Quota.objects.get(user=alice).amount == 150
     assert call(bob)("POST", path + "refuse/", {"note": "no"}).status_code == 409
+
+
+def test_a_wish_has_the_amount_that_applies_now(call, alice, bob, quota_request):
+    path = f"quota-requests/{quota_request['id']}/"
+    assert (quota_request["previous_amount"], quota_request["current_amount"]) == (100, 100)
+    Quota.objects.filter(user=alice).update(amount=150)
+    [listed] = call(bob).get("quota-requests/")["results"]
+    assert [listed[name] for name in ("previous_amount", "current_amount")] == [100, 150]
+    Quota.objects.filter(user=alice).delete()
+    assert call(alice).get(path)["current_amount"] is None
+    granted = call(bob)("POST", path + "grant/", {"amount": 170}).json()
+    assert (granted["current_amount"], granted["caution"]) == (170, "")
+
+
+def test_an_amount_that_may_be_a_slip_is_granted_and_named(call, bob, alice, quota_request, research):
+    Quota.objects.filter(user=alice).update(amount=1)
+    granted = call(bob)("POST", f"quota-requests/{quota_request['id']}/grant/").json()
+    assert (granted["granted"], granted["caution"]) == (200, "leap")
+
+
+def test_wishes_are_listed_by_the_same_queries(call, bob, quota_request, research, django_assert_max_num_queries):
+    with CaptureQueriesContext(connection) as one:
+        assert len(call(bob).get("quota-requests/")["results"]) == 1
+    for n in range(5):
+        other = person(f"person-{n}", research)
+        QuotaRequest.objects.create(
+            tenant=research, user=other, asked_by=other, **DAILY, amount=200, previous_amount=100
+        )
+    with django_assert_max_num_queries(len(one)):
+        assert len(call(bob).get("quota-requests/")["results"]) == 6
 
 
 def test_a_wish_is_refused_with_a_note(call, bob, quota_request):

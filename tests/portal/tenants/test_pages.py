@@ -391,6 +391,27 @@ class TestRequests:
         assert "until Friday" in page
         assert has(page, "[data-left='150'][data-amount='150']")
 
+    def test_an_amount_that_may_be_a_slip_is_asked_about_once(self, as_bob, limited, alice, research):
+        row = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
+        path = f"/tenant/research/requests/{row.pk}/"
+        form = {"verdict": "grant", "amount": "10,000", "note": "as agreed"}
+        asked = one_of(send(as_bob, path, **form), f"#request-{row.pk}")
+        assert asked.one("#caution")["data-caution"] == "leap"
+        assert (asked.one("[name=amount]")["value"], asked.one("[name=note]")["value"]) == ("10,000", "as agreed")
+        confirmed = asked.one("[name=confirmed]")["value"]
+        other = send(as_bob, path, **{**form, "amount": "20,000"}, confirmed=confirmed)
+        assert has(other, "#caution"), "the answer to one question was taken for another's"
+        assert QuotaRequest.objects.get().state == "open"
+        send(as_bob, path, **form, confirmed=confirmed)
+        assert (QuotaRequest.objects.get().granted, Quota.objects.get(user=alice).amount) == (10_000, 10_000)
+
+    def test_what_cannot_be_granted_is_not_asked_about(self, as_bob, limited, alice, research, olivia):
+        administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 5000)
+        row = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
+        page = send(as_bob, f"/tenant/research/requests/{row.pk}/", verdict="grant", amount="1万", note="")
+        assert has(page, ".notice.error")
+        assert not has(page, "#caution")
+
     def test_what_is_refused_keeps_what_was_typed(self, as_bob, limited, alice, research):
         row = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
         form = {"verdict": "refuse", "amount": "1234", "note": ""}
