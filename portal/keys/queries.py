@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.core.paginator import Page, Paginator
 from django.db import models
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet
+from django.db.models.functions import Lower
 from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import Membership, Tenant, User
@@ -17,6 +19,15 @@ from portal.web.templatetags.formatting import person
 # Long enough to make a new key and change what uses the old one, holidays included.
 EXPIRES_SOON = timedelta(days=14)
 PER_PAGE = 50
+# By what lists of keys can be sorted. Those that were never used, or never expire, come last.
+SORTS: dict[str, tuple[Any, ...]] = {
+    "newest": ("-created_at",),
+    "name": (Lower("name"),),
+    "tenant": (Lower("tenant__name"), Lower("name")),
+    "responsible": (Lower("responsible__last_name"), Lower("responsible__username"), Lower("name")),
+    "last-used": (F("last_used_at").desc(nulls_last=True),),
+    "expires": (F("expires_at").asc(nulls_last=True),),
+}
 
 
 def is_usable() -> Exists:
@@ -182,10 +193,21 @@ class KeyPage:
     working: int  # how many there are on all pages
     ended: int  # how many there are that no longer work
     shows_ended: bool
+    sort: str  # one of SORTS
 
 
-def key_page(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended: bool) -> KeyPage:
-    """Return the page of this number, newest first, of the keys that work or of the others (if `ended`, or none works).
+def choose_sort(name: str) -> str:
+    """Return the name of one of SORTS: this, or that of the newest first."""
+    return name if name in SORTS else "newest"
+
+
+def sort_keys(keys: QuerySet[ApiKey], sort: str) -> QuerySet[ApiKey]:
+    """Return the keys in the order of one of SORTS; of those that are equal the newest first."""
+    return keys.order_by(*SORTS[sort], "-created_at", "-pk")
+
+
+def key_page(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended: bool, sort: str = "") -> KeyPage:
+    """Return the page of this number of the keys that work, or of the others (if `ended`, or none works).
 
     Three queries.
     """
@@ -193,10 +215,11 @@ def key_page(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended
     counts = keys.aggregate(working=Count("pk", filter=usable), ended=Count("pk", filter=~usable))
     ended = ended or (counts["ended"] > 0 and not counts["working"])
     some = keys.filter(~usable if ended else usable)
-    paginator = Paginator(with_shown_fields(some.order_by("-created_at", "-pk")), PER_PAGE)
+    sort = choose_sort(sort)
+    paginator = Paginator(with_shown_fields(sort_keys(some, sort)), PER_PAGE)
     paginator.count = counts["ended" if ended else "working"]  # known by now
     page = paginator.get_page(number)
-    return KeyPage(page=page, keys=[_row_of(key, now) for key in page], shows_ended=ended, **counts)
+    return KeyPage(page=page, keys=[_row_of(key, now) for key in page], shows_ended=ended, sort=sort, **counts)
 
 
 def with_shown_fields(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:

@@ -53,7 +53,13 @@ def service_list(request: HttpRequest) -> HttpResponse:
 
 def page_of(request: HttpRequest, keys: QuerySet[ApiKey]) -> queries.KeyPage:
     """Return the page of these keys that the request is for."""
-    return queries.key_page(keys, timezone.now(), number=request.GET.get("page"), ended="ended" in request.GET)
+    return queries.key_page(
+        keys,
+        timezone.now(),
+        number=request.GET.get("page"),
+        ended="ended" in request.GET,
+        sort=request.GET.get("sort", ""),
+    )
 
 
 @login_required

@@ -1,8 +1,11 @@
 """Quotas of a tenant, its members and keys, and the defaults. `administration` decides who may set which."""
 
+from typing import Any
+
 from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
+from django.db.models.functions import Lower
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -25,12 +28,26 @@ from portal.web import posted_forms
 from portal.web.templatetags.formatting import person
 
 PAGE = 50
+# By what quotas of members and keys can be sorted: people before keys; amounts within what they count, as tokens are no
+# requests.
+OWNER = (
+    Lower("user__last_name").asc(nulls_last=True),
+    Lower("user__username").asc(nulls_last=True),
+    Lower("key__name"),
+    "key_id",
+)
+SORTS: dict[str, tuple[Any, ...]] = {
+    "name": (*OWNER, "unit", "window"),
+    "amount": ("unit", "window", "-amount", *OWNER),
+    "model": (Lower("model__name").asc(nulls_first=True), *OWNER, "unit", "window"),
+}
 
 
 @tenant_admin_required
 @require_safe
 def quota_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
-    text = request.GET.get("q", "").strip()
+    text, sort = request.GET.get("q", "").strip(), request.GET.get("sort", "")
+    sort = sort if sort in SORTS else next(iter(SORTS))
     rows = Quota.objects.select_related("model", "user", "key", "key__user")
     own = rows.filter(Q(tenant=tenant, default_for="", user__isnull=False) | Q(key__tenant=tenant))
     if text:
@@ -41,11 +58,12 @@ def quota_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
             | Q(key__name__icontains=text)
             | Q(key__prefix__startswith=text[:12])
         )
-    page = Paginator(own.order_by("-user_id", "key_id", "unit", "window", "pk"), PAGE).get_page(request.GET.get("page"))
+    page = Paginator(own.order_by(*SORTS[sort], "pk"), PAGE).get_page(request.GET.get("page"))
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
         "q": text,
+        "sort": sort,
         "bars": request_pages.quota_bars(current_user(request), status.allowances_of_tenant(tenant, timezone.now())),
         "tenants": rows.filter(tenant=tenant, default_for="", user=None),
         "defaults": [

@@ -27,13 +27,14 @@ PAGE = 50
 @operator_required
 @require_safe
 def tenant_list(request: HttpRequest) -> HttpResponse:
-    text, now = request.GET.get("q", "").strip(), timezone.now()
+    text, sort, now = request.GET.get("q", "").strip(), request.GET.get("sort", ""), timezone.now()
+    sort = sort if sort in ranking.TENANT_SORTS else ranking.TENANT_SORTS[0]
     found = Tenant.objects.annotate(members=Count("memberships"))
     for word in text.split()[:5]:
         found = found.filter(Q(name__icontains=word) | Q(slug__icontains=word))
     zone = zone_of(current_user(request))
     used = ranking.usage_by_tenant(zone, now)
-    ids = ranking.rank_tenants(found, used)
+    ids = ranking.rank_tenants(found, used, sort)
     page = Paginator(ids, PAGE).get_page(request.GET.get("page"))
     rows = {row.pk: row for row in found.filter(pk__in=list(page))}
     tightest = ranking.tightest_by_tenant(rows, zone, now)
@@ -41,6 +42,7 @@ def tenant_list(request: HttpRequest) -> HttpResponse:
     context = {
         "zone": zone,
         "q": text,
+        "sort": sort,
         "page": page,
         "rows": [(rows[pk], used.get(pk, ranking.Used()), tightest.get(pk)) for pk in page if pk in rows],
         "waiting": list(waiting[:PAGE]),

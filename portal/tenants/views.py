@@ -49,7 +49,8 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 def key_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     text, sort = request.GET.get("q", "").strip(), request.GET.get("sort", "")
     sort = sort if sort in ranking.HOLDER_SORTS else next(iter(ranking.HOLDER_SORTS))
-    services = queries.service_keys_of(tenant)
+    services_sort = queries.choose_sort(request.GET.get("services", ""))
+    services = queries.sort_keys(queries.service_keys_of(tenant), services_sort)
     page = Paginator(ranking.key_holders(tenant, text, sort), PAGE).get_page(request.GET.get("page"))
     used = ranking.usage_by(ranking.usage_this_month(tenant, timezone.now()), "user_id")
     context = {
@@ -57,6 +58,7 @@ def key_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
         "zone": tenant.zone,
         "q": text,
         "sort": sort,
+        "services_sort": services_sort,
         "services": queries.key_rows(services.filter(queries.is_usable()), timezone.now()),
         "ended": queries.key_rows(services.exclude(queries.is_usable()), timezone.now())[:PAGE],
         "page": page,

@@ -1,0 +1,33 @@
+"""Heads of the columns by which a table can be sorted."""
+
+from django import template
+from django.http import HttpRequest
+from django.template import Context
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+register = template.Library()
+
+
+@register.simple_tag(takes_context=True)
+def sort_head(
+    context: Context, column: str, label: str, current: str, *, direction: str = "ascending", by: str = "sort"
+) -> SafeString:
+    """Return the head of a column: a link that sorts by it, marked where the table is sorted so (`current`).
+
+    `current` "": the table is not to be sorted, as the first lines of a list.
+    `by`: the parameter of the address, another one for each table of a page. Numbers are sorted "descending" and are
+    right-aligned, as their column is; times are not, so they have "latest" for the same order.
+    """
+    if not current:
+        return format_html('<th scope="col">{}</th>', label)
+    request: HttpRequest = context["request"]
+    query = request.GET.copy()
+    query.pop("page", None)
+    query[by] = column
+    numeric = SafeString(' class="num"') if direction == "descending" else ""
+    order = "ascending" if direction == "ascending" else "descending"
+    marked = format_html(' aria-sort="{}"', order) if column == current else ""
+    return format_html(
+        '<th scope="col"{}{}><a class="sort" href="?{}">{}</a></th>', numeric, marked, query.urlencode(), label
+    )
