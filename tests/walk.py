@@ -24,7 +24,7 @@ from portal.audit.models import AuditEvent
 from portal.canary.models import CanaryRun
 from portal.demo.staff import ADMIN, EMPLOYEE, HOME, OPERATOR
 from portal.keys.models import ApiKey, ManagementKey
-from portal.lessons.models import Seminar
+from portal.lessons.models import Seminar, SeminarParticipant
 from portal.news.models import Announcement
 from portal.notifications.models import Notice, Webhook
 from portal.prices.models import TokenPrice
@@ -113,6 +113,7 @@ def _standing(who: str) -> list[tuple[str, QuerySet[Any], str]]:
     at_home = Tenant.objects.filter(slug=HOME)
     wishes = QuotaRequest.objects.order_by("state", "-pk")  # "open" is after "granted" and before "refused"
     mine = wishes.filter(asked_by=person, state="open")
+    running = Seminar.objects.filter(ended_at=None)
     given = Quota.objects.filter(tenant__slug=HOME, default_for="")
     return [
         ("tenants/quotas/<int:pk>", Quota.objects.filter(default_for="tenant"), "pk"),
@@ -124,7 +125,9 @@ def _standing(who: str) -> list[tuple[str, QuerySet[Any], str]]:
         ("prices/<int:pk>", TokenPrice.objects.all(), "pk"),
         ("canary/<int:pk>", CanaryRun.objects.all(), "pk"),
         ("webhooks/<int:pk>", Webhook.objects.all(), "pk"),
-        ("seminars/<int:pk>", Seminar.objects.all(), "pk"),
+        ("<int:person_pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),
+        ("<int:participant_pk>", SeminarParticipant.objects.filter(seminar__in=running[:1]), "pk"),
+        ("seminars/<int:pk>", running, "pk"),
         ("news/<int:pk>", Announcement.objects.all(), "pk"),
         ("<int:comment_pk>", UseCaseComment.objects.all(), "pk"),
         ("use-cases/<int:pk>", UseCase.objects.filter(retired_at=None, is_company_wide=True), "pk"),

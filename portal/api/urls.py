@@ -8,6 +8,7 @@ from portal.accounts import api as accounts
 from portal.api import views
 from portal.audit import api as audit
 from portal.keys import api as keys
+from portal.lessons import api as lessons
 from portal.notifications import api as notifications
 from portal.operations import api as operations
 from portal.operations import queue_api, weights_api
@@ -35,6 +36,7 @@ router.register("prices", prices.Prices, basename="api-prices")
 router.register("tenants", accounts.Tenants, basename="api-tenants")
 router.register("notices", notifications.Notices, basename="api-notices")
 router.register("use-cases", use_cases.UseCases, basename="api-use-cases")
+router.register("seminars", lessons.Seminars, basename="api-seminars")
 router.register("hosts", operations.Hosts, basename="api-hosts")
 router.register("models", operations.Models, basename="api-models")
 router.register("replicas", operations.Replicas, basename="api-replicas")
@@ -54,6 +56,8 @@ urlpatterns = [
         accounts.Members.as_view({"get": "retrieve", "patch": "partial_update", "delete": "destroy"}),
         name="api-member",
     ),
+    path("v1/tenants/<slug:slug>/courses/", lessons.TenantCoursesView.as_view(), name="api-tenant-courses"),
+    path("v1/courses/", lessons.CoursesView.as_view(), name="api-courses"),
     path("v1/usage/", usage.UsageTotalsView.as_view(), name="api-usage"),
     path("v1/usage/series/", usage.UsageSeriesView.as_view(), name="api-usage-series"),
     path("v1/usage/groups/", usage.UsageGroups.as_view({"get": "list"}), name="api-usage-groups"),

@@ -48,6 +48,7 @@ SUBJECTS = {
     "house-rules": gettext_lazy("House rules"),
     "announcement": gettext_lazy("Announcement"),
     "webhook": gettext_lazy("Webhook"),
+    "seminar": gettext_lazy("Seminar"),
 }
 # The second: what was done to it.
 VERBS = {
@@ -84,6 +85,9 @@ VERBS = {
     "comment": pgettext_lazy("audit", "a comment deleted"),
     "canary": pgettext_lazy("audit", "the canary’s answers accepted"),
     "canary-request": pgettext_lazy("audit", "the canary requested"),
+    "invite": pgettext_lazy("audit", "people invited"),
+    "uninvite": pgettext_lazy("audit", "people taken off the list"),
+    "over": pgettext_lazy("audit", "ended"),
 }
 # What events hold beside fields of rows.
 NOTES = {
@@ -96,6 +100,7 @@ NOTES = {
     "canary_run": gettext_lazy("canary run"),
     "version": gettext_lazy("version"),
     "company_wide": gettext_lazy("for the whole company"),
+    "people": gettext_lazy("people"),
 }
 VERDICTS = {
     "guilty": gettext_lazy("this request, which is refused for a few minutes"),

@@ -201,6 +201,11 @@ def revoke_leaked_key(key: ApiKey, by: User) -> None:
     _revoke(key, LEAKED, by)
 
 
+def revoke_on_behalf(key: ApiKey, because: str, by: User) -> None:
+    """Revoke a key for a person who may do so by another right than the key's, which the caller has checked."""
+    _revoke(key, because, by)
+
+
 def revoke_silently(key: ApiKey, because: str) -> None:
     """Revoke a key whose person is notified of the reason in another way. The caller has checked who may."""
     _revoke(key, because, key.user)

@@ -2,6 +2,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.apps import AppConfig
+from django.contrib.auth.signals import user_logged_in
 from django.utils.translation import gettext_lazy as _
 
 
@@ -11,17 +12,36 @@ class LessonsConfig(AppConfig):
 
     def ready(self) -> None:
         from modelregistry.supervisor import tasks
+        from portal.audit import tracking
         from portal.keys.signals import key_replaced
+        from portal.lessons.models import Seminar
         from portal.lessons.seminars import follow_key
-        from portal.use_cases.signals import use_case_opened
+        from portal.use_cases.signals import use_case_tried
 
-        use_case_opened.connect(note_opened, dispatch_uid="lessons")
+        use_case_tried.connect(note_tried, dispatch_uid="lessons")
+        user_logged_in.connect(note_sign_in, dispatch_uid="lessons")
         key_replaced.connect(follow_key, dispatch_uid="lessons")
+        tracking.track(
+            Seminar,
+            "seminar",
+            ignored={"nonce", "code_digest", "opened_by"},
+            tenant=lambda seminar: seminar.tenant,
+            name=lambda seminar: seminar.title or seminar.course,
+            verb=lambda before, after: "over" if "ended_at" in after else "change",
+        )
         tasks.register("endseminars", timedelta(minutes=5), ("endseminars",))
+        tasks.register("recordsteps", timedelta(days=1), ("recordsteps",))
 
 
-def note_opened(user: Any, **_: Any) -> None:
-    """Note the step of opening a use case, not which one."""
+def note_sign_in(user: Any, **_: Any) -> None:
+    """Note the step of signing in."""
+    from portal.lessons.progress import note_step
+
+    note_step(user, "signed-in")
+
+
+def note_tried(user: Any, **_: Any) -> None:
+    """Note the step of trying a use case, not which one."""
     from portal.lessons.progress import note_step
 
     note_step(user, "use-case")

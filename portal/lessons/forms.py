@@ -4,13 +4,15 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from portal.accounts.models import User
-from portal.lessons import seminars
+from portal.accounts.models import Tenant, User
+from portal.lessons import invitations, seminars
 from portal.lessons.courses import all_courses
-from portal.lessons.models import Seminar
+from portal.lessons.models import MOST_PEOPLE, Seminar
+from portal.lessons.seminars import SeminarChanges
 from portal.quotas.administration import MAX_AMOUNT
 
 TOKENS = 100_000  # of a participant: some hours of questions
+PLACES = 40  # of a room
 
 
 class JoinForm(forms.Form):
@@ -22,15 +24,38 @@ class JoinForm(forms.Form):
     )
 
 
-class SeminarForm(forms.Form):
-    """A new seminar. Day and hours are of the tenant's zone."""
+class NamesForm(forms.Form):
+    names = forms.CharField(
+        label=_("People"),
+        max_length=invitations.MOST_TEXT,
+        help_text=_("User names, mail addresses or whole names, one per line or with commas between them."),
+        widget=forms.Textarea(attrs={"rows": 4, "autocomplete": "off", "spellcheck": "false"}),
+    )
 
-    tenant = forms.ChoiceField(label=_("Tenant"))
-    title = forms.CharField(label=_("Title"), max_length=80)
+
+class TakeBackForm(forms.Form):
+    reason = forms.CharField(
+        label=_("Reason"), required=False, max_length=200, help_text=_("The participant is notified of it.")
+    )
+
+
+class PlanForm(forms.Form):
+    """What an organiser decides about a seminar. Day and hours are of the tenant's zone."""
+
+    title = forms.CharField(
+        label=_("Title"), required=False, max_length=80, help_text=_("Empty: the title of the course.")
+    )
     course = forms.ChoiceField(label=_("Course"))
     day = forms.DateField(label=_("Day of the seminar"), widget=forms.DateInput(attrs={"type": "date"}))
-    begins = forms.TimeField(label=_("Begins"), widget=forms.TimeInput(attrs={"type": "time"}))
-    ends = forms.TimeField(label=_("Ends"), widget=forms.TimeInput(attrs={"type": "time"}))
+    begins = forms.TimeField(label=_("Begins"), widget=forms.TimeInput(attrs={"type": "time"}, format="%H:%M"))
+    ends = forms.TimeField(label=_("Ends"), widget=forms.TimeInput(attrs={"type": "time"}, format="%H:%M"))
+    places = forms.IntegerField(
+        label=_("Places"),
+        min_value=1,
+        max_value=MOST_PEOPLE,
+        initial=PLACES,
+        help_text=_("So many people may join. People that you invite keep theirs."),
+    )
     tokens = forms.IntegerField(
         label=_("Tokens per day for each participant"),
         required=False,
@@ -40,12 +65,44 @@ class SeminarForm(forms.Form):
         help_text=_("Empty: no limit but the tenant’s."),
     )
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        courses = [(name, course.title) for name, course in all_courses().items()]
+        self.fields["course"].choices = courses  # type: ignore[attr-defined]
+
+    def plan(self, tenant: Tenant) -> SeminarChanges:
+        """Return what the valid form says, for a seminar of this tenant."""
+        values = self.cleaned_data
+        begins, ends = (
+            datetime.combine(values["day"], values[name], tzinfo=tenant.zone) for name in ("begins", "ends")
+        )
+        return SeminarChanges(
+            title=values["title"],
+            course=values["course"],
+            begins_at=begins,
+            ends_at=ends,
+            places=values["places"],
+            tokens=values["tokens"],
+        )
+
+
+def initial_plan(seminar: Seminar) -> dict[str, Any]:
+    """Return the values of a seminar for PlanForm."""
+    begins, ends = (at.astimezone(seminar.tenant.zone) for at in (seminar.begins_at, seminar.ends_at))
+    plain = {name: getattr(seminar, name) for name in ("title", "course", "places", "tokens")}
+    return {**plain, "day": begins.date(), "begins": begins.time(), "ends": ends.time()}
+
+
+class SeminarForm(PlanForm):
+    """A new seminar."""
+
+    tenant = forms.ChoiceField(label=_("Tenant"))
+    field_order = ("tenant",)
+
     def __init__(self, *args: Any, user: User, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tenants = {one.slug: one for one in seminars.tenants_to_open_for(user)}
         self.fields["tenant"].choices = [(slug, one.name) for slug, one in self.tenants.items()]  # type: ignore[attr-defined]
-        courses = [(name, course.title) for name, course in all_courses().items()]
-        self.fields["course"].choices = courses  # type: ignore[attr-defined]
         if user.is_staff:
             self.fields["company"] = forms.BooleanField(
                 label=_("For the whole company"),
@@ -55,17 +112,5 @@ class SeminarForm(forms.Form):
 
     def seminar(self) -> Seminar:
         """Return what the valid form describes, not stored."""
-        values = self.cleaned_data
-        tenant = self.tenants[values["tenant"]]
-        begins, ends = (
-            datetime.combine(values["day"], values[name], tzinfo=tenant.zone) for name in ("begins", "ends")
-        )
-        return Seminar(
-            tenant=tenant,
-            title=values["title"],
-            course=values["course"],
-            begins_at=begins,
-            ends_at=ends,
-            tokens=values["tokens"],
-            is_company_wide=values.get("company", False),
-        )
+        tenant = self.tenants[self.cleaned_data["tenant"]]
+        return Seminar(tenant=tenant, is_company_wide=self.cleaned_data.get("company", False), **self.plan(tenant))

@@ -9,6 +9,9 @@ from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey
+from portal.lessons.courses import all_courses
+
+MOST_PEOPLE = 300  # of a seminar
 
 
 class StepDone(models.Model):
@@ -41,7 +44,8 @@ class CoursesDeclined(models.Model):
 class Seminar(models.Model):
     """A course that people of a tenant take together. `tokens`: of each participant's key per day; None: no limit.
 
-    Of the code only a digest and the random number it is derived from are stored, see `seminars`.
+    Without a `title` it is called as its course, in the reader's language. Of the code only a digest and the random
+    number it is derived from are stored, see `seminars`.
     """
 
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="+", verbose_name=_("tenant"))
@@ -50,11 +54,12 @@ class Seminar(models.Model):
         default=False,
         help_text=_("Any signed-in person may join, and is a member of the tenant until the seminar is over."),
     )
-    title = models.CharField(_("title"), max_length=80)
+    title = models.CharField(_("title"), max_length=80, blank=True)
     course = models.CharField(_("course"), max_length=20)
     begins_at = models.DateTimeField(_("begins"))
     ends_at = models.DateTimeField(_("ends"))
     tokens = models.PositiveBigIntegerField(_("tokens per day and participant"), null=True, blank=True)
+    places = models.PositiveSmallIntegerField(_("places"), default=MOST_PEOPLE)
     nonce = models.CharField(max_length=32, editable=False)
     code_digest = models.CharField(max_length=64, unique=True, editable=False)
     opened_by = models.ForeignKey(
@@ -68,7 +73,7 @@ class Seminar(models.Model):
         indexes: ClassVar = [models.Index(fields=["ended_at", "ends_at"], name="seminars_by_end")]
 
     def __str__(self) -> str:
-        return self.title
+        return self.title or all_courses()[self.course].title
 
 
 class SeminarParticipant(models.Model):
@@ -82,6 +87,20 @@ class SeminarParticipant(models.Model):
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["seminar", "user"], name="one_participant_per_person")]
+
+    def __str__(self) -> str:
+        return f"{self.seminar_id} {self.user_id}"
+
+
+class SeminarInvitation(models.Model):
+    """A person that the organiser named: they see the seminar on the home page and join it without the code."""
+
+    seminar = models.ForeignKey(Seminar, models.CASCADE, related_name="invitations")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["seminar", "user"], name="one_invitation_per_person")]
 
     def __str__(self) -> str:
         return f"{self.seminar_id} {self.user_id}"

@@ -1,18 +1,21 @@
 """Recognise which steps people have done, from what is recorded anyway: never from what they wrote or read.
 
-A step that was seen done once is stored and stays done. What is looked at is bounded: of one person's calls the newest
-MOST_CALLS, of a seminar's participants those since it began.
+Pages look steps up and write nothing. A step is stored where it happens (signing in, trying a use case), else by
+`record_steps` each night, long before the records that show it may be pruned; a stored step stays done. What is looked
+at is bounded: of one person's calls the newest MOST_CALLS, of several people's those of a time.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Count, Min, Q, Value
+from django.db.models import Count, Max, Min, Q, Value
 from django.utils import timezone
 
-from portal.accounts.models import User
+from portal.accounts.models import Tenant, User
+from portal.adoption.suppression import LEAST
 from portal.feedback.models import Feedback
 from portal.keys.models import ApiKey
 from portal.lessons.courses import Course, CourseStep, all_courses
@@ -24,6 +27,9 @@ from portal.use_cases.models import HelpedMark
 
 MOST_CALLS = 1000
 MOST_KEYS = 2000
+NIGHT = timedelta(days=2)  # longer than a day: a night may be missed
+LOOK_BACK = timedelta(days=35)  # records are kept for 40 days at least, see `pruneusage`
+AT_ONCE = 200  # people of one query
 PRACTISED = 3  # answers in the playground
 MODELS = 3  # different ones
 # By what a call shows. `prefill_ms` is measured of streamed answers only.
@@ -70,9 +76,19 @@ class CourseProgress:
         return all(state.done_at or state.step.optional for state in self.steps)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CourseCounts:
+    """How many members of a tenant did what. None: fewer than LEAST."""
+
+    name: str
+    members: int
+    finished: int | None
+    steps: list[dict[str, Any]]  # "code" and "people"
+
+
 def read_progress(user: User) -> list[CourseProgress]:
     """Return the person's progress in all courses, looked up now. Five queries at most."""
-    done = update_steps([user])[user.pk]
+    done = find_steps([user])[user.pk]
     return [progress_in(course, done) for course in all_courses().values()]
 
 
@@ -114,37 +130,96 @@ def note_step(user: User, step: str) -> None:
     StepDone.objects.bulk_create([StepDone(user=user, step=step, at=timezone.now())], ignore_conflicts=True)
 
 
-def update_steps(users: Sequence[User], since: datetime | None = None) -> Done:
-    """Return what these people have done, and store what is new of it. Five queries at most.
+def find_steps(users: Sequence[User], since: datetime | None = None) -> Done:
+    """Return what these people have done. Five queries at most.
 
     Of several people only calls from `since` on are looked at, which must then be given.
     """
-    stored: Done = {user.pk: {} for user in users}
-    for row in StepDone.objects.filter(user__in=stored):
-        stored[row.user_id][row.step] = row.at
+    return {number: {**new, **stored} for number, (stored, new) in _look_up(users, since).items()}
+
+
+def record_steps(now: datetime) -> int:
+    """Store the steps of all who did anything since NIGHT, from calls since LOOK_BACK; return how many are new."""
+    people = list(User.objects.filter(pk__in=_active_since(now - NIGHT)).order_by("pk"))
+    new: list[StepDone] = []
+    for at_once in range(0, len(people), AT_ONCE):
+        for number, (_stored, found) in _look_up(people[at_once : at_once + AT_ONCE], now - LOOK_BACK).items():
+            new += [StepDone(user_id=number, step=step, at=at) for step, at in found.items()]
+    StepDone.objects.bulk_create(new, 500, ignore_conflicts=True)
+    return len(new)
+
+
+def _active_since(at: datetime) -> set[int]:
+    """Return the people who may have done a step since then. Five queries."""
+    found: set[int | None] = set(
+        UsageRecord.objects.filter(started_at__gte=at).order_by().values_list("user", flat=True).distinct()
+    )
+    # A service key's first use is its responsible person's step.
+    keys = ApiKey.objects.filter(Q(created_at__gte=at) | Q(last_used_at__gte=at), is_playground=False)
+    for own, responsible in keys.values_list("user", "responsible"):
+        found |= {own, responsible}
+    found |= set(Feedback.objects.filter(at__gte=at).values_list("user", flat=True))
+    found |= set(HelpedMark.objects.filter(at__gte=at).values_list("user", flat=True))
+    found |= set(QuotaRequest.objects.filter(asked_at__gte=at).values_list("asked_by", flat=True))
+    return {number for number in found if number is not None}
+
+
+def _look_up(
+    users: Sequence[User], since: datetime | None
+) -> dict[int, tuple[dict[str, datetime], dict[str, datetime]]]:
+    """Return for each person the stored steps and those that only records show."""
+    found: dict[int, tuple[dict[str, datetime], dict[str, datetime]]] = {user.pk: ({}, {}) for user in users}
+    for row in StepDone.objects.filter(user__in=found):
+        found[row.user_id][0][row.step] = row.at
     codes = {step.code for course in all_courses().values() for step in course.steps}
-    missing = {code for code in codes if any(code not in done for done in stored.values())}
-    now, new = timezone.now(), []
-    for number, step, at in _recognise(users, missing, since, now):
-        if step not in stored[number]:
-            stored[number][step] = at
-            new.append(StepDone(user_id=number, step=step, at=at))
-    if new:
-        StepDone.objects.bulk_create(new, ignore_conflicts=True)
-    return stored
+    missing = {code for code in codes if any(code not in stored for stored, _new in found.values())}
+    for number, step, at in _recognise(users, missing, since):
+        stored, new = found[number]
+        if step not in stored:
+            new.setdefault(step, at)
+    return found
 
 
-def _recognise(
-    users: Sequence[User], missing: set[str], since: datetime | None, now: datetime
-) -> Iterator[tuple[int, str, datetime]]:
+def count_members(tenant: Tenant) -> list[CourseCounts]:
+    """Return how many active members of a tenant have done which steps, by course. Two queries.
+
+    Only stored steps count. Fewer than LEAST people are None; zero as well, for it would say it of each member. There
+    are no sums from which these could be computed: a person has done many steps.
+    """
+    members = User.objects.filter(memberships__tenant=tenant, is_active=True)
+    number_of_members = members.count()
+    done: dict[int, set[str]] = defaultdict(set)
+    for number, step in StepDone.objects.filter(user__in=members).values_list("user_id", "step"):
+        done[number].add(step)
+    return [
+        CourseCounts(
+            name=course.name,
+            members=number_of_members,
+            finished=_at_least(
+                sum(all(step.optional or step.code in steps for step in course.steps) for steps in done.values())
+            ),
+            steps=[
+                {"code": step.code, "people": _at_least(sum(step.code in steps for steps in done.values()))}
+                for step in course.steps
+            ],
+        )
+        for course in all_courses().values()
+    ]
+
+
+def _at_least(people: int) -> int | None:
+    return people if people >= LEAST else None
+
+
+def _recognise(users: Sequence[User], missing: set[str], since: datetime | None) -> Iterator[tuple[int, str, datetime]]:
     """Yield (person, step, when)."""
     numbers = [user.pk for user in users]
     if "signed-in" in missing:
         for user in users:
-            yield user.pk, "signed-in", user.last_login or now
+            yield user.pk, "signed-in", user.last_login or user.date_joined
     if missing & OF_CALLS:
         for row in _summed_calls(numbers, since):
-            yield from _steps_of_calls(row, now)
+            yield from _steps_of_calls(row)
     if missing & OF_KEYS:
         yield from _steps_of_keys(set(numbers))
     firsts: dict[str, tuple[Any, str]] = {
@@ -168,7 +243,9 @@ def _summed_calls(numbers: Sequence[int], since: datetime | None) -> list[dict[s
         name.replace("-", "_"): Min("started_at", filter=shown) for name, shown in FIRST_CALLS.items()
     }
     sums["answers"] = Count("pk", filter=FIRST_CALLS["playground"])
+    sums["last_answer"] = Max("started_at", filter=FIRST_CALLS["playground"])
     sums["models"] = Count("model", distinct=True)
+    sums["last_call"] = Max("started_at")
     if since is not None:
         rows: Any = calls.filter(user__in=numbers, started_at__gte=since).order_by().values("user_id")
         return list(rows.annotate(**sums))
@@ -177,14 +254,15 @@ def _summed_calls(numbers: Sequence[int], since: datetime | None) -> list[dict[s
     return [{"user_id": number, **newest.aggregate(**sums)}]
 
 
-def _steps_of_calls(row: dict[str, Any], now: datetime) -> Iterator[tuple[int, str, datetime]]:
+def _steps_of_calls(row: dict[str, Any]) -> Iterator[tuple[int, str, datetime]]:
+    """Yield the steps that a person's calls show; of those that need several, with the time of the newest."""
     for step in FIRST_CALLS:
         if row[step] is not None:
             yield row["user_id"], step, row[step]
     if row["answers"] >= PRACTISED:
-        yield row["user_id"], "practised", now
+        yield row["user_id"], "practised", row["last_answer"]
     if row["models"] >= MODELS:
-        yield row["user_id"], "three-models", now
+        yield row["user_id"], "three-models", row["last_call"]
 
 
 def _steps_of_keys(numbers: set[int]) -> Iterator[tuple[int, str, datetime]]:

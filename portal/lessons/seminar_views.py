@@ -1,8 +1,9 @@
-"""The pages of seminars: to open one and see how it goes, and to join one."""
+"""The pages of seminars: to open and change one and see how it goes, to name people, and to join one."""
 
 from typing import Any
 
 import segno
+from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
@@ -11,7 +12,8 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.safestring import SafeString
-from django.utils.translation import pgettext
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext, pgettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_safe
@@ -22,12 +24,13 @@ from portal.accounts.timezones import zone_of
 from portal.keys import model_access
 from portal.keys.key_example import base_url, make_example
 from portal.keys.lifecycle import KeyRefused
-from portal.lessons import code_throttle, seminars
+from portal.lessons import code_throttle, invitations, seminars
 from portal.lessons.courses import all_courses
-from portal.lessons.forms import JoinForm, SeminarForm
-from portal.lessons.models import Seminar
+from portal.lessons.forms import JoinForm, NamesForm, PlanForm, SeminarForm, TakeBackForm, initial_plan
+from portal.lessons.models import Seminar, SeminarParticipant
 from portal.lessons.seminars import SeminarRefused
 from portal.web import posted_forms
+from portal.web.templatetags.formatting import listed
 
 
 def find_seminar(user: User, pk: int) -> Seminar:
@@ -59,15 +62,112 @@ def new_seminar(request: HttpRequest) -> HttpResponse:
 @require_safe
 def seminar_page(request: HttpRequest, pk: int) -> HttpResponse:
     """Show the organiser how far the participants are; the page's script renews that."""
-    seminar = find_seminar(current_user(request), pk)
+    return render_seminar(request, find_seminar(current_user(request), pk), NamesForm())
+
+
+def render_seminar(request: HttpRequest, seminar: Seminar, names: NamesForm, status: int = 200) -> HttpResponse:
     rows = seminars.read_participants(seminar)
     context = {
         **describe(request, seminar),
         "rows": rows,
         "with_key": sum(row.has_key for row in rows),
         "answered": sum(row.answered_at is not None for row in rows),
+        "awaited": [] if seminar.ended_at else invitations.awaited(seminar),
+        "names": names,
     }
-    return render(request, "lessons/seminar.html", context)
+    return render(request, "lessons/seminar.html", context, status=status)
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def edit(request: HttpRequest, pk: int) -> HttpResponse:
+    """Change a seminar that is not over."""
+    user = current_user(request)
+    seminar = find_seminar(user, pk)
+    if seminar.ended_at is not None:
+        raise Http404
+    form = PlanForm(request.POST or None, initial=initial_plan(seminar))
+    if request.method == "POST" and form.is_valid():
+        try:
+            seminars.change_seminar(user, seminar, timezone.now(), **form.plan(seminar.tenant))
+        except SeminarRefused as refusal:
+            form.add_error(None, refusal.sentence)
+        else:
+            messages.success(request, _("Saved."))
+            return redirect("seminar", seminar.pk)
+    status = 400 if form.is_bound else 200
+    return render(request, "lessons/edit_seminar.html", {"form": form, "seminar": seminar}, status=status)
+
+
+@login_required
+@posted_forms.only_posted
+def name_people(request: HttpRequest, pk: int) -> HttpResponse:
+    """Name people who may join without the code. Names that mean no one stay in the field."""
+    user = current_user(request)
+    seminar = find_seminar(user, pk)
+    form = NamesForm(request.POST)
+    if not form.is_valid():
+        return render_seminar(request, seminar, form, 400)
+    try:
+        found = invitations.find_people(seminar, form.cleaned_data["names"])
+        new = invitations.name_people(user, seminar, found.people)
+    except SeminarRefused as refusal:
+        form.add_error("names", refusal.sentence)
+        return render_seminar(request, seminar, form, 400)
+    left = [*found.unknown, *found.ambiguous]
+    if not left:
+        sentence = ngettext("%(number)d person is invited.", "%(number)d people are invited.", len(new))
+        messages.success(request, sentence % {"number": len(new)})
+        return redirect("seminar", pk)
+    rest = NamesForm({"names": "\n".join(left)})
+    for sentence in refused_names(found):
+        rest.add_error("names", sentence)
+    return render_seminar(request, seminar, rest, 400)
+
+
+def refused_names(found: invitations.FoundPeople) -> list[str]:
+    """Return the sentences about names that were not taken."""
+    sentences = []
+    if found.unknown:
+        sentences.append(
+            _("Not found among those who may join: %(names)s. People have an account once they have signed in.")
+            % {"names": listed(found.unknown)}
+        )
+    if found.ambiguous:
+        sentences.append(
+            _("Several people have this name; enter the user name: %(names)s") % {"names": listed(found.ambiguous)}
+        )
+    return sentences
+
+
+@login_required
+@posted_forms.only_posted
+def withdraw_name(request: HttpRequest, pk: int, person_pk: int) -> HttpResponse:
+    """Take a person off the list who has not joined."""
+    user = current_user(request)
+    seminar = find_seminar(user, pk)
+    invitations.withdraw_name(user, seminar, get_object_or_404(User, pk=person_pk))
+    return redirect("seminar", pk)
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def take_back(request: HttpRequest, pk: int, participant_pk: int) -> HttpResponse:
+    """Ask before a participant's key is revoked, and revoke it."""
+    user = current_user(request)
+    seminar = find_seminar(user, pk)
+    rows = SeminarParticipant.objects.select_related("user", "seminar__tenant", "key__tenant", "key__user")
+    participant = get_object_or_404(rows, seminar=seminar, pk=participant_pk)
+    form = TakeBackForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        seminars.take_back_key(user, participant, form.cleaned_data["reason"])
+        return redirect("seminar", pk)
+    if participant.key is None or participant.key.revoked_at is not None:
+        return redirect("seminar", pk)
+    context = {"form": form, "seminar": seminar, "participant": participant}
+    return render(request, "lessons/take_back.html", context, status=400 if form.errors else 200)
 
 
 @login_required
@@ -134,6 +234,29 @@ def join(request: HttpRequest) -> HttpResponse:
             code_throttle.count_wrong_code(request, user)
         form.add_error("code", refusal.sentence)
         return render(request, "lessons/join.html", {"form": form}, status=400)
+    return render_joined(request, participant, text)
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def join_as_named(request: HttpRequest, pk: int) -> HttpResponse:
+    """Let a person join without the code that the organiser named, and show the key once."""
+    user, now = current_user(request), timezone.now()
+    seminar = get_object_or_404(seminars.seminars_of(user, now), pk=pk)
+    context: dict[str, Any] = {"seminar": seminar, "opens": seminar.begins_at - seminars.EARLY, "zone": zone_of(user)}
+    context["is_early"] = now < context["opens"]
+    if request.method != "POST":
+        return render(request, "lessons/join_named.html", context)
+    try:
+        participant, text = seminars.join_as_named(user, seminar, now)
+    except (SeminarRefused, KeyRefused) as refusal:
+        return render(request, "lessons/join_named.html", {**context, "refusal": refusal.sentence}, status=400)
+    return render_joined(request, participant, text)
+
+
+def render_joined(request: HttpRequest, participant: SeminarParticipant, text: str) -> HttpResponse:
+    """Show the key, once; `text` is "" for who joined before."""
     key = participant.key
     offered = model_access.available_models(model_access.open_to_key(key)) if key else []
     context = {
@@ -142,6 +265,6 @@ def join(request: HttpRequest) -> HttpResponse:
         "key": key,
         "text": text,
         "example": make_example(request, offered, text) if text else None,
-        "zone": zone_of(user),
+        "zone": zone_of(current_user(request)),
     }
     return render(request, "lessons/joined.html", context)

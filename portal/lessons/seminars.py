@@ -1,7 +1,8 @@
-"""Seminars: a course that people take together, with a key for the day. Open, join, end.
+"""Seminars: a course that people take together, with a key for the day. Open, change, join, end.
 
 A tenant admin opens one for the members of the tenant; an operator may open one for the whole company, for which people
-are members of its tenant until it is over. Seminars may overlap: a tenant has more than one room.
+are members of its tenant until it is over. Seminars may overlap: a tenant has more than one room. People join with the
+code, or without it if the organiser named them (`invitations`).
 
 The code of a seminar is derived from a random number, which is stored, and API_KEY_SECRET, which no database holds. It
 is looked up by its digest. Keys end in two ways: `close_due_seminars` revokes them AFTERWARDS past the end, and their
@@ -14,11 +15,11 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Min, QuerySet
+from django.db.models import Exists, Min, OuterRef, Q, QuerySet
 from django.utils.translation import gettext as _
 
 from portal.accounts import permissions
@@ -28,7 +29,7 @@ from portal.keys.models import ApiKey
 from portal.keys.secret import digest_of
 from portal.lessons import progress
 from portal.lessons.courses import all_courses
-from portal.lessons.models import Seminar, SeminarParticipant
+from portal.lessons.models import MOST_PEOPLE, Seminar, SeminarInvitation, SeminarParticipant
 from portal.lessons.progress import CourseProgress
 from portal.quotas.administration import QuotaKind, QuotaTarget, effective_amount
 from portal.quotas.models import Quota
@@ -45,7 +46,6 @@ AFTERWARDS = timedelta(minutes=30)
 LATEST = timedelta(hours=1)
 LONGEST = timedelta(hours=12)
 MOST_AHEAD = timedelta(days=366)
-MOST_PEOPLE = 300
 PER_DAY = QuotaKind(unit=TOKENS.name, window="day")
 MISREAD = str.maketrans("018", "OIB")  # what base 32 has no digits for
 
@@ -54,10 +54,22 @@ class SeminarRefused(Refused):
     """What was asked of a seminar cannot be."""
 
 
+class SeminarChanges(TypedDict, total=False):
+    """What an organiser may change of a seminar."""
+
+    title: str
+    course: str
+    begins_at: datetime
+    ends_at: datetime
+    tokens: int | None
+    places: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParticipantRow:
     """What the organiser sees of a participant: no contents, only that and when."""
 
+    pk: int  # of the participant
     person: User
     joined_at: datetime
     has_key: bool
@@ -94,14 +106,35 @@ def organised_by(user: User) -> QuerySet[Seminar]:
     return found.filter(tenant__in=permissions.administered_tenants(user), is_company_wide=False)
 
 
-def joined_by(user: User, now: datetime) -> QuerySet[Seminar]:
-    """Return the seminars that this person takes part in now."""
-    return Seminar.objects.filter(participants__user=user, ended_at=None, ends_at__gt=now).order_by("begins_at")
+def seminars_of(user: User, now: datetime) -> QuerySet[Seminar]:
+    """Return the seminars that are not over which this person takes part in or is named for, the next first.
+
+    Each `has_joined` or not.
+    """
+    joined = SeminarParticipant.objects.filter(seminar=OuterRef("pk"), user=user)
+    named = SeminarInvitation.objects.filter(seminar=OuterRef("pk"), user=user)
+    found = Seminar.objects.select_related("tenant").filter(ended_at=None, ends_at__gt=now, tenant__is_active=True)
+    found = found.annotate(has_joined=Exists(joined)).filter(Q(has_joined=True) | Exists(named))
+    return found.order_by("begins_at", "pk")
+
+
+def check_organiser(by: User, seminar: Seminar) -> None:
+    """Raise PermissionDenied unless this person may open, change and end the seminar."""
+    permissions.check_access(by, None if seminar.is_company_wide else seminar.tenant)
 
 
 def open_seminar(by: User, seminar: Seminar, now: datetime) -> Seminar:
     """Store a new seminar, which gets its code. Raises SeminarRefused and PermissionDenied."""
-    permissions.check_access(by, None if seminar.is_company_wide else seminar.tenant)
+    check_organiser(by, seminar)
+    _check_plan(seminar, now)
+    seminar.nonce, seminar.opened_by = secrets.token_hex(16), by
+    seminar.code_digest = _digest(_derive_code(seminar.nonce))
+    seminar.save()
+    return seminar
+
+
+def _check_plan(seminar: Seminar, now: datetime) -> None:
+    """Raise SeminarRefused for hours and limits that cannot be."""
     if seminar.ends_at <= seminar.begins_at:
         raise SeminarRefused(_("The seminar ends before it begins."), code="order")
     if seminar.ends_at <= now:
@@ -115,10 +148,75 @@ def open_seminar(by: User, seminar: Seminar, now: datetime) -> Seminar:
             % {"tenant": seminar.tenant, "amount": figure(most)},
             code="more-than-tenant",
         )
-    seminar.nonce, seminar.opened_by = secrets.token_hex(16), by
-    seminar.code_digest = _digest(_derive_code(seminar.nonce))
-    seminar.save()
-    return seminar
+
+
+def change_seminar(by: User, seminar: Seminar, now: datetime, **changes: Unpack[SeminarChanges]) -> Seminar:
+    """Change a seminar that is not over, and with it the keys of those who have joined.
+
+    People who are named or have joined are notified of new hours. Raises SeminarRefused and PermissionDenied.
+    """
+    check_organiser(by, seminar)
+    with transaction.atomic():
+        row = Seminar.objects.select_for_update(of=("self",)).select_related("tenant").get(pk=seminar.pk)
+        if row.ended_at is not None:
+            raise SeminarRefused(_("The seminar is over."), code="over")
+        before = {name: getattr(row, name) for name in changes}
+        for name, value in changes.items():
+            setattr(row, name, value)
+        changed = {name for name, value in before.items() if getattr(row, name) != value}
+        if not changed:
+            return row
+        _check_plan(row, now)
+        if row.places < row.participants.count():
+            raise SeminarRefused(_("More people have joined already."), code="places")
+        row.save(update_fields=list(changed))
+        if "ends_at" in changed:
+            _move_ends_of_keys(row)
+        if "tokens" in changed:
+            _set_limits_of_keys(row)
+        if {"begins_at", "ends_at"} & changed:
+            _notify_of_hours(row, by)
+    return row
+
+
+def _working_keys(seminar: Seminar) -> QuerySet[ApiKey]:
+    return ApiKey.objects.filter(pk__in=seminar.participants.values("key"), revoked_at=None)
+
+
+def _move_ends_of_keys(seminar: Seminar) -> None:
+    for key in _working_keys(seminar):
+        key.expires_at = seminar.ends_at + LATEST
+        key.save(update_fields=["expires_at"])  # one by one: gateways do not notice update()
+
+
+def _set_limits_of_keys(seminar: Seminar) -> None:
+    for key in _working_keys(seminar):
+        _limit_key(key, seminar.tokens)
+
+
+def _limit_key(key: ApiKey, tokens: int | None) -> None:
+    if tokens is None:
+        for quota in Quota.objects.filter(key=key, unit=PER_DAY.unit, window=PER_DAY.window, model=None):
+            quota.delete()
+    else:
+        Quota.objects.update_or_create(
+            key=key, unit=PER_DAY.unit, window=PER_DAY.window, model=None, defaults={"amount": tokens}
+        )
+
+
+def _notify_of_hours(seminar: Seminar, by: User) -> None:
+    begins = seminar.begins_at.astimezone(seminar.tenant.zone).isoformat()
+    concerned = Q(pk__in=seminar.participants.values("user")) | Q(pk__in=seminar.invitations.values("user"))
+    notify(
+        User.objects.filter(concerned, is_active=True).exclude(pk=by.pk),
+        "seminar-moved",
+        f"{seminar.pk} {begins} {seminar.ends_at:%H%M}",
+        path="/lessons/",
+        title=seminar.title,
+        course=seminar.course,
+        at=begins,
+        until=seminar.ends_at.astimezone(seminar.tenant.zone).isoformat(),
+    )
 
 
 def join_seminar(user: User, typed: str, now: datetime) -> tuple[SeminarParticipant, str]:
@@ -126,35 +224,61 @@ def join_seminar(user: User, typed: str, now: datetime) -> tuple[SeminarParticip
 
     Raises SeminarRefused with the same words for a code that is unknown, over or not for this person.
     """
-    digest = _digest(clean_code(typed))
     with transaction.atomic():
-        # Two windows of one person queue here, so that only one makes a key.
-        seminar = Seminar.objects.select_for_update(of=("self",)).filter(code_digest=digest).first()
+        seminar = _lock_seminar(code_digest=_digest(clean_code(typed)))
         if seminar is None or not _is_open(seminar, user, now):
             raise SeminarRefused(
                 _("No seminar that is open to you has this code now. Check the code, or ask the organiser."),
                 code="unknown-code",
             )
-        known = seminar.participants.select_related("key", "seminar__tenant").filter(user=user).first()
-        if known is not None:
-            return known, ""
-        if seminar.participants.count() >= MOST_PEOPLE:
-            raise SeminarRefused(_("The seminar is full. Ask the organiser."), code="full")
-        added = False
-        if seminar.is_company_wide:
-            _row, added = Membership.objects.get_or_create(user=user, tenant=seminar.tenant)
-        key, text = lifecycle.issue_key(
-            tenant=seminar.tenant,
-            user=user,
-            name=seminar.title[:60],
-            purpose=_("Seminar"),
-            expires_at=seminar.ends_at + LATEST,
-            created_by=user,
-        )
-        if seminar.tokens is not None:
-            Quota.objects.create(key=key, unit=PER_DAY.unit, window=PER_DAY.window, amount=seminar.tokens)
-        row = SeminarParticipant.objects.create(seminar=seminar, user=user, key=key, added_to_tenant=added)
-    return row, text
+        return _add_participant(seminar, user)
+
+
+def join_as_named(user: User, seminar: Seminar, now: datetime) -> tuple[SeminarParticipant, str]:
+    """Let a person join that the organiser named, as `join_seminar` does with a code. Raises SeminarRefused."""
+    with transaction.atomic():
+        row = _lock_seminar(pk=seminar.pk)
+        is_named = row is not None and row.invitations.filter(user=user).exists()
+        if row is None or not is_named or not _is_open(row, user, now):
+            raise SeminarRefused(_("You cannot join this seminar now. Ask the organiser."), code="closed")
+        return _add_participant(row, user)
+
+
+def _lock_seminar(**which: Any) -> Seminar | None:
+    """Return the seminar once those who join or change it at the same time are done.
+
+    So two windows of one person make one key, and the last place is given once.
+    """
+    return Seminar.objects.select_for_update(of=("self",)).select_related("tenant").filter(**which).first()
+
+
+def _add_participant(seminar: Seminar, user: User) -> tuple[SeminarParticipant, str]:
+    known = seminar.participants.select_related("key__tenant", "seminar__tenant").filter(user=user).first()
+    if known is not None:
+        return known, ""
+    if _places_taken(seminar, user) >= seminar.places:
+        raise SeminarRefused(_("The seminar is full. Ask the organiser."), code="full")
+    added = False
+    if seminar.is_company_wide:
+        _row, added = Membership.objects.get_or_create(user=user, tenant=seminar.tenant)
+    key, text = lifecycle.issue_key(
+        tenant=seminar.tenant,
+        user=user,
+        name=str(seminar)[:60],
+        purpose=_("Seminar"),
+        expires_at=seminar.ends_at + LATEST,
+        created_by=user,
+    )
+    if seminar.tokens is not None:
+        _limit_key(key, seminar.tokens)
+    return SeminarParticipant.objects.create(seminar=seminar, user=user, key=key, added_to_tenant=added), text
+
+
+def _places_taken(seminar: Seminar, user: User) -> int:
+    """Return how many places others have; people who are named keep theirs until they join."""
+    joined = seminar.participants.values("user")
+    awaited = seminar.invitations.exclude(user__in=joined).exclude(user=user)
+    return seminar.participants.count() + awaited.count()
 
 
 def _is_open(seminar: Seminar, user: User, now: datetime) -> bool:
@@ -162,6 +286,13 @@ def _is_open(seminar: Seminar, user: User, now: datetime) -> bool:
     if not in_time or not seminar.tenant.is_active or not user.is_active:
         return False
     return seminar.is_company_wide or Membership.objects.filter(user=user, tenant=seminar.tenant).exists()
+
+
+def take_back_key(by: User, participant: SeminarParticipant, reason: str = "") -> None:
+    """Revoke a participant's key for good; the person is notified, and gets no other one of this seminar."""
+    check_organiser(by, participant.seminar)
+    if participant.key is not None:
+        lifecycle.revoke_on_behalf(participant.key, reason, by)
 
 
 def end_seminar(seminar: Seminar, now: datetime) -> None:
@@ -187,6 +318,7 @@ def end_seminar(seminar: Seminar, now: datetime) -> None:
             str(row.pk),
             path=f"/lessons/{row.course}/",
             title=row.title,
+            course=row.course,
         )
 
 
@@ -227,10 +359,11 @@ def read_participants(seminar: Seminar) -> list[ParticipantRow]:
         user__in=people, tenant=seminar.tenant, started_at__gte=since, status=UsageRecord.Status.FINISHED
     )
     answered = dict(calls.order_by().values_list("user_id").annotate(first=Min("started_at")))
-    done = progress.update_steps(people, since=since)
+    done = progress.find_steps(people, since=since)
     course = all_courses()[seminar.course]
     return [
         ParticipantRow(
+            pk=row.pk,
             person=row.user,
             joined_at=row.joined_at,
             has_key=row.key is not None and row.key.state == "active",

@@ -30,7 +30,7 @@ def course_list(request: HttpRequest) -> HttpResponse:
     user, now = current_user(request), timezone.now()
     context = {
         "courses": progress.read_progress(user),
-        "joined": seminars.joined_by(user, now),
+        "seminars": seminars.seminars_of(user, now),
         "organised": seminars.organised_by(user).filter(ended_at=None).order_by("begins_at")[:MOST_SEMINARS],
         "may_open": seminars.tenants_to_open_for(user).exists(),
         "zone": zone_of(user),
@@ -48,7 +48,7 @@ def course_page(request: HttpRequest, course: str) -> HttpResponse:
     found = all_courses().get(course)
     if found is None:
         raise Http404
-    mine = progress.progress_in(found, progress.update_steps([user])[user.pk])
+    mine = progress.progress_in(found, progress.find_steps([user])[user.pk])
     choices = playground_models.model_choices(list(own_tenants(user)))
     offered = {task: [one.offer for one in some] for task, some in choices.items()}
     samples = make_step_samples(offered, base_url(request))

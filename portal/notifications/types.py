@@ -18,6 +18,7 @@ from modelregistry.overview import ModelState
 from portal.accounts.models import DirectoryState
 from portal.adoption import tips
 from portal.canary.labels import label_findings
+from portal.lessons.courses import all_courses
 from portal.quotas.units import UNITS
 from portal.web.templatetags.formatting import listed
 
@@ -83,6 +84,16 @@ def key_revoked_text(facts: Facts) -> str:
     )
     refused = _("Requests from programs that still use it are refused with error 401.")
     return f"{revoked % facts} {refused} {because}".strip()
+
+
+def name_seminar(facts: Facts) -> str:
+    """Return how a seminar is called, in the reader's language as far as its organiser did not choose the words."""
+    course = all_courses().get(facts.get("course", ""))  # older notices say none
+    if course is None:
+        return _("“%(title)s”") % {"title": facts["title"]}
+    if not facts["title"]:
+        return _("the seminar “%(course)s”") % {"course": course.title}
+    return _("“%(title)s” (course “%(course)s”)") % {"title": facts["title"], "course": course.title}
 
 
 def responsible_left_text(facts: Facts) -> str:
@@ -437,17 +448,40 @@ KINDS: Mapping[str, NoticeKind] = {
         title=lambda facts: _("Your use case needs a change"),
         text=lambda facts: _("%(by)s returned “%(title)s”: %(note)s") % facts,
     ),
-    # `title` of the seminar
+    # `title` of the seminar, "" for one that is called as its `course`; `by` a name; `at` its beginning, `until` its
+    # end
+    "seminar-invited": NoticeKind(
+        required=frozenset({"title", "course", "by", "at"}),
+        tone="fine",
+        title=lambda facts: _("You are invited to a seminar"),
+        text=lambda facts: (
+            _("%(by)s invites you to %(seminar)s on %(minute)s. Join on its page when it begins; you need no code.")
+            % {"by": facts["by"], "seminar": name_seminar(facts), "minute": format_minute(facts)}
+        ),
+    ),
+    "seminar-moved": NoticeKind(
+        required=frozenset({"title", "course", "at", "until"}),
+        tone="watch",
+        title=lambda facts: _("A seminar has new hours"),
+        text=lambda facts: (
+            _("%(seminar)s now begins on %(begins)s and ends on %(ends)s.")
+            % {
+                "seminar": name_seminar(facts),
+                "begins": format_minute(facts),
+                "ends": format_minute(facts, "until"),
+            }
+        ),
+    ),
     "seminar-over": NoticeKind(
-        required=frozenset({"title"}),
+        required=frozenset({"title", "course"}),
         tone="fine",
         title=lambda facts: _("The seminar is over: what next?"),
         text=lambda facts: (
             _(
-                "Thank you for taking part in “%(title)s”. Its key no longer works. Go on with the steps that are left,"
+                "Thank you for taking part in %(seminar)s. Its key no longer works. Go on with the steps that are left,"
                 " create a key of your own if you need one, and choose a use case that is close to your work."
             )
-            % facts
+            % {"seminar": name_seminar(facts)}
         ),
     ),
     # `tenant` a name, "" all of them; `up`, `down` and `comments` numbers; `at` the beginning of the week

@@ -2,5 +2,5 @@
 
 from django.dispatch import Signal
 
-# A person opened the page of a published case that is not their own. Arguments: `user`; not which case.
-use_case_opened = Signal()
+# A person tried a published case that is not their own. Arguments: `user`; not which case.
+use_case_tried = Signal()

@@ -25,7 +25,7 @@ from portal.use_cases.forms import CommentForm, DecisionForm, GalleryForm, Helpe
 from portal.use_cases.gallery import Publisher
 from portal.use_cases.models import UseCase, UseCaseComment
 from portal.use_cases.samples import find_offer, make_use_case_samples
-from portal.use_cases.signals import use_case_opened
+from portal.use_cases.signals import use_case_tried
 from portal.use_cases.variables import example_values, fill_in, read_values
 from portal.web import posted_forms
 
@@ -75,7 +75,6 @@ def use_case_page(request: HttpRequest, pk: int) -> HttpResponse:
     response = render_case(request, case)
     if request.method == "GET" and case.current_id and case.author_id != current_user(request).pk:
         reactions.count_opened(case)
-        use_case_opened.send(sender=None, user=current_user(request))
     return response
 
 
@@ -89,6 +88,8 @@ def try_use_case(request: HttpRequest, pk: int) -> HttpResponse:
     case = find_case(current_user(request), pk)
     if case.current_id:
         reactions.count_tried(case)
+        if case.author_id != current_user(request).pk:
+            use_case_tried.send(sender=None, user=current_user(request))
     if request.headers.get("x-requested-with") == "fetch":
         return HttpResponse(status=204)
     return render_case(request, case, posted=request.POST)

@@ -11,6 +11,8 @@ from django.utils import timezone
 from modelregistry.models import Host, Replica
 from portal.accounts.models import Tenant, User
 from portal.adoption import tips
+from portal.lessons import invitations, seminars
+from portal.lessons.models import SeminarParticipant
 from portal.news import announcements
 from portal.news.models import Announcement
 from portal.notifications.models import Notice, Webhook
@@ -20,6 +22,7 @@ from portal.quotas.models import Quota, QuotaRequest
 from portal.use_cases.reactions import add_comment
 from portal.web.notify import notify
 from tests.canary_runs import canary_run
+from tests.conftest import person
 from tests.pages import key_of, management_key_of, serve, service_key_of, use
 from tests.seminars import seminar_of
 from tests.use_cases import use_case
@@ -137,6 +140,11 @@ RULES = {
     "lessons/seminars/new/": ADMINS,
     "lessons/seminars/<id:pk>/": ADMINS,
     "lessons/seminars/<id:pk>/sheet/": ADMINS,
+    "lessons/seminars/<id:pk>/edit/": ADMINS,
+    "lessons/seminars/<id:pk>/join/": ALICE,  # the organiser named her
+    "lessons/seminars/<id:pk>/people/": Rule(ADMINS.who, "POST"),
+    "lessons/seminars/<id:pk>/people/<id:person_pk>/remove/": Rule(ADMINS.who, "POST"),
+    "lessons/seminars/<id:pk>/keys/<id:participant_pk>/": ADMINS,
     "lessons/seminars/<id:pk>/end/": Rule(ADMINS.who, "POST"),
     "feedback/give/": PEOPLE_POST,
     "tenants/": OPERATORS,
@@ -188,6 +196,13 @@ RULES = {
     "api/v1/tenants/<slug:slug>/": MEMBERS,
     "api/v1/tenants/<slug:slug>/members/": ADMINS,
     "api/v1/tenants/<slug:slug>/members/<str:username>/": ADMINS,
+    "api/v1/tenants/<slug:slug>/courses/": ADMINS,
+    "api/v1/courses/": PEOPLE,
+    "api/v1/seminars/": PEOPLE,
+    "api/v1/seminars/<int:pk>/": ADMINS,
+    "api/v1/seminars/<int:pk>/end/": Rule(ADMINS.who, "POST"),
+    "api/v1/seminars/<int:pk>/people/": Rule(ADMINS.who, "POST"),
+    "api/v1/seminars/<int:pk>/progress/": ADMINS,
     "api/v1/notices/": PEOPLE,
     "api/v1/notices/read/": PEOPLE_POST,
     "api/v1/notices/<int:pk>/": ALICE,
@@ -270,9 +285,14 @@ NEWS_FORM = {
 MEMBER_QUOTA = {"tenant": "research", "user": "alice", "unit": "requests", "window": "day", "amount": 1}
 
 SOON = str(timezone.localdate() + timedelta(days=2))
-SEMINAR_FORM = {
-    **{"tenant": "research", "title": "Begin", "course": "everyone", "day": SOON},
-    **{"begins": "10:00", "ends": "12:00", "tokens": "1"},
+PLAN_FORM = {
+    **{"title": "Begin", "course": "everyone", "day": SOON, "begins": "10:00", "ends": "12:00"},
+    **{"places": "30", "tokens": "1"},
+}
+SEMINAR_FORM = {**PLAN_FORM, "tenant": "research"}
+NEW_SEMINAR = {
+    **{"tenant": "research", "course": "everyone", "tokens": 1},
+    **{"begins_at": f"{SOON}T10:00:00+09:00", "ends_at": f"{SOON}T12:00:00+09:00"},
 }
 USE_CASE_FORM = {
     **{"tenant": "research", "kind": "write", "departments": "everyone", "model": "", "step": "draft"},
@@ -329,7 +349,16 @@ WRITES = {
     ("POST", "feedback/give/"): Write(PEOPLE.who),
     ("POST", "lessons/join/"): Write(PEOPLE.who),
     ("POST", "lessons/seminars/new/"): Write(ADMINS.who, SEMINAR_FORM),
+    ("POST", "lessons/seminars/<id:pk>/edit/"): Write(ADMINS.who, PLAN_FORM),
+    ("POST", "lessons/seminars/<id:pk>/join/"): Write(ALICE.who, {}),
+    ("POST", "lessons/seminars/<id:pk>/people/"): Write(ADMINS.who, {"names": "bob"}),
+    ("POST", "lessons/seminars/<id:pk>/people/<id:person_pk>/remove/"): Write(ADMINS.who, {}),
+    ("POST", "lessons/seminars/<id:pk>/keys/<id:participant_pk>/"): Write(ADMINS.who, {"reason": ""}),
     ("POST", "lessons/seminars/<id:pk>/end/"): Write(ADMINS.who, {}),
+    ("POST", "api/v1/seminars/"): Write(ADMINS.who, NEW_SEMINAR),
+    ("PATCH", "api/v1/seminars/<int:pk>/"): Write(ADMINS.who, {"places": 7}),
+    ("POST", "api/v1/seminars/<int:pk>/end/"): Write(ADMINS.who, {}),
+    ("POST", "api/v1/seminars/<int:pk>/people/"): Write(ADMINS.who, {"people": ["bob"]}),
     ("POST", "lessons/interest/"): Write(PEOPLE.who, {"interest": "off"}),
     ("POST", "api/v1/use-cases/"): Write(frozenset({"alice", "bob"}), USE_CASE),
     ("POST", "tenants/new/"): Write(OPERATORS.who, TENANT_FORM),
@@ -419,8 +448,8 @@ WRITES = {
 @pytest.fixture
 def clients(alice: User, bob: User, charlie: User, olivia: User) -> dict[str, Client]:
     made = {name: Client() for name in CAST}
-    for person in (alice, bob, charlie, olivia):
-        made[person.username].force_login(person)
+    for one in (alice, bob, charlie, olivia):
+        made[one.username].force_login(one)
     return made
 
 
@@ -444,6 +473,10 @@ def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
     webhook = Webhook.objects.create(name="hook", url="http://127.0.0.1:9/hook")
     case = use_case(alice, research, publisher=bob)
     comment = add_comment(alice, case, "good")
+    seminar = seminar_of(research, bob, tokens=1)
+    invitations.name_people(bob, seminar, [alice])
+    guest = person("guest", research)
+    seminars.join_seminar(guest, seminars.code_of(seminar), timezone.now())
     price = TokenPrice.objects.create(model="qwen", first_day="2026-04-01", input_price=1, output_price=2)
     PriceOptions.objects.create(pk=price_list.ROW, shown_to_people=True)
     return {
@@ -473,7 +506,10 @@ def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
         "<slug:prefix>": key.prefix,
         "<slug:slug>": research.slug,
         "<slug:course>": "everyone",
-        "seminars/<id:pk>": f"seminars/{seminar_of(research, bob, tokens=1).pk}",
+        "<id:person_pk>": str(alice.pk),
+        "<id:participant_pk>": str(SeminarParticipant.objects.get(user=guest).pk),
+        "seminars/<id:pk>": f"seminars/{seminar.pk}",
+        "seminars/<int:pk>": f"seminars/{seminar.pk}",
         "<path:name>": model.name,
         "<model:name>": model.name,
         "<anything:rest>": "nowhere\nat all",

@@ -1,10 +1,13 @@
-"""The courses on pages of others, which import nothing from here."""
+"""The courses and seminars on pages of others, which import nothing from here."""
 
 from typing import Any
 
 from django import template
+from django.utils import timezone
 
 from portal.accounts.models import User
+from portal.accounts.timezones import zone_of
+from portal.lessons import seminars
 from portal.lessons.progress import read_suggestion
 
 register = template.Library()
@@ -14,3 +17,11 @@ register = template.Library()
 def lessons_line(context: dict[str, Any], user: User) -> dict[str, Any]:
     """Show how far the person is, in one line. Eight queries at most; one for who wants none of it."""
     return {"progress": read_suggestion(user), "csrf_token": context.get("csrf_token")}
+
+
+@register.inclusion_tag("lessons/_seminars.html")
+def seminars_line(user: User) -> dict[str, Any]:
+    """Show the seminars that the person takes part in or is named for. One query; two more if there are any."""
+    now = timezone.now()
+    found = list(seminars.seminars_of(user, now))
+    return {"seminars": found, "now": now, "zone": zone_of(user) if found else None}

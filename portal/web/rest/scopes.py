@@ -42,6 +42,8 @@ SCOPES = {
         Scope(name="catalogue:read", label=_("See which models there are")),
         Scope(name="use-cases:read", label=_("Read use cases")),
         Scope(name="use-cases:write", label=_("Propose use cases")),
+        Scope(name="lessons:read", label=_("See courses and your progress; as an organiser also seminars")),
+        Scope(name="lessons:write", label=_("Open, change and end seminars"), audience=Audience.TENANT_ADMINS),
         Scope(name="notices:read", label=_("Read your notices and settings")),
         Scope(name="notices:write", label=_("Mark your notices as read; change your settings")),
         Scope(name="audit:read", label=_("Search the audit log")),

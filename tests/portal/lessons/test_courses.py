@@ -3,6 +3,9 @@
 from datetime import timedelta
 
 import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone, translation
 
@@ -17,7 +20,7 @@ from portal.use_cases.reactions import mark_helped
 from portal.web.markdown import render_markdown
 from tests.html import all_of, has, one_of, texts
 from tests.pages import key_of, serve, service_key_of, use
-from tests.portal.browsing import read, send
+from tests.portal.browsing import client_of, read, send
 from tests.use_cases import use_case
 
 pytestmark = pytest.mark.django_db
@@ -30,7 +33,7 @@ def playground_key(person, tenant) -> ApiKey:
 
 
 def done(person) -> set[str]:
-    return set(progress.update_steps([person])[person.pk])
+    return set(progress.find_steps([person])[person.pk])
 
 
 class TestFiles:
@@ -88,7 +91,7 @@ class TestSteps:
         at = timezone.now() - timedelta(days=2)
         use(key, **columns, at=at)
         assert done(alice) == {"signed-in", "key", step}
-        assert StepDone.objects.get(user=alice, step=step).at == at
+        assert progress.find_steps([alice])[alice.pk][step] == at
 
     def test_three_models_are_three_different_ones(self, alice, research):
         key = key_of(alice, research)
@@ -115,22 +118,54 @@ class TestSteps:
         )
         assert done(alice) == {"signed-in", "feedback", "helped", "quota"}
 
-    def test_opening_a_case_counts_and_not_which(self, as_alice, alice, bob, research):
+    def test_trying_a_case_counts_and_not_which(self, as_alice, alice, bob, research):
         case = use_case(bob, research, publisher=bob)
         read(as_alice, f"/use-cases/{case.pk}/")
+        assert "use-case" not in done(alice)
+        as_alice.post(f"/use-cases/{case.pk}/try/")
         assert "use-case" in done(alice)
         assert {field.name for field in StepDone._meta.fields} == {"id", "user", "step", "at"}
 
-    def test_what_was_done_stays_done_when_records_are_pruned(self, alice, research):
+    def test_what_was_done_stays_done_when_records_are_pruned(self, alice, bob, research):
         use(key_of(alice, research), client_class="curl")
         before = done(alice)
+        assert before >= {"curl"}
+        assert call_command("recordsteps") == f"{len(before)} recorded"
+        assert call_command("recordsteps") == "0 recorded"
         UsageRecord.objects.all().delete()
-        assert done(alice) == before >= {"curl"}
+        ApiKey.objects.all().delete()
+        assert done(alice) == before
+        assert not StepDone.objects.filter(user=bob).exists()
+
+    def test_each_kind_of_step_is_stored_in_the_night_after(self, alice, bob, carol, research):
+        record = use(key_of(bob, research), at=timezone.now() - timedelta(days=5))
+        mark_helped(alice, use_case(bob, research, publisher=bob), None)
+        Feedback.objects.create(user=carol, request_id=record.request_id, tenant=research, model="qwen", score=1)
+        UsageRecord.objects.all().delete()
+        ApiKey.objects.filter(user=bob).update(created_at=timezone.now() - timedelta(hours=20))
+        call_command("recordsteps")
+        stored = set(StepDone.objects.exclude(step="signed-in").values_list("user", "step"))
+        assert stored == {(alice.pk, "helped"), (bob.pk, "key"), (carol.pk, "feedback")}
+
+    def test_signing_in_is_stored_when_it_happens(self, alice):
+        client_of(alice)
+        assert StepDone.objects.get(user=alice).step == "signed-in"
+
+    @pytest.mark.parametrize("path", ["/", "/start/", "/lessons/", "/lessons/everyone/", "/lessons/developers/"])
+    def test_a_first_visit_writes_nothing(self, as_alice, alice, research, path):
+        for _ in range(4):
+            use(playground_key(alice, research), client_class="browser")
+        StepDone.objects.all().delete()
+        with CaptureQueriesContext(connection) as queries:
+            assert as_alice.get(path).status_code == 200
+        words = {query["sql"].split()[0] for query in queries}
+        assert words <= {"SELECT"}
+        assert not StepDone.objects.exists()
 
     def test_others_steps_are_not_mine(self, alice, bob, research):
         use(key_of(bob, research), client_class="curl")
         assert done(alice) == {"signed-in"}
-        several = progress.update_steps([alice, bob], since=timezone.now() - timedelta(hours=1))
+        several = progress.find_steps([alice, bob], since=timezone.now() - timedelta(hours=1))
         assert (set(several[alice.pk]), set(several[bob.pk])) == ({"signed-in"}, {"signed-in", "key", "curl"})
 
     def test_more_calls_and_people_ask_no_more(self, alice, bob, carol, research, django_assert_max_num_queries):
@@ -139,9 +174,9 @@ class TestSteps:
             for _ in range(5):
                 use(key, client_class="curl")
         with django_assert_max_num_queries(7):
-            progress.update_steps([alice])
+            progress.find_steps([alice])
         with django_assert_max_num_queries(7):
-            progress.update_steps([alice, bob, carol], since=timezone.now() - timedelta(hours=1))
+            progress.find_steps([alice, bob, carol], since=timezone.now() - timedelta(hours=1))
 
 
 class TestPages:

@@ -14,10 +14,12 @@ from django.db import transaction
 from django.utils import timezone
 
 from portal.accounts.models import Membership
+from portal.audit.models import AuditEvent
 from portal.keys import lifecycle
 from portal.keys.models import ApiKey
 from portal.keys.secret import digest_of
-from portal.lessons import code_throttle, seminars
+from portal.lessons import code_throttle, invitations, seminars
+from portal.lessons.courses import all_courses
 from portal.lessons.models import Seminar, SeminarParticipant
 from portal.lessons.seminars import SeminarRefused
 from portal.quotas.models import Quota
@@ -48,7 +50,7 @@ def join(client, code: str):
 
 def form(**more: str) -> dict[str, str]:
     day = str(timezone.localdate() + timedelta(days=3))
-    hours = {"day": day, "begins": "10:00", "ends": "12:00", "tokens": "1000"}
+    hours = {"day": day, "begins": "10:00", "ends": "12:00", "tokens": "1000", "places": "30"}
     return {"tenant": "research", "title": "Begin", "course": "everyone", **hours, **more}
 
 
@@ -93,7 +95,8 @@ class TestOpening:
             {"tokens": "9" * 30},
             {"course": "astrology"},
             {"tenant": "sales"},
-            {"title": ""},
+            {"places": "0"},
+            {"places": "301"},
         ],
     )
     def test_what_cannot_be_is_refused(self, as_bob, research, sales, wrong):
@@ -233,6 +236,118 @@ class TestEnd:
         use(ApiKey.objects.get())
         seminars.end_seminar(seminar, timezone.now())
         assert UsageRecord.objects.count() == 1
+
+
+class TestChanging:
+    def changed(self, seminar: Seminar, by, **changes) -> Seminar:
+        return seminars.change_seminar(by, seminar, timezone.now(), **changes)
+
+    def test_the_page_shows_what_is_and_keeps_the_code(self, as_bob, seminar):
+        page = f"/lessons/seminars/{seminar.pk}/edit/"
+        shown = {
+            field["name"]: field.attributes.get("value") for field in all_of(read(as_bob, page), "main input[name]")
+        }
+        hours = seminar.begins_at.astimezone(seminar.tenant.zone)
+        assert (shown["title"], shown["tokens"], shown["begins"]) == ("Begin", "5000", f"{hours:%H:%M}")
+        code = seminars.code_of(seminar)
+        later = str(timezone.localdate() + timedelta(days=9))
+        assert as_bob.post(page, form(title="", day=later, places="12")).status_code == 302
+        seminar.refresh_from_db()
+        assert (str(seminar.begins_at.astimezone(seminar.tenant.zone).date()), seminar.places) == (later, 12)
+        assert seminars.code_of(seminar) == code
+
+    def test_without_a_title_it_is_called_as_its_course_in_the_reader_s_language(self, as_bob, bob, research):
+        seminar = seminar_of(research, bob, title="")
+        for language in ("en", "ja"):
+            page = read(as_bob, f"/lessons/seminars/{seminar.pk}/", **{"accept-language": language})
+            assert texts(page, "h1") == [all_courses()["everyone"].titles[language]]
+
+    def test_keys_follow(self, alice, bob, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        ends = seminar.ends_at + timedelta(hours=2)
+        self.changed(seminar, bob, ends_at=ends, tokens=700)
+        key = ApiKey.objects.get()
+        assert key.expires_at == ends + seminars.LATEST
+        assert list(Quota.objects.values_list("key", "amount")) == [(key.pk, 700)]
+        self.changed(seminar, bob, tokens=None)
+        assert not Quota.objects.exists()
+
+    def test_new_hours_are_notified_and_other_changes_are_not(self, alice, bob, carol, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        invitations.name_people(bob, seminar, [carol])
+        self.changed(seminar, bob, title="Other", places=9)
+        assert notified("seminar-moved") == []
+        self.changed(seminar, bob, ends_at=seminar.ends_at + timedelta(hours=1))
+        assert sorted(notified("seminar-moved")) == ["alice", "carol"]
+
+    def test_what_cannot_be_is_refused(self, alice, bob, research, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        seminars.join_seminar(bob, seminars.code_of(seminar), timezone.now())
+        for code, changes in {
+            "places": {"places": 1},
+            "order": {"ends_at": seminar.begins_at},
+            "too-long": {"ends_at": seminar.begins_at + timedelta(hours=13)},
+        }.items():
+            with pytest.raises(SeminarRefused) as refused:
+                self.changed(seminar, bob, **changes)
+            assert refused.value.code == code
+        with pytest.raises(PermissionDenied):
+            self.changed(seminar, alice, title="mine")
+        seminars.end_seminar(seminar, timezone.now())
+        with pytest.raises(SeminarRefused) as refused:
+            self.changed(seminar, bob, title="late")
+        assert refused.value.code == "over"
+        assert client_of(bob).get(f"/lessons/seminars/{seminar.pk}/edit/").status_code == 404
+
+
+class TestTakingBack:
+    def test_a_key_stops_and_its_person_gets_no_other(self, as_alice, as_bob, alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        path = f"/lessons/seminars/{seminar.pk}/keys/{SeminarParticipant.objects.get().pk}/"
+        assert has(read(as_bob, path), "button.danger")
+        assert ApiKey.objects.usable().exists()
+        assert as_bob.post(path, {"reason": "passed on"}).status_code == 302
+        assert not ApiKey.objects.usable().exists()
+        assert notified("key-revoked") == ["alice"]
+        assert has(join(as_alice, seminars.code_of(seminar)).content.decode(), "[data-taken-back]")
+        assert ApiKey.objects.count() == 1
+        assert as_bob.get(path).status_code == 302
+
+    def test_others_keys_are_not_within_reach(self, as_bob, as_alice, alice, bob, research, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        other = seminar_of(research, bob)
+        participant = SeminarParticipant.objects.get()
+        assert as_bob.post(f"/lessons/seminars/{other.pk}/keys/{participant.pk}/").status_code == 404
+        with pytest.raises(PermissionDenied):
+            seminars.take_back_key(alice, participant)
+
+
+class TestAudit:
+    def test_all_that_an_organiser_does_is_recorded_once(self, as_bob, as_alice, alice, bob):
+        as_bob.post("/lessons/seminars/new/", form())
+        seminar = Seminar.objects.get()
+        page = f"/lessons/seminars/{seminar.pk}/"
+        as_bob.post(page + "edit/", form(title="Later"))
+        as_bob.post(page + "people/", {"names": "alice"})
+        with time_machine.travel(seminar.begins_at):
+            seminars.join_as_named(alice, seminar, timezone.now())
+        as_bob.post(f"{page}keys/{SeminarParticipant.objects.get().pk}/", {"reason": "lost"})
+        as_bob.post(page + "end/")
+        as_bob.post(page + "end/")
+        events = AuditEvent.objects.filter(actor=bob).exclude(action__startswith="session.").order_by("pk")
+        assert [event.action for event in events] == [
+            *("seminar.add", "seminar.change", "seminar.invite", "key.revoke", "seminar.over"),
+        ]
+        assert {event.tenant for event in events} == {seminar.tenant}
+        change = events.get(action="seminar.change")
+        assert (change.before, change.after) == ({"title": "Begin"}, {"title": "Later"})
+        assert seminars.code_of(seminar).replace("-", "") not in str([[one.before, one.after] for one in events])
+
+    @pytest.mark.parametrize("language", ["en", "ja"])
+    def test_the_log_says_it_in_words(self, as_bob, language):
+        as_bob.post("/lessons/seminars/new/", form())
+        page = read(as_bob, "/audit/?what=seminar", **{"accept-language": language})
+        assert "seminar.add" not in texts(page, "main")[0]
 
 
 class TestProgress:

@@ -61,7 +61,9 @@ TOLD = {
     "last-operator-kept": {"person": "olivia"},
     "budget-near": {"tenant": "研究部", "spent": 83_000, "yen": 100_000, "percent": 83},
     "budget-reached": {"tenant": "研究部", "spent": 100_000, "yen": 100_000, "percent": 100},
-    "seminar-over": {"title": "はじめての AI"},
+    "seminar-over": {"title": "はじめての AI", "course": "everyone"},
+    "seminar-invited": {"title": "", "course": "everyone", "by": "Bob", "at": AT},
+    "seminar-moved": {"title": "", "course": "developers", "at": AT, "until": AT},
     "tip-no-call": {},
     "tip-away": {},
 }  # fmt: skip

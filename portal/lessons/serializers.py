@@ -1,0 +1,122 @@
+"""Courses and seminars as the API shows and takes them."""
+
+from datetime import datetime
+from typing import Any
+
+from django.utils.translation import gettext_lazy as _
+from rest_framework import serializers
+
+from portal.lessons import models as rows
+from portal.lessons import seminars
+from portal.lessons.courses import NAMES
+from portal.lessons.models import MOST_PEOPLE
+from portal.quotas.administration import MAX_AMOUNT
+from portal.web.rest.strict_fields import CharField, ChoiceField, KnownFields
+
+COURSES = [(name, name) for name in NAMES]
+LAST_YEAR = 9000  # later ones have no day in zones to the east
+
+
+def check_year(value: datetime) -> None:
+    """Raise ValidationError for a time that is no seminar's."""
+    if not 2000 <= value.year <= LAST_YEAR:
+        raise serializers.ValidationError(_("Choose a time within the next years."))
+
+
+class CourseStep(serializers.Serializer[Any]):
+    code = serializers.CharField()
+    title = serializers.CharField(help_text="In the language that the request accepts.")
+    optional = serializers.BooleanField(help_text="Not needed to finish the course.")
+    done_at = serializers.DateTimeField(allow_null=True, help_text="Null: not done.")
+
+
+class Course(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    title = serializers.CharField(help_text="In the language that the request accepts.")
+    minutes = serializers.IntegerField()
+    is_finished = serializers.BooleanField()
+    next = serializers.CharField(allow_null=True, help_text="The code of the step to do next.")
+    steps = CourseStep(many=True)
+
+
+class StepCount(serializers.Serializer[Any]):
+    code = serializers.CharField()
+    people = serializers.IntegerField(allow_null=True, help_text="Null: fewer than five.")
+
+
+class CourseCounts(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    members = serializers.IntegerField(help_text="Active members of the tenant.")
+    finished = serializers.IntegerField(allow_null=True, help_text="Null: fewer than five.")
+    steps = StepCount(many=True)
+
+
+class Seminar(serializers.ModelSerializer[rows.Seminar]):
+    tenant = serializers.CharField(source="tenant.slug")
+    name = serializers.CharField(source="__str__", help_text="The title or, without one, that of the course.")
+
+    class Meta:
+        model = rows.Seminar
+        fields = (
+            *("id", "tenant", "is_company_wide", "name", "title", "course", "begins_at", "ends_at"),
+            *("places", "tokens", "ended_at"),
+        )
+
+
+class SeminarWithCode(Seminar):
+    code = serializers.SerializerMethodField(help_text="Who has it, and belongs to the tenant, may join.")
+
+    class Meta(Seminar.Meta):
+        fields = (*Seminar.Meta.fields, "code")  # type: ignore[assignment]
+
+    def get_code(self, seminar: rows.Seminar) -> str:
+        return seminars.code_of(seminar)
+
+
+class SeminarFilter(KnownFields):
+    is_over = serializers.BooleanField(required=False, allow_null=True, default=None)
+
+
+class ChangedSeminar(KnownFields):
+    title = CharField(required=False, allow_blank=True, max_length=80, help_text="Empty: the title of the course.")
+    course = ChoiceField(COURSES, required=False)
+    begins_at = serializers.DateTimeField(required=False, validators=[check_year])
+    ends_at = serializers.DateTimeField(required=False, validators=[check_year])
+    places = serializers.IntegerField(required=False, min_value=1, max_value=MOST_PEOPLE)
+    tokens = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        min_value=1,
+        max_value=MAX_AMOUNT,
+        help_text="Per day and participant. Null: no limit but the tenant’s.",
+    )
+
+
+class NewSeminar(ChangedSeminar):
+    tenant = CharField(max_length=50, help_text="Short name.")
+    is_company_wide = serializers.BooleanField(required=False, default=False)
+    title = CharField(
+        required=False, allow_blank=True, default="", max_length=80, help_text="Empty: the title of the course."
+    )
+    course = ChoiceField(COURSES)
+    begins_at = serializers.DateTimeField(validators=[check_year])
+    ends_at = serializers.DateTimeField(validators=[check_year])
+
+
+class NamedPeople(KnownFields):
+    people = serializers.ListField(child=CharField(max_length=254), min_length=1, max_length=MOST_PEOPLE)
+
+
+class NamingResult(serializers.Serializer[Any]):
+    invited = serializers.ListField(child=serializers.CharField(), help_text="User names, of those invited now.")
+    unknown = serializers.ListField(child=serializers.CharField(), help_text="Not among those who may join.")
+    ambiguous = serializers.ListField(child=serializers.CharField(), help_text="Names of several people.")
+
+
+class Participant(serializers.Serializer[Any]):
+    username = serializers.CharField()
+    name = serializers.CharField()
+    joined_at = serializers.DateTimeField()
+    has_key = serializers.BooleanField(help_text="A key that works.")
+    answered_at = serializers.DateTimeField(allow_null=True, help_text="The first answer.")
+    done = serializers.ListField(child=serializers.CharField(), help_text="Codes of the course’s steps.")

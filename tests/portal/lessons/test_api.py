@@ -1,0 +1,140 @@
+"""Courses and seminars in the API."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from portal.lessons import progress, seminars
+from portal.lessons.courses import all_courses
+from portal.lessons.models import Seminar
+from tests.conftest import person
+from tests.pages import key_of, management_key_of, use
+from tests.portal.browsing import client_of
+from tests.portal.recorded import notified
+from tests.seminars import seminar_of
+
+pytestmark = pytest.mark.django_db
+JSON = "application/json"
+
+
+@pytest.fixture
+def seminar(research, bob) -> Seminar:
+    return seminar_of(research, bob, tokens=5000)
+
+
+def plan(**more) -> dict:
+    begins = timezone.now() + timedelta(days=2)
+    hours = {"begins_at": begins.isoformat(), "ends_at": (begins + timedelta(hours=2)).isoformat()}
+    return {"tenant": "research", "course": "everyone", **hours, **more}
+
+
+def post(client, path: str, body: dict, status: int = 200) -> dict:
+    response = client.post(f"/api/v1/{path}", body, JSON)
+    assert response.status_code == status, response.content
+    return response.json()
+
+
+class TestCourses:
+    def test_mine_are_as_on_the_page(self, as_alice, alice, research):
+        use(key_of(alice, research), client_class="curl")
+        found = {one["name"]: one for one in as_alice.get("/api/v1/courses/").json()}
+        assert list(found) == list(all_courses())
+        done = {step["code"] for step in found["developers"]["steps"] if step["done_at"]}
+        assert done == {"key", "curl"}
+        assert found["developers"]["next"] == "openai"
+        assert not found["developers"]["is_finished"]
+
+    def test_a_tenant_s_are_counts_of_five_or_more(self, as_bob, as_alice, research):
+        people = [person(f"p{number}", research) for number in range(5)]
+        for one in people:
+            progress.note_step(one, "curl")
+        for one in people[:4]:
+            progress.note_step(one, "openai")
+        found = {one["name"]: one for one in as_bob.get("/api/v1/tenants/research/courses/").json()}
+        steps = {step["code"]: step["people"] for step in found["developers"]["steps"]}
+        assert (steps["curl"], steps["openai"], steps["stream"]) == (5, None, None)
+        assert found["developers"]["finished"] is None
+        assert found["developers"]["members"] == research.users.filter(is_active=True).count()
+        assert not {"p0", "p1"} & set(str(found).split("'"))
+        assert as_alice.get("/api/v1/tenants/research/courses/").status_code == 404
+
+    def test_all_who_finished_are_counted(self, as_bob, research):
+        course = all_courses()["everyone"]
+        for number in range(5):
+            one = person(f"p{number}", research)
+            for step in course.steps:
+                if not step.optional:
+                    progress.note_step(one, step.code)
+        [found] = [one for one in as_bob.get("/api/v1/tenants/research/courses/").json() if one["name"] == "everyone"]
+        assert found["finished"] == 5
+
+
+class TestSeminars:
+    def test_one_is_opened_changed_and_ended(self, as_bob, research):
+        made = post(as_bob, "seminars/", plan(places=12), 201)
+        seminar = Seminar.objects.get()
+        assert (made["id"], made["code"], made["places"]) == (seminar.pk, seminars.code_of(seminar), 12)
+        assert (made["title"], made["name"]) == ("", str(seminar))
+        changed = as_bob.patch(f"/api/v1/seminars/{seminar.pk}/", {"places": 20, "tokens": None}, JSON).json()
+        assert (changed["places"], changed["tokens"], changed["ends_at"]) == (20, None, made["ends_at"])
+        assert post(as_bob, f"seminars/{seminar.pk}/end/", {})["ended_at"]
+        assert as_bob.patch(f"/api/v1/seminars/{seminar.pk}/", {"places": 21}, JSON).status_code == 409
+
+    def test_the_list_has_those_that_one_organises_and_no_code(self, as_bob, as_alice, as_olivia, seminar):
+        for client, number in ((as_bob, 1), (as_alice, 0), (as_olivia, 1)):
+            found = client.get("/api/v1/seminars/").json()
+            assert found["count"] == number
+            assert all("code" not in row for row in found["results"])
+        seminars.end_seminar(seminar, timezone.now())
+        assert as_bob.get("/api/v1/seminars/?is_over=false").json()["count"] == 0
+        assert as_bob.get("/api/v1/seminars/?is_over=true").json()["count"] == 1
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"course": "astrology"},
+            {"tenant": "sales"},
+            {"places": 0},
+            {"places": 301},
+            {"tokens": 0},
+            {"begins_at": "9999-12-31T23:59:59Z"},
+            {"begins_at": "never"},
+            {"colour": "red"},
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, as_bob, sales, wrong):
+        assert as_bob.post("/api/v1/seminars/", plan(**wrong), JSON).status_code == 400
+        assert not Seminar.objects.exists()
+
+    def test_only_operators_open_one_for_the_company(self, as_bob, as_olivia, research):
+        assert as_bob.post("/api/v1/seminars/", plan(is_company_wide=True), JSON).status_code == 403
+        post(as_olivia, "seminars/", plan(is_company_wide=True), 201)
+        assert as_bob.get("/api/v1/seminars/").json()["count"] == 0
+
+    def test_people_are_invited_by_name(self, as_bob, alice, charlie, seminar):
+        found = post(as_bob, f"seminars/{seminar.pk}/people/", {"people": ["alice", "charlie"]})
+        assert found == {"invited": ["alice"], "unknown": ["charlie"], "ambiguous": []}
+        assert notified("seminar-invited") == ["alice"]
+
+    def test_progress_is_what_participants_agreed_to_show(self, as_bob, as_alice, alice, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        [row] = as_bob.get(f"/api/v1/seminars/{seminar.pk}/progress/").json()
+        assert (row["username"], row["has_key"], row["answered_at"]) == ("alice", True, None)
+        assert set(row) == {"username", "name", "joined_at", "has_key", "answered_at", "done"}
+        assert as_alice.get(f"/api/v1/seminars/{seminar.pk}/progress/").status_code == 404
+
+    def test_a_management_key_needs_the_scope(self, bob, client, seminar):
+        _, text = management_key_of(bob, "lessons:read")
+        headers = {"authorization": f"Bearer {text}"}
+        assert client.get("/api/v1/seminars/", headers=headers).status_code == 200
+        assert client.post("/api/v1/seminars/", plan(), JSON, headers=headers).status_code == 403
+        _, other = management_key_of(bob, "usage:read")
+        assert client.get("/api/v1/seminars/", headers={"authorization": f"Bearer {other}"}).status_code == 403
+
+    def test_more_participants_ask_no_more(self, bob, seminar, research, django_assert_max_num_queries):
+        for number in range(8):
+            seminars.join_seminar(person(f"p{number}", research), seminars.code_of(seminar), timezone.now())
+        client = client_of(bob)
+        with django_assert_max_num_queries(14):
+            assert len(client.get(f"/api/v1/seminars/{seminar.pk}/progress/").json()) == 8
