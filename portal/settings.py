@@ -166,6 +166,7 @@ AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 AXES_VERBOSE = False
 AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False  # lists in English, two of them always empty; `manage.py axes_reset_username` unlocks
 # Not needed: the sign-in page itself says that it is locked. (8.3.1's passes wrong arguments under ASGI.)
 SILENCED_SYSTEM_CHECKS = ["axes.W002"]
 # The proxy that terminates TLS redirects (deploy/nginx.conf); HSTS for other hosts of the domain is not ours to set.
