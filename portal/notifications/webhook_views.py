@@ -1,7 +1,6 @@
 """The operators' pages of webhooks."""
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from django import forms
 from django.contrib import messages
@@ -16,11 +15,9 @@ from django.views.decorators.http import require_http_methods, require_safe
 from portal.accounts.decorators import operator_required
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
-from portal.notifications import webhooks
+from portal.notifications import posting, webhooks
 from portal.notifications.models import Webhook
 from portal.web import posted_forms
-
-MOST = 20  # webhooks
 
 
 class WebhookForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
@@ -55,22 +52,14 @@ class WebhookForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its 
         url: str = self.cleaned_data["url"].strip()
         if not url and self.instance.pk:
             return str(Webhook.objects.values_list("url", flat=True).get(pk=self.instance.pk))
-        try:
-            parts = urlsplit(url)
-            known = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            known = False
-        if not known or any(letter.isspace() or letter == "\\" for letter in url):
-            raise ValidationError(_("Give an address that begins with https:// or http://."), code="no-address")
-        if webhooks.is_forbidden(parts.hostname or ""):
-            raise ValidationError(_("Nothing is posted to link-local addresses."), code="forbidden-address")
+        posting.check_url(url)
         return url
 
 
 @operator_required
 @require_safe
 def webhook_list(request: HttpRequest) -> HttpResponse:
-    rows = [(row, webhooks.shorten_url(row.url)) for row in Webhook.objects.all()[:MOST]]
+    rows = [(row, webhooks.shorten_url(row.url)) for row in Webhook.objects.all()[: webhooks.MOST_WEBHOOKS]]
     return render(request, "notifications/webhooks.html", {"rows": rows, "zone": zone_of(current_user(request))})
 
 
@@ -89,10 +78,13 @@ def edit_webhook(request: HttpRequest, pk: int) -> HttpResponse:
 @operator_required
 @posted_forms.only_posted
 def test_webhook(request: HttpRequest, pk: int) -> HttpResponse:
-    """Post a test now and show what came of it. The page waits for it, for seconds at most."""
+    """Post a test now and show what came of it. The page waits for `webhooks.PATIENCE` at most."""
     webhook = get_object_or_404(Webhook, pk=pk)
     delivery = webhooks.send_test(webhook, timezone.now())
-    if delivery.fault:
+    if delivery is None:
+        sentence = _("There is no answer yet. Reload this page in a few seconds: the list shows what comes of it.")
+        messages.warning(request, sentence, extra_tags="webhook-waits")
+    elif delivery.fault:
         messages.error(request, _("The test message did not arrive. The list says why."), extra_tags="webhook-failed")
     else:
         messages.success(request, _("The test message was accepted."), extra_tags="webhook-sent")
@@ -112,7 +104,7 @@ def _edit(request: HttpRequest, row: Webhook) -> HttpResponse:
     initial: dict[str, Any] = {"url": ""}
     form = WebhookForm(request.POST or None, instance=row, initial=initial)
     if request.method == "POST" and form.is_valid():
-        if pk is None and Webhook.objects.count() >= MOST:
+        if pk is None and Webhook.objects.count() >= webhooks.MOST_WEBHOOKS:
             form.add_error(None, ValidationError(_("There are too many webhooks. Delete one."), code="too-many"))
         else:
             row = form.save(commit=False)

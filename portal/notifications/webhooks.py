@@ -5,38 +5,33 @@ webhook is a secret: who knows it can post. It is shown shortened and in no log,
 library, which may hold it.
 """
 
-import asyncio
 import json
 import logging
-import socket
-import ssl
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future
 from datetime import datetime, timedelta
-from ipaddress import IPv6Address, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
 from django.conf import settings
+from django.db import Error, connections
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, override
 
 from portal.notifications.inbox import NotificationRow
 from portal.notifications.models import Webhook, WebhookMessage
+from portal.notifications.posting import Delivery, Parcel, post_all
 from portal.notifications.types import KINDS
 
 log = logging.getLogger(__name__)
 
-Fault = Webhook.Fault
-
-SECONDS = 10.0  # for one message, from the connection to the end of the answer
-MOST_ANSWER = 64 * 1024  # bytes of an answer that are read; only its status matters
+MOST_WEBHOOKS = 20
 MOST_MESSAGES = 20  # of one webhook in one run
+PATIENCE = 3.0  # seconds for which a page waits for the result of a test
 FIRST_PAUSE = timedelta(minutes=2)  # after a failure, doubled by each further one
 LONGEST_PAUSE = timedelta(hours=4)
-# Of a cloud, beside 169.254.169.254, which is link-local.
-METADATA = frozenset({ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
 KEPT = timedelta(days=2)  # older messages are no longer news; delivered ones are kept that long as well
 
 # Kinds that operators receive for their work, and not as the bearer of a key.
@@ -54,18 +49,6 @@ OPERATOR_KINDS: Mapping[str, Any] = {
 }
 
 
-class ForbiddenAddress(Exception):
-    """The name of a webhook's host leads to an address to which nothing is posted."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """How a message was received. `fault` "": it was. `status`: of the answer, 0 without one."""
-
-    fault: str = ""
-    status: int = 0
-
-
 def queue_messages(kind: str, ref: str, path: str, facts: Mapping[str, Any], now: datetime) -> None:
     """Queue a notice for each webhook that wants its kind, once. Within the caller's transaction."""
     wanting = [one for one in Webhook.objects.filter(is_active=True) if kind in one.kinds]
@@ -76,33 +59,70 @@ def queue_messages(kind: str, ref: str, path: str, facts: Mapping[str, Any], now
 
 
 def send_due(now: datetime) -> int:
-    """Send what is due, the oldest first; return how many were delivered.
+    """Send what is due, of each webhook the oldest first; return how many were delivered.
 
-    A webhook that fails is left alone for a while, longer each time, so that its messages do not all wait in vain.
+    All webhooks at the same time and for `posting.SECONDS` at most, so that none waits for another one. One that fails
+    is left alone for a while, longer each time, so that its messages do not all wait in vain.
     """
     WebhookMessage.objects.filter(at__lt=now - KEPT).delete()
-    sent = 0
+    due = []
     for webhook in Webhook.objects.filter(is_active=True).exclude(retry_at__gt=now):
-        for message in webhook.messages.filter(delivered_at=None).order_by("pk")[:MOST_MESSAGES]:
-            delivery = send(webhook, _readable(message, webhook)) if message.kind in KINDS else Delivery()
-            note_delivery(webhook, delivery, now)
-            if delivery.fault:
-                break
-            message.delivered_at = now
-            message.save(update_fields=["delivered_at"])
+        waiting = webhook.messages.filter(delivered_at=None, kind__in=KINDS).order_by("pk")[:MOST_MESSAGES]
+        due.append((webhook, list(waiting)))
+    parcels = [make_parcel(webhook, *(_readable(one, webhook) for one in messages)) for webhook, messages in due]
+    sent = 0
+    for at, number, delivery in post_all(parcels):
+        webhook, messages = due[at]
+        note_delivery(webhook, delivery, now)
+        if not delivery.fault:
+            WebhookMessage.objects.filter(pk=messages[number].pk).update(delivered_at=now)
             sent += 1
     return sent
 
 
-def send_test(webhook: Webhook, now: datetime) -> Delivery:
-    """Send a message that says it is a test, and note what came of it. Blocks for SECONDS at most."""
+def send_test(webhook: Webhook, now: datetime) -> Delivery | None:
+    """Send a message that says it is a test, and note what came of it. Blocks for PATIENCE at most.
+
+    None: there is no answer yet. It is noted when it comes, or when it is too late for one.
+    """
     with override(webhook.language):
         title = _("Test message")
         text = _("Notices of %(site)s arrive here.") % {"site": settings.SITE_NAME}
     row = NotificationRow(pk=0, title=title, text=text, tone="fine", path="", at=now, is_read=False)
-    delivery = send(webhook, row)
+    answer: Future[Delivery] = Future()
+    arguments = (make_parcel(webhook, row), answer)
+    threading.Thread(target=_post_test, args=arguments, name="webhook test", daemon=True).start()
+    try:
+        delivery = answer.result(PATIENCE)
+    except TimeoutError:
+        answer.add_done_callback(lambda late: _note_late(webhook.pk, late.result()))
+        return None
     note_delivery(webhook, delivery, now)
     return delivery
+
+
+def _post_test(parcel: Parcel, answer: "Future[Delivery]") -> None:
+    try:
+        for _parcel, _body, delivery in post_all([parcel]):
+            answer.set_result(delivery)  # in this thread it is noted as well, if it comes late
+    finally:
+        connections.close_all()
+
+
+def _note_late(pk: int, delivery: Delivery) -> None:
+    try:
+        webhook = Webhook.objects.filter(pk=pk).first()
+        if webhook is not None:
+            note_delivery(webhook, delivery, timezone.now())
+    except Error:
+        log.exception("the result of a test of webhook %s is lost", pk)
+
+
+def make_parcel(webhook: Webhook, *notices: NotificationRow) -> Parcel:
+    """Return the notices as the webhook's program reads them, in its language."""
+    with override(webhook.language):
+        bodies = [BODIES[webhook.style](notice) for notice in notices]
+    return Parcel(url=webhook.url, bodies=tuple(json.dumps(body).encode() for body in bodies))
 
 
 def note_delivery(webhook: Webhook, delivery: Delivery, now: datetime) -> None:
@@ -118,73 +138,6 @@ def note_delivery(webhook: Webhook, delivery: Delivery, now: datetime) -> None:
     # Without a signal: this is no change by a person for the audit log.
     fields = ("failures", "failed_at", "fault", "status", "retry_at", "succeeded_at")
     Webhook.objects.filter(pk=webhook.pk).update(**{name: getattr(webhook, name) for name in fields})
-
-
-def send(webhook: Webhook, notice: NotificationRow) -> Delivery:
-    """Send one notice. Blocks for SECONDS at most."""
-    with override(webhook.language):
-        body = BODIES[webhook.style](notice)
-    return asyncio.run(_post(webhook.url, json.dumps(body).encode()))
-
-
-def is_forbidden(host: str) -> bool:
-    """Return whether this is an IP address to which nothing is posted.
-
-    Chat programs are inside the company's network, also on this host, so private and loopback addresses are fine. At
-    link-local ones are the services from which machines of a cloud get their own credentials.
-    """
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:  # a name
-        return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address.is_link_local or address.is_multicast or address.is_unspecified or address in METADATA
-
-
-async def _check_addresses(url: str) -> None:
-    """Raise ForbiddenAddress if the host of the address is forbidden, in whatever way it is written."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM)
-    except OSError:  # a name that perhaps the company's proxy alone can look up
-        return
-    if any(is_forbidden(str(address[0])) for *_rest, address in found):
-        raise ForbiddenAddress
-
-
-async def _post(url: str, body: bytes) -> Delivery:
-    try:
-        async with asyncio.timeout(SECONDS):
-            await _check_addresses(url)
-            # The certificates of the system, among which is the company's own authority. No redirects: an address that
-            # leads elsewhere is not the one that the operator trusted.
-            async with httpx2.AsyncClient(
-                verify=ssl.create_default_context(), follow_redirects=False, timeout=SECONDS
-            ) as client:
-                headers = {"content-type": "application/json"}
-                async with client.stream("POST", url, content=body, headers=headers) as answer:
-                    return await _read(answer)
-    except TimeoutError:
-        return Delivery(fault=Fault.TIMEOUT)
-    except httpx2.TimeoutException:
-        return Delivery(fault=Fault.TIMEOUT)
-    except (httpx2.HTTPError, httpx2.InvalidURL, ForbiddenAddress, OSError, ValueError):
-        return Delivery(fault=Fault.UNREACHABLE)
-
-
-async def _read(answer: httpx2.Response) -> Delivery:
-    if answer.is_redirect:
-        return Delivery(fault=Fault.REDIRECT, status=answer.status_code)
-    if not answer.is_success:
-        return Delivery(fault=Fault.REFUSED, status=answer.status_code)
-    read = 0
-    async for piece in answer.aiter_raw():
-        read += len(piece)
-        if read > MOST_ANSWER:  # it was accepted; the rest is of no interest
-            break
-    return Delivery(status=answer.status_code)
 
 
 def _readable(message: WebhookMessage, webhook: Webhook) -> NotificationRow:

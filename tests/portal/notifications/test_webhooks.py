@@ -3,7 +3,9 @@
 import json
 import logging
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,12 +15,14 @@ import pytest
 from django.utils import timezone
 
 from portal.audit.models import AuditEvent
-from portal.notifications import webhooks
+from portal.notifications import posting, webhooks
 from portal.notifications.models import Webhook, WebhookMessage
 from portal.web.notify import notify
+from tests import nginx
 from tests.html import has, one_of
 from tests.portal.browsing import read, send
 from tests.ports import unused_port
+from tests.waiting import until
 
 pytestmark = pytest.mark.django_db
 
@@ -32,12 +36,14 @@ class Channel:
     def __init__(self) -> None:
         self.bodies: list[dict] = []
         self.paths: list[str] = []
+        self.hosts: list[str] = []
         self.answer: Callable[[BaseHTTPRequestHandler], None] = lambda handler: respond(handler, 200, b"ok")
         channel = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 channel.paths.append(self.path)
+                channel.hosts.append(self.headers["host"])
                 channel.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
                 channel.answer(self)
 
@@ -150,7 +156,7 @@ class TestSending:
 
     @pytest.mark.parametrize("begins", [True, False], ids=["a slow body", "no answer"])
     def test_a_slow_server_is_not_waited_for(self, hook, channel, olivia, monkeypatch, begins):
-        monkeypatch.setattr(webhooks, "SECONDS", 0.3)
+        monkeypatch.setattr(posting, "SECONDS", 0.3)
 
         def answer(handler: BaseHTTPRequestHandler) -> None:
             if begins:
@@ -186,7 +192,7 @@ class TestSending:
         assert len(sent) < 1000
 
     def test_a_name_that_leads_to_a_forbidden_address_gets_nothing(self, hook, channel, olivia, monkeypatch):
-        monkeypatch.setattr(webhooks, "METADATA", frozenset({ip_address("127.0.0.1")}))
+        monkeypatch.setattr(posting, "METADATA", frozenset({ip_address("127.0.0.1")}))
         Webhook.objects.update(url=channel.url.replace("127.0.0.1", "2130706433"))  # the same as one number
         fail(olivia)
         run()
@@ -208,6 +214,165 @@ class TestSending:
             run()
         hook.refresh_from_db()
         assert hook.fault in ("unreachable", "timeout")
+
+
+class TestAddresses:
+    """Names are looked up once, and what is reached is what was checked."""
+
+    NAME = nginx.NAME
+
+    @pytest.fixture
+    def names(self, monkeypatch) -> Callable[[list[str]], list[str]]:
+        """Let NAME lead to one list of addresses after the other, and return what is asked for."""
+        real, asked = socket.getaddrinfo, []
+
+        def choose(*answers: list[str]) -> list[str]:
+            left = list(answers)
+
+            def look_up(host, port, *args, **kwargs):
+                if host not in (self.NAME, self.NAME.encode()):
+                    return real(host, port, *args, **kwargs)
+                asked.append(host)
+                return [row for one in left.pop(0) for row in real(one, port, *args, **kwargs)]
+
+            monkeypatch.setattr(socket, "getaddrinfo", look_up)
+            return asked
+
+        return choose
+
+    def point(self, channel: Channel, scheme: str = "http") -> str:
+        Webhook.objects.update(url=f"{scheme}://{self.NAME}:{channel.server.server_port}/{SECRET}")
+        return f"{self.NAME}:{channel.server.server_port}"
+
+    def test_a_name_that_leads_elsewhere_a_moment_later_is_reached_where_it_was_checked(
+        self, hook, channel, olivia, names
+    ):
+        asked = names(["127.0.0.1"], ["169.254.169.254"])
+        host = self.point(channel)
+        fail(olivia)
+        assert run() == 1
+        assert (asked, channel.hosts) == ([self.NAME], [host])
+
+    def test_a_name_with_one_forbidden_address_gets_nothing(self, hook, channel, olivia, names):
+        names(["127.0.0.1", "169.254.169.254"])
+        self.point(channel)
+        fail(olivia)
+        assert run() == 0
+        hook.refresh_from_db()
+        assert (hook.fault, channel.bodies) == ("unreachable", [])
+
+    def test_a_name_whose_first_address_is_closed_is_reached_at_its_second(self, hook, channel, olivia, names):
+        names(["127.0.0.2", "127.0.0.1"])  # the channel listens at the second one alone
+        self.point(channel)
+        fail(olivia)
+        assert run() == 1
+
+    @pytest.mark.parametrize("is_theirs", [True, False], ids=["its own certificate", "another's"])
+    def test_the_certificate_is_that_of_the_name(self, hook, channel, olivia, names, tmp_path, monkeypatch, is_theirs):
+        nginx.certify(tmp_path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+        channel.server.socket = context.wrap_socket(channel.server.socket, server_side=True)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        if not is_theirs:
+            monkeypatch.setattr(TestAddresses, "NAME", "other.example")
+        names(["127.0.0.1"])
+        self.point(channel, "https")
+        fail(olivia)
+        assert run() == int(is_theirs)
+
+    def test_a_proxy_of_the_environment_is_used_also_for_names_that_it_alone_knows(
+        self, hook, channel, olivia, monkeypatch
+    ):
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{channel.server.server_port}")
+        Webhook.objects.update(url=f"http://chat.invalid/{SECRET}")
+        fail(olivia)
+        assert run() == 1
+        assert (channel.paths, channel.hosts) == ([f"http://chat.invalid/{SECRET}"], ["chat.invalid"])
+
+    def test_dns_that_is_silent_is_not_waited_for(self, hook, channel, olivia, monkeypatch):
+        monkeypatch.setattr(posting, "SECONDS", 0.3)
+        released = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: released.wait(30) and [])
+        self.point(channel)
+        fail(olivia)
+        began = time.monotonic()
+        run()
+        assert time.monotonic() - began < 10
+        released.set()
+        hook.refresh_from_db()
+        assert hook.fault == "timeout"
+
+
+class TestNeighbours:
+    """A webhook that is slow or silent delays no other one."""
+
+    @pytest.fixture
+    def other(self) -> Iterator[Channel]:
+        channel = Channel()
+        kinds = ["canary-failed"]
+        Webhook.objects.create(name="zz", style="slack", url=channel.url, language="en", kinds=kinds)
+        yield channel
+        channel.stop()
+
+    def test_all_are_posted_to_at_the_same_time(self, hook, channel, other, olivia):
+        came = threading.Event()
+
+        def wait_for_the_other(handler: BaseHTTPRequestHandler) -> None:
+            respond(handler, 200 if came.wait(8) else 500)
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            came.set()
+            respond(handler, 200)
+
+        channel.answer, other.answer = wait_for_the_other, answer
+        fail(olivia)
+        assert run() == 2
+
+    def test_the_messages_of_one_that_is_slow_end_in_time_and_the_rest_is_sent_later(
+        self, hook, channel, olivia, monkeypatch
+    ):
+        monkeypatch.setattr(posting, "SECONDS", 2.0)
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            channel.released.wait(0.6)
+            respond(handler, 200)
+
+        channel.answer = answer
+        for number in range(webhooks.MOST_MESSAGES):
+            fail(olivia, ref=str(number))
+        began = time.monotonic()
+        first = run()
+        assert 1 <= first < 5
+        assert time.monotonic() - began < 6  # 20 messages would take 12 s
+        hook.refresh_from_db()
+        assert (hook.failures, hook.retry_at) == (0, None)
+        channel.released.set()
+        monkeypatch.setattr(posting, "SECONDS", 60.0)
+        assert run() == webhooks.MOST_MESSAGES - first
+
+    def test_a_webhook_that_is_deleted_meanwhile_stops_nothing(self, hook, channel, other, olivia):
+        came, deleted = threading.Event(), threading.Event()
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            came.set()
+            deleted.wait(8)
+            respond(handler, 200)
+
+        channel.answer = other.answer = answer
+        fail(olivia)
+        answers = webhooks.post_all
+
+        def delete_first(parcels):
+            for found in answers(parcels):
+                Webhook.objects.filter(name="ops").delete()
+                yield found
+
+        deleted.set()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(webhooks, "post_all", delete_first)
+            run()
+        assert WebhookMessage.objects.exclude(delivered_at=None).count() == 1
 
 
 class TestPages:
@@ -244,7 +409,15 @@ class TestPages:
         response = as_olivia.post("/notices/webhooks/new/", {**self.FORM, "url": f"http://{host}/x"})
         assert response.context["form"].has_error("url", "forbidden-address")
 
-    @pytest.mark.parametrize("host", ["10.0.0.7", "127.0.0.1", "[fd00::7]", "mattermost.corp.example"])
+    @pytest.mark.parametrize(
+        "host",
+        ["[64:ff9b::a9fe:a9fe]", "[::a9fe:a9fe]", "[2002:a9fe:a9fe::]", "[::ffff:100.100.100.200]", "168.63.129.16"],
+    )
+    def test_such_addresses_are_refused_within_others_as_well(self, as_olivia, host):
+        response = as_olivia.post("/notices/webhooks/new/", {**self.FORM, "url": f"http://{host}/x"})
+        assert response.context["form"].has_error("url", "forbidden-address")
+
+    @pytest.mark.parametrize("host", ["10.0.0.7", "127.0.0.1", "[fd00::7]", "[::1]", "mattermost.corp.example"])
     def test_addresses_of_the_company_are_taken(self, as_olivia, host):
         send(as_olivia, "/notices/webhooks/new/", **self.FORM, url=f"http://{host}/x")
         assert Webhook.objects.exists()
@@ -256,3 +429,16 @@ class TestPages:
         page = send(as_olivia, f"/notices/webhooks/{hook.pk}/test/")
         assert has(page, "[data-notice=webhook-failed]")
         assert one_of(page, "[data-webhook=ops]").all(".state.broken")
+
+    @pytest.mark.django_db(transaction=True)
+    def test_a_test_that_is_not_answered_holds_no_page_and_is_noted_when_it_ends(
+        self, as_olivia, hook, channel, monkeypatch
+    ):
+        monkeypatch.setattr(webhooks, "PATIENCE", 0.1)
+        channel.answer = lambda handler: respond(handler, 200 if channel.released.wait(8) else 500)
+        page = send(as_olivia, f"/notices/webhooks/{hook.pk}/test/")
+        assert has(page, "[data-notice=webhook-waits]")
+        hook.refresh_from_db()
+        assert (hook.succeeded_at, hook.failed_at) == (None, None)
+        channel.released.set()
+        until(lambda: Webhook.objects.get().succeeded_at, 10)
