@@ -10,7 +10,10 @@ class UseCasesConfig(AppConfig):
 
     def ready(self) -> None:
         from modelregistry.supervisor import tasks
+        from portal.use_cases.search import KIND
+        from portal.web import search
 
+        search.register(KIND)
         tasks.register("loadusecases", timedelta(days=1), ("loadusecases",))
         # As long as a night's checks may take at a time; what is left is due again at the next start.
         tasks.register("checkusecases", timedelta(minutes=15), ("checkusecases", "--due"), limit=timedelta(hours=1))

@@ -5,11 +5,13 @@ from django.utils.translation import gettext_lazy
 
 from modelregistry.models import Alias
 from portal.keys.models import ModelAccess
+from portal.use_cases import publishing
 from portal.web import search
 from tests.conftest import person
 from tests.html import all_of, has, one_of, texts
 from tests.pages import key_of, serve, service_key_of, use
 from tests.portal.browsing import client_of, read
+from tests.use_cases import text_content, use_case
 
 pytestmark = pytest.mark.django_db
 
@@ -67,6 +69,23 @@ def test_a_request_is_found_by_its_whole_id(as_alice, as_bob, alice, research, c
         assert found(client, call.request_id, "requests") == [f"/requests/{call.request_id}/"]
     assert found(client_of(charlie), call.request_id, "requests") == []
     assert found(as_alice, call.request_id[:20], "requests") == []
+
+
+def test_use_cases_are_found_by_who_sees_them(as_alice, as_olivia, alice, bob, charlie, olivia, research, sales):
+    texts_ = text_content(title="Minutes of a meeting", summary="Short minutes."), text_content("ja", title="議事録")
+    mine = use_case(alice, research, *texts_, publisher=bob)
+    of_sales = use_case(charlie, sales, text_content(title="Minutes of sales"), publisher=olivia)
+    everyones = use_case(charlie, sales, text_content(title="Minutes for all"), publisher=olivia)
+    publishing.publish(olivia, everyones, company_wide=True)
+    use_case(alice, research, text_content(title="Minutes of a draft"))  # only proposed
+    publishing.hide(bob, use_case(alice, research, text_content(title="Minutes of old"), publisher=bob))
+    pages = {case: f"/use-cases/{case.pk}/" for case in (mine, of_sales, everyones)}
+    for text in ("MINUTES", "meeting minutes", "short"):
+        assert pages[mine] in found(as_alice, text, "use-cases")
+    assert found(as_alice, "議事", "use-cases") == [pages[mine]]
+    assert set(found(as_alice, "minutes", "use-cases")) == {pages[mine], pages[everyones]}
+    assert set(found(client_of(charlie), "minutes", "use-cases")) == {pages[of_sales], pages[everyones]}
+    assert set(found(as_olivia, "minutes", "use-cases")) == {*pages.values()}
 
 
 def test_only_the_first_are_shown_and_the_page_says_so(as_alice):
