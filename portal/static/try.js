@@ -7,7 +7,7 @@
 
 import { AnswerView, blankColumn, loadMarkdown, tellOfAnswer } from "./try/answer.js";
 import { Refused, keyOf, stream } from "./try/call.js";
-import { Conversation, messagesTo } from "./try/conversation.js";
+import { Conversation, messagesTo, useCaseOf } from "./try/conversation.js";
 import { button, copyButton, download, element, number, say, word } from "./try/words.js";
 
 const root = document.querySelector("[data-playground]");
@@ -246,9 +246,8 @@ function startChat() {
     }
     : null);
 
-  // Counts that the use case of this conversation is tried, once. The request names the case and nothing of what is said.
-  function countTry() {
-    const { useCase } = conversation.root;
+  // Counts that a use case is tried, once in a conversation. The request names the case and nothing of what is said.
+  function countTry(useCase) {
     if (!useCase || useCase.isTried) return;
     useCase.isTried = true;
     fetch(`${root.dataset.useCases}${useCase.id}/try/`, {
@@ -266,8 +265,9 @@ function startChat() {
     await loadMarkdown().catch(() => {}); // without it, answers are plain text
     const names = models(), bodies = names.map((name) => bodyFor(name, messagesTo(message, name, system.value.trim())));
     [asked] = bodies;
-    countTry();
-    const columns = names.map((name) => blankColumn(name, conversation.root.useCase));
+    const useCase = useCaseOf(message, conversation.root);
+    countTry(useCase);
+    const columns = names.map((name) => blankColumn(name, useCase));
     const node = conversation.add(message, { role: "assistant", columns });
     draw();
     following = true;
@@ -522,6 +522,7 @@ function startChat() {
       const column = { ...blankColumn(model.value), text: content };
       other.add(other.end, role === "user" ? { role, text: content, files: [] } : { role, columns: [column] });
     }
+    other.root.given = given.messages.length;
     if (given.messages.length) await loadMarkdown().catch(() => {});
     show(other, given.system);
     prompt.value = given.prompt;

@@ -1,6 +1,6 @@
 // A conversation as a tree: a message that is edited and an answer that is made again are branches beside the first ones.
 // A node is {role, parent, children, chosen} with, by its role,
-//   "root"       useCase: {id, version, isTried}, if it began with one
+//   "root"       useCase: {id, version, isTried}, if it began with one; `given`: how many messages came with it
 //   "user"       text, files: [{kind: "text", name, text} | {kind: "image", name, url}]
 //   "tool"       results: [{id, content}]
 //   "assistant"  columns, one for each model that was asked: {model, text, thoughts, toolCalls, …facts}
@@ -58,6 +58,13 @@ const fenced = (file) => {
   const fence = "`".repeat(Math.max(3, ...[...file.text.matchAll(/`+/g)].map(([run]) => run.length + 1)));
   return `${file.name}:\n${fence}\n${file.text}\n${fence}\n\n`;
 };
+
+// The use case that a question to a model is a use of: only the first one that is sent is, and what follows is a
+// conversation about its answer. null: of none.
+export function useCaseOf(message, root) {
+  const sent = wayTo(message).slice(root.given ?? 0).filter((node) => node.role === "user");
+  return root.useCase && sent.length === 1 ? root.useCase : null;
+}
 
 // The content of a message: text alone, or parts where there are images.
 export function contentOf({ text, files }) {

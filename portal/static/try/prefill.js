@@ -6,7 +6,7 @@
 // instructions. `prompt`: what is put in the box. `messages`: [{role: "user" | "assistant", content: text}, …], shown as
 // the conversation so far; if the last one is of the user, it is put in the box instead of `prompt`. `settings`: numbers
 // by the names of the API, such as {temperature: 0.2, max_tokens: 400}. `use_case`, `version`: numbers of the use case
-// that it comes from, to which thumbs for the answers then count.
+// that it comes from, to which thumbs for the answers to the first question then count.
 // Nothing is sent before a person presses the button. A fragment never reaches a server or its logs, and it is removed
 // from the address at once, so that it is in no history or bookmark. Python: portal/keys/playground_links.py.
 

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from portal.feedback.models import Feedback
 from tests.browser.pages import looks
 from tests.browser.playground.steps import answer_of, answered, calls, play, say
+from tests.use_cases import use_case
 from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -119,6 +120,30 @@ def test_a_thumb_and_a_sentence_are_left_for_an_answer(page, serve, alice):
     request_id = tab.locator("[data-answer]").get_attribute("data-request-id")
     assert (given.user, given.request_id, given.score, given.comment) == (alice, request_id, -1, "too short")
     expect(tab.locator(".turn.model")).to_have_count(1)  # Enter sent no message
+
+
+def test_only_the_first_question_is_a_use_of_the_use_case(page, serve, alice, bob, research):
+    serve()
+    case = use_case(alice, research, publisher=bob)
+    tab = page(path=f"/use-cases/{case.pk}/")
+    tab.locator("#fill button.primary").click()
+    tab.wait_for_url("**/try/**")
+    expect(tab.locator("[data-prompt]")).not_to_be_empty()
+    tab.locator("[data-send]").click()
+    answered(tab)
+    tab.locator("[data-again]").click()
+    expect(tab.locator(".turn.model [data-page]")).to_have_attribute("data-page", "2/2")
+    answered(tab)
+    say(tab, "Shorter, please")
+    answered(tab, 2)
+    for number in (0, 1):
+        tab.locator(".turn.model").nth(number).locator("[data-thumb='1']").click()
+        until(lambda number=number: Feedback.objects.count() == number + 1)
+    first, second = Feedback.objects.order_by("at")
+    assert (first.use_case, first.use_case_version) == (case, 1)
+    assert (second.use_case, second.use_case_version) == (None, None)
+    case.refresh_from_db()
+    assert case.tried == 1
 
 
 def test_a_text_file_goes_with_the_message_and_is_shown_by_its_name(page, serve, engine_):
