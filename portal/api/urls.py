@@ -7,13 +7,17 @@ from rest_framework.routers import SimpleRouter
 from portal.accounts import api as accounts
 from portal.api import views
 from portal.audit import api as audit
+from portal.guide import api as guide
 from portal.keys import api as keys
 from portal.lessons import api as lessons
+from portal.news import api as news
 from portal.notifications import api as notifications
+from portal.notifications import webhook_api
 from portal.operations import api as operations
 from portal.operations import queue_api, weights_api
 from portal.prices import api as prices
 from portal.quotas import api as quotas
+from portal.status import api as status
 from portal.usage import api as usage
 from portal.use_cases import api as use_cases
 
@@ -34,7 +38,9 @@ router.register("quotas", quotas.Quotas, basename="api-quotas")
 router.register("quota-requests", quotas.Requests, basename="api-quota-requests")
 router.register("prices", prices.Prices, basename="api-prices")
 router.register("tenants", accounts.Tenants, basename="api-tenants")
+router.register("news", news.Announcements, basename="api-news")
 router.register("notices", notifications.Notices, basename="api-notices")
+router.register("webhooks", webhook_api.Webhooks, basename="api-webhooks")
 router.register("use-cases", use_cases.UseCases, basename="api-use-cases")
 router.register("seminars", lessons.Seminars, basename="api-seminars")
 router.register("hosts", operations.Hosts, basename="api-hosts")
@@ -67,6 +73,8 @@ urlpatterns = [
     path("v1/requests/<str:request_id>/", usage.RequestView.as_view(), name="api-request"),
     path("v1/audit/", audit.AuditView.as_view(), name="api-audit"),
     path("v1/allowances/", quotas.AllowancesView.as_view(), name="api-allowances"),
+    path("v1/house-rules/", guide.HouseRulesView.as_view(), name="api-house-rules"),
+    path("v1/status/", status.StatusView.as_view(), name="api-status"),
     path("v1/overview/", operations.OverviewView.as_view(), name="api-overview"),
     path("v1/queue/", queue_api.QueueView.as_view(), name="api-queue"),
     path("v1/weights/", weights_api.WeightsView.as_view(), name="api-weights"),

@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 from portal.guide.models import HouseRules
 
 ROW = 1  # the primary key of the only one
+TEXTS = ("rules_ja", "rules_en", "contact_ja", "contact_en")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django.utils.translation import get_language
+from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.timezone import localtime
+from django.utils.translation import get_language, pgettext
+from django.utils.translation import gettext as _
 
 from portal.accounts.models import Membership, Tenant, User
 from portal.audit import tracking
 from portal.news.models import Announcement, ClosedBanner
 
+# A time near the end of the calendar (year 9999) has no day in zones to the east, where no page could show it.
+FIRST_YEAR, YEARS_AHEAD = 2000, 20
 MOST_BANNERS = 3  # on a page; the others are on the page of news
 Level = Announcement.Level
 
@@ -99,6 +106,41 @@ def save_announcement(row: Announcement, tenants: Iterable[Tenant]) -> Announcem
             "announcement.tenants", row, "announcement", before={"tenants": before}, after={"tenants": after}
         )
     return row
+
+
+def check_year(value: datetime) -> None:
+    """Raise ValidationError for a year that no announcement is about."""
+    if not FIRST_YEAR <= value.year <= timezone.now().year + YEARS_AHEAD:
+        raise ValidationError(
+            _("Choose a time within the next %(years)d years."), code="year", params={"years": YEARS_AHEAD}
+        )
+
+
+def check_announcement(row: Announcement, tenants: Iterable[Tenant]) -> None:
+    """Raise ValidationError, by fields, for what cannot be announced. Times that are missing are not looked at.
+
+    Times in sentences are in the active time zone.
+    """
+    errors: dict[str, ValidationError] = {}
+    if not (row.title_ja or row.title_en):
+        errors["title_ja"] = ValidationError(_("Give a title in one of the languages."), code="no-title")
+    if row.begins_at and row.ends_at:
+        if row.ends_at <= row.begins_at:
+            sentence = _("It would end before it begins. Choose a later end.")
+            errors["ends_at"] = ValidationError(sentence, code="ends-before-it-begins")
+        elif other := find_overlap(row, tenants):
+            errors["begins_at"] = _describe_overlap(other)
+    if errors:
+        raise ValidationError(errors)
+
+
+def _describe_overlap(other: Announcement) -> ValidationError:
+    begin, end = (
+        date_format(localtime(time), pgettext("time of this year", "j M, H:i"))
+        for time in (other.begins_at, other.ends_at)
+    )
+    sentence = _("“%(title)s” announces maintenance from %(begin)s to %(end)s. Change that one, or these times.")
+    return ValidationError(sentence, code="overlaps", params={"title": str(other), "begin": begin, "end": end})
 
 
 def find_overlap(row: Announcement, tenants: Iterable[Tenant]) -> Announcement | None:

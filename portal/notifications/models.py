@@ -8,6 +8,8 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+LANGUAGES = [("ja", "日本語"), ("en", "English")]  # of a channel
+
 
 class Notice(models.Model):
     """Something that a person should know: `kind` and `facts`, which become sentences in the reader's language.
@@ -51,9 +53,7 @@ class Webhook(models.Model):
     name = models.CharField(_("name"), max_length=60, unique=True)
     style = models.CharField(_("kind"), max_length=10, choices=Style, default=Style.TEAMS)
     url = models.CharField(_("address"), max_length=1000)
-    language = models.CharField(
-        _("language"), max_length=2, choices=[("ja", "日本語"), ("en", "English")], default="ja"
-    )
+    language = models.CharField(_("language"), max_length=2, choices=LANGUAGES, default="ja")
     kinds = models.JSONField(_("notices"), default=list)
     is_active = models.BooleanField(_("active"), default=True)
     succeeded_at = models.DateTimeField(_("last success"), null=True, editable=False)

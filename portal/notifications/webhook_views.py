@@ -104,12 +104,11 @@ def _edit(request: HttpRequest, row: Webhook) -> HttpResponse:
     initial: dict[str, Any] = {"url": ""}
     form = WebhookForm(request.POST or None, instance=row, initial=initial)
     if request.method == "POST" and form.is_valid():
-        if pk is None and Webhook.objects.count() >= webhooks.MOST_WEBHOOKS:
-            form.add_error(None, ValidationError(_("There are too many webhooks. Delete one."), code="too-many"))
+        try:
+            webhooks.save_webhook(form.save(commit=False))
+        except webhooks.TooManyWebhooks as refusal:
+            form.add_error(None, ValidationError(refusal.sentence, code="too-many"))
         else:
-            row = form.save(commit=False)
-            row.retry_at = None  # a new address is tried at once
-            row.save()
             messages.success(request, _("Saved."))
             return redirect("webhooks")
     return render(request, "notifications/webhook.html", {"form": form, "pk": pk})

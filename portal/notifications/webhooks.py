@@ -24,6 +24,7 @@ from portal.notifications.inbox import NotificationRow
 from portal.notifications.models import Webhook, WebhookMessage
 from portal.notifications.posting import Delivery, Parcel, post_all
 from portal.notifications.types import KINDS
+from portal.web.refusals import Refused
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,19 @@ OPERATOR_KINDS: Mapping[str, Any] = {
     "request-asked": gettext_lazy("A quota request waits for operators"),
     "break-glass-used": gettext_lazy("The account for emergencies was used"),
 }
+
+
+class TooManyWebhooks(Refused):
+    """There are as many as there may be."""
+
+
+def save_webhook(row: Webhook) -> Webhook:
+    """Save a new or changed webhook; it is tried at once. Raises TooManyWebhooks."""
+    if row.pk is None and Webhook.objects.count() >= MOST_WEBHOOKS:
+        raise TooManyWebhooks(_("There are too many webhooks. Delete one."), code="too-many")
+    row.retry_at = None
+    row.save()
+    return row
 
 
 def queue_messages(kind: str, ref: str, path: str, facts: Mapping[str, Any], now: datetime) -> None:

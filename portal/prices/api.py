@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError as WrongValue
-from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.utils import extend_schema
@@ -138,9 +137,11 @@ class PriceSettingsView(APIView):
     )
     def patch(self, request: Request) -> Response:
         values = validated(PriceSettingsChange, request.data)
+        tenant = Tenant.objects.filter(slug=values.get("tenant", "")).first()
+        if "tenant" in values and tenant is None:
+            raise ValidationError({"tenant": _("There is no such tenant.")})
         if "shown_to_people" in values:
             price_list.set_shown_to_people(values["shown_to_people"], by=current_user(request))
-        if "tenant" in values:
-            tenant = get_object_or_404(Tenant, slug=values["tenant"])
+        if tenant is not None:
             price_list.set_budget(tenant, values["yen"], by=current_user(request))
         return self.get(request)

@@ -6,10 +6,9 @@ from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
-from modelregistry import routes
-from portal.accounts.permissions import current_user, own_tenants
+from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
-from portal.keys import model_access
+from portal.keys.model_access import Liveness
 from portal.status import availability
 
 
@@ -19,13 +18,12 @@ def status(request: HttpRequest) -> HttpResponse:
     """Show the models that this person may call, all of them for operators: how they are now and were."""
     user, now = current_user(request), timezone.now()
     zone = zone_of(user)
-    served = routes.offered_models() if user.is_staff else model_access.open_to(own_tenants(user))
-    offers = sorted(model_access.available_models(served), key=lambda offer: offer.name)
+    offers = availability.visible_offers(user)
     context = {
         "zone": zone,
         "statuses": availability.read_statuses(offers, zone, now),
         "incidents": availability.read_incidents([offer.name for offer in offers], now),
-        "troubled": [offer for offer in offers if offer.state is model_access.Liveness.DOWN],
+        "troubled": [offer for offer in offers if offer.state is Liveness.DOWN],
         "days": availability.DAYS,
     }
     return render(request, "status/status.html", context)

@@ -13,8 +13,6 @@ from portal.accounts.models import Tenant, User
 from portal.adoption import tips
 from portal.lessons import invitations, seminars
 from portal.lessons.models import SeminarParticipant
-from portal.news import announcements
-from portal.news.models import Announcement
 from portal.notifications.models import Notice, Webhook
 from portal.prices import price_list
 from portal.prices.models import PriceOptions, TokenPrice
@@ -23,6 +21,7 @@ from portal.use_cases.reactions import add_comment
 from portal.web.notify import notify
 from tests.canary_runs import canary_run
 from tests.conftest import person
+from tests.news import announce
 from tests.pages import key_of, management_key_of, serve, service_key_of, use
 from tests.seminars import seminar_of
 from tests.use_cases import use_case
@@ -203,6 +202,13 @@ RULES = {
     "api/v1/seminars/<int:pk>/end/": Rule(ADMINS.who, "POST"),
     "api/v1/seminars/<int:pk>/people/": Rule(ADMINS.who, "POST"),
     "api/v1/seminars/<int:pk>/progress/": ADMINS,
+    "api/v1/news/": PEOPLE,
+    "api/v1/news/<int:pk>/": MEMBERS,  # for her tenant
+    "api/v1/house-rules/": PEOPLE,
+    "api/v1/status/": PEOPLE,
+    "api/v1/webhooks/": OPERATORS,
+    "api/v1/webhooks/<int:pk>/": OPERATORS,
+    "api/v1/webhooks/<int:pk>/test/": OPERATORS_POST,
     "api/v1/notices/": PEOPLE,
     "api/v1/notices/read/": PEOPLE_POST,
     "api/v1/notices/<int:pk>/": ALICE,
@@ -282,6 +288,8 @@ NEWS_FORM = {
     **{"level": "info", "title_ja": "新モデル", "begins_at": "2026-12-01T09:00", "ends_at": "2026-12-02T09:00"},
     "days_ahead": "1",
 }
+NEWS = {"title_en": "New", "begins_at": "2026-12-01T09:00:00+09:00", "ends_at": "2026-12-02T09:00:00+09:00"}
+WEBHOOK = {"name": "operations", "style": "slack", "url": "http://127.0.0.1:9/hook"}
 MEMBER_QUOTA = {"tenant": "research", "user": "alice", "unit": "requests", "window": "day", "amount": 1}
 
 SOON = str(timezone.localdate() + timedelta(days=2))
@@ -401,6 +409,14 @@ WRITES = {
     ("POST", "api/v1/tenants/<slug:slug>/members/"): Write(ADMINS.who, {"user": "charlie"}),
     ("PATCH", "api/v1/tenants/<slug:slug>/members/<str:username>/"): Write(ADMINS.who, {"role": "admin"}),
     ("DELETE", "api/v1/tenants/<slug:slug>/members/<str:username>/"): Write(ADMINS.who, {}),
+    ("POST", "api/v1/news/"): Write(OPERATORS.who, NEWS),
+    ("PATCH", "api/v1/news/<int:pk>/"): Write(OPERATORS.who, {"title_en": "A new model"}),
+    ("DELETE", "api/v1/news/<int:pk>/"): Write(OPERATORS.who, {}),
+    ("PATCH", "api/v1/house-rules/"): Write(OPERATORS.who, {"edition": 0, "rules_ja": "規則"}),
+    ("POST", "api/v1/webhooks/"): Write(OPERATORS.who, WEBHOOK),
+    ("PATCH", "api/v1/webhooks/<int:pk>/"): Write(OPERATORS.who, {"kinds": ["canary-failed"]}),
+    ("DELETE", "api/v1/webhooks/<int:pk>/"): Write(OPERATORS.who, {}),
+    ("POST", "api/v1/webhooks/<int:pk>/test/"): Write(OPERATORS.who, {}),
     ("POST", "api/v1/notices/read/"): Write(PEOPLE.who),
     ("POST", "api/v1/notices/<int:pk>/read/"): Write(ALICE.who, {}),
     ("POST", "api/v1/keys/"): Write(frozenset({"alice", "bob"}), {"tenant": "research", "name": "mine"}),
@@ -469,7 +485,7 @@ def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
         tenant=research, user=alice, asked_by=alice, unit="tokens", window="day", amount=2, previous_amount=1
     )
     key = key_of(alice, research)
-    news = announced(research)
+    news = announce(research)  # current
     webhook = Webhook.objects.create(name="hook", url="http://127.0.0.1:9/hook")
     case = use_case(alice, research, publisher=bob)
     comment = add_comment(alice, case, "good")
@@ -481,7 +497,9 @@ def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
     PriceOptions.objects.create(pk=price_list.ROW, shown_to_people=True)
     return {
         "webhooks/<id:pk>": f"webhooks/{webhook.pk}",
+        "webhooks/<int:pk>": f"webhooks/{webhook.pk}",
         "news/<id:pk>": f"news/{news.pk}",
+        "news/<int:pk>": f"news/{news.pk}",
         "prices/<id:pk>": f"prices/{price.pk}",
         "prices/<int:pk>": f"prices/{price.pk}",
         "<str:username>": alice.username,
@@ -518,13 +536,6 @@ def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
         "models/<int:pk>": f"models/{model.pk}",
         "replicas/<int:pk>": f"replicas/{Replica.objects.get().pk}",
     }
-
-
-def announced(tenant: Tenant) -> Announcement:
-    """Return current news for the people of a tenant."""
-    now = timezone.now()
-    news = Announcement(title_ja="新モデル", begins_at=now - timedelta(hours=1), ends_at=now + timedelta(days=1))
-    return announcements.save_announcement(news, [tenant])
 
 
 def address_of(path: str, filled: dict[str, str]) -> str:

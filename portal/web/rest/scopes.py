@@ -44,12 +44,20 @@ SCOPES = {
         Scope(name="use-cases:write", label=_("Propose use cases")),
         Scope(name="lessons:read", label=_("See courses and your progress; as an organiser also seminars")),
         Scope(name="lessons:write", label=_("Open, change and end seminars"), audience=Audience.TENANT_ADMINS),
+        Scope(name="news:read", label=_("Read news, the house rules and the status")),
+        Scope(name="news:write", label=_("Write news and the house rules"), audience=Audience.OPERATORS),
         Scope(name="notices:read", label=_("Read your notices and settings")),
         Scope(name="notices:write", label=_("Mark your notices as read; change your settings")),
         Scope(name="audit:read", label=_("Search the audit log")),
-        Scope(name="operations:read", label=_("See hosts, models and the directory"), audience=Audience.OPERATORS),
         Scope(
-            name="operations:write", label=_("Run models; synchronise with the directory"), audience=Audience.OPERATORS
+            name="operations:read",
+            label=_("See hosts, models, webhooks and the directory"),
+            audience=Audience.OPERATORS,
+        ),
+        Scope(
+            name="operations:write",
+            label=_("Run models; change webhooks; synchronise with the directory"),
+            audience=Audience.OPERATORS,
         ),
     )
 }

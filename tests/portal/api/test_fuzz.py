@@ -18,14 +18,16 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from portal.notifications.models import Notice
+from portal.notifications.models import Notice, Webhook
 from portal.quotas.models import Quota, QuotaRequest
 from portal.web.notify import notify
+from tests.news import announce
 from tests.pages import key_of, management_key_of, serve, service_key_of, use
+from tests.use_cases import use_case
 
 pytestmark = [pytest.mark.django_db, pytest.mark.timeout(900)]
 
-# Of each operation, as each person, for each way of asking: 66 operations, 3 people and 3 ways are some 60 s of CPU.
+# Of each operation, as each person, for each way of asking: 80 operations, 3 people and 3 ways are some 60 s of CPU.
 QUESTIONS = 6
 ASKING = hypothesis.settings(
     max_examples=QUESTIONS,
@@ -73,7 +75,10 @@ def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
         "tenants": {"slug": "research", "username": "alice"},
         "quotas": {"id": quota.pk},
         "quota-requests": {"id": quota_request.pk},
-        "notices": {"id": Notice.objects.filter(user=alice).get().pk},
+        "news": {"id": announce().pk},
+        "webhooks": {"id": Webhook.objects.create(name="hook", url="http://127.0.0.1:9/hook").pk},
+        "use-cases": {"id": use_case(alice, research, publisher=bob).pk},
+        "notices": {"id": Notice.objects.get(user=alice, kind="membership-ended").pk},
     }
 
 

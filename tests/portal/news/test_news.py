@@ -11,19 +11,12 @@ from portal.news import announcements, changelog
 from portal.news.models import Announcement, ClosedBanner
 from portal.version import VERSION
 from tests.html import all_of, has, one_of, texts
+from tests.news import HOUR, announce
 from tests.portal.browsing import client_of, read, send
 
 pytestmark = pytest.mark.django_db
 
 NOW = datetime(2026, 12, 1, 9, 0, tzinfo=ZoneInfo("Asia/Tokyo"))
-HOUR = timedelta(hours=1)
-
-
-def announce(*tenants, level="info", begins=-HOUR, ends=HOUR, **more) -> Announcement:
-    more = {"title_ja": "お知らせ"} | more
-    now = timezone.now()
-    row = Announcement(level=level, begins_at=now + begins, ends_at=now + ends, **more)
-    return announcements.save_announcement(row, tenants)
 
 
 def shown(client) -> list[int]:

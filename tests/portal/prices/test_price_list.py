@@ -194,6 +194,11 @@ class TestApi:
         assert answer.json() == {"shown_to_people": True, "budgets": [{"tenant": "research", "yen": 7}]}
         assert call(olivia)("PATCH", "prices/settings/", {"yen": 7}).status_code == 400
 
+    def test_a_budget_of_no_tenant_changes_nothing(self, call, olivia, research):
+        body = {"tenant": "nowhere", "yen": 7, "shown_to_people": True}
+        assert call(olivia)("PATCH", "prices/settings/", body).status_code == 400
+        assert not price_list.is_shown_to_people()
+
 
 def test_the_command_sets_and_removes_a_price():
     known = {"model": "qwen", "first_day": date(2026, 4, 1)}
