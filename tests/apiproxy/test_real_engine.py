@@ -4,11 +4,13 @@ import concurrent.futures
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+from django.core.management import call_command
 
 from apiproxy.bridge.models import CatalogueRevision
 from apiproxy.server.asgi import Application
@@ -16,8 +18,10 @@ from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey, ModelAccess
 from portal.usage.models import UsageRecord
+from portal.use_cases.models import UseCaseCheck
 from tests import engines
 from tests.apiproxy.conftest import serve_gateway
+from tests.use_cases import text_content, use_case
 from tests.waiting import until
 
 QUESTION = [{"role": "user", "content": "Name three colours."}]
@@ -130,6 +134,21 @@ def test_g14_a_grammar_that_kills_llama_cpp_never_reaches_it(real):
     answer = real.http.post("/v1/chat/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "grammar")
     assert real.chat().usage.completion_tokens > 0
+
+
+def test_the_nightly_check_of_use_cases_judges_what_a_real_model_answers(real, settings, alice, bob, research):
+    """A question that it answers, and one that leaves no room for an answer in its context."""
+    short = text_content(prompt="Name three colours.", variables=())
+    long = text_content(prompt="Count: " + "one two three " * 550, variables=())
+    cases = [use_case(alice, research, text, publisher=bob, model="chat") for text in (short, long)]
+    settings.GATEWAY_URL, settings.CANARY_HOUR = real.url, 3
+    real.wait_for_catalogue()
+    call_command("checkusecases", "--due", stdout=StringIO())
+    answered, refused = (UseCaseCheck.objects.get(use_case=case) for case in cases)
+    assert (answered.outcome, answered.obstacle, answered.model) == (UseCaseCheck.Outcome.FINE, "", "chat")
+    assert (refused.outcome, refused.obstacle) == (UseCaseCheck.Outcome.REFUSED, "")
+    row = until(lambda: UsageRecord.objects.filter(completion_tokens__gt=0).first())
+    assert (row.completion_tokens, row.key.key_class) == (answered.tokens, ApiKey.Class.CANARY)
 
 
 def assert_metered(row: UsageRecord, usage: Any, *, path: str) -> None:
