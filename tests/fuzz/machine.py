@@ -56,6 +56,19 @@ class Talk(RuleBasedStateMachine):
         whole = "\r\n".join(lines).encode() + data
         self.site.send(whole[: len(whole) - after] if after % 3 == 0 else whole)
 
+    @rule(body=words.feedback(), number=st.integers(0, 10_000))
+    def feedback(self, body: dict[str, Any], number: int) -> None:
+        """Say anything about an answer, half of the time about one that was given. At most 60 a minute."""
+        given = sorted(self.site.finished)
+        if given and number % 2:
+            body = {**body, "request_id": given[number % len(given)]}
+        text = words.said(body).encode()
+        headers = {**self.site.authorization, "content-type": "application/json"}
+        answer = self.site.client.post("/v1/feedback", content=text, headers=headers)
+        assert answer.status_code in (200, 202, 400, 404, 413, 429), (text[:500], answer.status_code, answer.text[:300])
+        if answer.status_code >= 400:
+            assert set(answer.json()["error"]) >= ERROR, answer.text[:300]
+
     @rule(data=words.requests())
     def bytes_of_http(self, data: bytes) -> None:
         answer = self.site.send(data)

@@ -77,6 +77,14 @@ def bodies(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 
 @st.composite
+def feedback(draw: st.DrawFn) -> dict[str, Any]:
+    """Return what is said about an answer, of which some members are not what they should be."""
+    body = {"request_id": f"req_{draw(st.integers(0, 9)):024x}", "score": draw(st.sampled_from([1, -1, 1.0, "1"]))}
+    names = (*("request_id", "score", "comment", "model", "use_case", "use_case_version"), "prompt", "Score")
+    return body | draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=3))
+
+
+@st.composite
 def encoded(draw: st.DrawFn) -> tuple[str, bytes]:
     """Return a path and the bytes of a body, perhaps with some of them changed."""
     path, body = draw(bodies())
