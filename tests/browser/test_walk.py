@@ -129,21 +129,27 @@ def test_the_language_can_be_switched_before_signing_in(open_page, alice):
     expect(page.locator("html")).to_have_attribute("lang", "en")
 
 
-def test_the_keyboard_reaches_everything_and_shows_where_it_is(open_page, alice, research):
+@pytest.mark.parametrize(
+    ("address", "places"),
+    [("/start/", ("#rules", "ask-here")), ("/", ("ask-here", "tab-curl", "curl"))],
+    ids=["first day", "home"],
+)
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(open_page, alice, research, address, places):
     serve("qwen")
     key_of(alice, research)
     page = open_page()
     sign_in(page)
+    page.goto(address)
     page.evaluate("document.body.focus()")
     reached, outlines = [], set()
     for _ in range(80):
         page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement === document.body"):  # behind the last one
+            break
         reached.append(page.evaluate(PLACE))
         outlines.add(looks(page, "focused")[1])
-        if reached[-1] == "/keys/new/":
-            break
     assert reached[0] == "#content"
-    for place in ("/keys/", "/usage/", "/models/", "language", "menu", "/keys/new/"):
+    for place in ("/keys/", "/usage/", "/models/", "language", "menu", "/keys/new/", *places):
         assert place in reached
     assert outlines == {"solid"}
 
