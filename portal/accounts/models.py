@@ -43,6 +43,10 @@ def check_weight(value: float) -> None:
         )
 
 
+# Of Madoguchi itself, see `portal.keys.canary_key`: no person belongs to it, and none chooses it.
+INTERNAL_TENANTS = frozenset({"madoguchi-canary"})
+
+
 class Tenant(models.Model):
     """A department, subsidiary or project: what keys, quotas and usage belong to."""
 

@@ -12,7 +12,7 @@ from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest
 from rest_framework.request import Request
 
-from portal.accounts.models import Membership, Tenant, User
+from portal.accounts.models import INTERNAL_TENANTS, Membership, Tenant, User
 
 
 def current_user(request: HttpRequest | Request) -> User:
@@ -31,6 +31,11 @@ def tenant_for(user: User, slug: str) -> tuple[Tenant, bool]:
     if membership is None:
         raise Http404
     return membership.tenant, membership.role == Membership.Role.ADMIN
+
+
+def without_internal(tenants: QuerySet[Tenant]) -> QuerySet[Tenant]:
+    """Return those of the tenants that people may choose: not those of Madoguchi itself."""
+    return tenants.exclude(slug__in=INTERNAL_TENANTS)
 
 
 def visible_tenants(user: User) -> QuerySet[Tenant]:

@@ -58,7 +58,7 @@ class StepCell:
 def scope_choices(user: User) -> list[AdoptionScope]:
     """Return the scopes that this person may look at. One query."""
     every = [AdoptionScope(name=ALL, label=_("everything"), number=COMPANY)] if permissions.may_operate(user) else []
-    tenants = permissions.administered_tenants(user).order_by("name")
+    tenants = permissions.without_internal(permissions.administered_tenants(user)).order_by("name")
     return [*every, *(AdoptionScope(name=TENANT + one.slug, label=one.name, number=one.pk) for one in tenants)]
 
 

@@ -39,7 +39,7 @@ class FeedbackRow:
 
 def readable_tenants(user: User) -> QuerySet[Tenant]:
     """Return the tenants whose feedback a person may read: as their champion or admin, operators all."""
-    return permissions.publishable_tenants(user).order_by("name")
+    return permissions.without_internal(permissions.publishable_tenants(user)).order_by("name")
 
 
 def feedback_of(tenants: Iterable[Tenant] | None, since: datetime) -> QuerySet[Feedback]:

@@ -6,10 +6,10 @@ which replaces the one before, and ends with a text that no one knows.
 
 from django.db import transaction
 
-from portal.accounts.models import Tenant
+from portal.accounts.models import INTERNAL_TENANTS, Tenant
 from portal.keys.models import ApiKey
 
-TENANT = "madoguchi-canary"
+(TENANT,) = INTERNAL_TENANTS
 NAME = "canary"
 
 

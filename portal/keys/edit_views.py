@@ -17,7 +17,7 @@ from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_http_methods
 
 from portal.accounts.models import Tenant
-from portal.accounts.permissions import administered_tenants, current_user, tenant_for
+from portal.accounts.permissions import administered_tenants, current_user, tenant_for, without_internal
 from portal.keys import end_user_secret, form_tokens, lifecycle, model_access, queries
 from portal.keys.forms import (
     ChangeKeyForm,
@@ -57,7 +57,7 @@ def new_service_key(request: HttpRequest) -> HttpResponse:
     """
     tenant = chosen_tenant(request)
     if tenant is None:
-        tenants = administered_tenants(current_user(request)).filter(is_active=True).order_by("name")
+        tenants = without_internal(administered_tenants(current_user(request))).filter(is_active=True).order_by("name")
         return render(request, "keys/new_service_tenant.html", {"tenants": tenants[:TENANTS]})
     form = NewServiceKeyForm(tenant, current_user(request), **form_tokens.form_arguments(request))
     refusal = form_tokens.refuse_form(request, form, "keys/new_service.html", "key-services", tenant=tenant)
@@ -77,7 +77,7 @@ def chosen_tenant(request: HttpRequest) -> Tenant | None:
         if not may_administer or not tenant.is_active:
             raise Http404
         return tenant
-    tenants = list(administered_tenants(current_user(request)).filter(is_active=True)[:2])
+    tenants = list(without_internal(administered_tenants(current_user(request))).filter(is_active=True)[:2])
     if not tenants:
         raise Http404
     return tenants[0] if len(tenants) == 1 else None

@@ -9,7 +9,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_safe
 
-from portal.accounts.permissions import administered_tenants, current_user
+from portal.accounts.permissions import administered_tenants, current_user, without_internal
 from portal.accounts.timezones import zone_of
 from portal.keys import leaked_keys, queries
 from portal.keys.forms import LeakedKeyForm
@@ -34,7 +34,8 @@ def key_list(request: HttpRequest) -> HttpResponse:
 @require_safe
 def service_list(request: HttpRequest) -> HttpResponse:
     """List the service keys of the tenants that the person administers, and those that they are responsible for."""
-    tenants = list(administered_tenants(current_user(request)).filter(is_active=True).order_by("name")[: TENANTS + 1])
+    mine = without_internal(administered_tenants(current_user(request))).filter(is_active=True)
+    tenants = list(mine.order_by("name")[: TENANTS + 1])
     tenant, text = request.GET.get("tenant", ""), request.GET.get("q", "").strip()
     keys = queries.viewable_service_keys(current_user(request))
     if tenant:

@@ -5,6 +5,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import Tenant
+from portal.accounts.permissions import without_internal
 from portal.news import announcements
 from portal.news.announcements import check_year
 from portal.news.models import Announcement
@@ -47,7 +48,7 @@ class AnnouncementForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in
             self.fields[name].widget.attrs["rows"] = 6
         tenants = self.fields["tenants"]
         assert isinstance(tenants, forms.ModelMultipleChoiceField)
-        tenants.queryset = Tenant.objects.order_by("name", "slug")
+        tenants.queryset = without_internal(Tenant.objects.order_by("name", "slug"))
 
     def clean(self) -> dict[str, Any]:
         found = super().clean() or self.cleaned_data

@@ -16,6 +16,7 @@ from modelregistry.engines.registry import all_engines, engine_named
 from modelregistry.models import Host, HostReport, ServedModel, engine_choices, launcher_choices
 from modelregistry.plain_numbers import read_decimal, read_whole
 from portal.accounts.models import Tenant, User
+from portal.accounts.permissions import without_internal
 from portal.keys.models import ModelAccess
 from portal.operations import actions
 
@@ -221,7 +222,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         help_text=_("Other names, separated by spaces. A name that belonged to another model moves to this one."),
     )
     tenants = forms.ModelMultipleChoiceField(
-        Tenant.objects.all(),
+        without_internal(Tenant.objects.all()),
         label=_("Visible to"),
         required=False,
         widget=forms.CheckboxSelectMultiple,

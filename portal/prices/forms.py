@@ -5,6 +5,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import Tenant, User
+from portal.accounts.permissions import without_internal
 from portal.prices import price_list
 from portal.prices.models import MOST_BUDGET, TokenPrice
 
@@ -50,7 +51,7 @@ class PriceForm(forms.ModelForm):  # type: ignore[type-arg]
 
 class BudgetForm(forms.Form):
     tenant = forms.ModelChoiceField(
-        Tenant.objects.order_by("name"), to_field_name="slug", label=_("Tenant"), empty_label=None
+        without_internal(Tenant.objects.order_by("name")), to_field_name="slug", label=_("Tenant"), empty_label=None
     )
     yen = forms.IntegerField(
         label=_("Yen per month"),
