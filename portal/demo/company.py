@@ -12,7 +12,21 @@ from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Tenant, User
 from portal.adoption import summary
 from portal.audit.models import AuditEvent
-from portal.demo import availability, journal, keyrings, machines, notifications, policy, staff, traffic, use_cases
+from portal.demo import (
+    availability,
+    journal,
+    keyrings,
+    learning,
+    machines,
+    money,
+    news,
+    notifications,
+    policy,
+    staff,
+    traffic,
+    use_cases,
+    visitors,
+)
 from portal.usage import records
 from portal.usage.models import UsageRecord
 
@@ -66,18 +80,20 @@ def fill_database(
     models = machines.create_hosts(chance, now, people.tenants)
     say("keys")
     holders = keyrings.create_keys(chance, now, people, models, size.days)
-    engines = dict(Replica.objects.values_list("model__name", "pk"))
-    calls = 0
-    for rows in traffic.daily_calls(chance, holders, now, size.days, size.amount):
-        for row in rows:
-            row["replica_id"] = engines[row["model"]]
-        records.record_usage(rows)
-        calls += len(rows)
+    # Each drawn apart, so that the rest of the company stays as it was.
+    coming, learned = (Random(seed + number) for number in (1, 2))  # noqa: S311 -- nothing secret follows from it
+    guests, others = visitors.create_visitors(coming, now, people, holders, size.days)
+    calls = _record_calls(chance, holders, now, size) + _record_calls(coming, guests, now, size)
     say(f"{calls} calls")
     policy.create_policy(chance, now, people, holders, models, size.days)
     journal.clear_unused_keys()
     journal.write_journal(chance, now, people, holders, models, directory=not directory)
+    journal.write_sign_ins(coming, now, guests, others)
     keyrings.create_management_keys(chance, now, people)
+    money.create_prices(now, people, size.days)
+    news.create_news(now, people)
+    news.create_rules(now)
+    learning.create_lessons(learned, now, people, [*holders, *guests])
     notifications.notify_all(now, people)
     use_cases.create_use_cases(chance, now, people)
     availability.create_intervals(now, models, size.days)
@@ -89,3 +105,14 @@ def fill_database(
         calls=calls,
         password=password,
     )
+
+
+def _record_calls(chance: Random, holders: list[keyrings.Holder], now: datetime, size: Size) -> int:
+    engines = dict(Replica.objects.values_list("model__name", "pk"))
+    calls = 0
+    for rows in traffic.daily_calls(chance, holders, now, size.days, size.amount):
+        for row in rows:
+            row["replica_id"] = engines[row["model"]]
+        records.record_usage(rows)
+        calls += len(rows)
+    return calls

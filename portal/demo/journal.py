@@ -1,5 +1,6 @@
 """Write what happened in the quarter to the audit log, and the state of the directory."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from random import Random
@@ -125,6 +126,25 @@ def _quota_events(chance: Random, now: datetime, staff: Staff) -> list[AuditEven
             at, after = at - timedelta(days=30), {**after, "amount": quota.amount // 2}
         events.append(_event(at, actor, "quota.add", quota, "quota", after=after, **more))
     return events
+
+
+def write_sign_ins(
+    chance: Random, now: datetime, visitors: list[Holder], others: Iterable[tuple[User, datetime]]
+) -> None:
+    """Write the sign-ins of people without a key of a program; `others` came only once."""
+    known = {holder.user.pk: holder.user.last_login for holder in visitors if holder.user}
+    events = _session_events(chance, now, visitors)
+    for user, at in others:
+        events.append(_event(at, user, "session.begin", user, "user", address=_address(chance)))
+        user.last_login = at
+    came = [holder.user for holder in visitors if holder.user]
+    for visitor in came:
+        before = known[visitor.pk]
+        if before and (visitor.last_login is None or before > visitor.last_login):
+            visitor.last_login = before
+    people = [*came, *(user for user, _ in others)]
+    User.objects.bulk_update(people, ["last_login"], batch_size=500)
+    AuditEvent.objects.bulk_create(sorted(events, key=lambda event: event.at), batch_size=1000)
 
 
 def _session_events(chance: Random, now: datetime, holders: list[Holder]) -> list[AuditEvent]:

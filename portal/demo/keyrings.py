@@ -64,6 +64,7 @@ class Holder:
     user: User | None = None
     service: Service | None = None
     heavy: float = 1.0  # times the usual number of calls
+    mix: dict[str, int] | None = None  # of models; None: the department's or the service's
 
     @property
     def since(self) -> datetime:
@@ -80,6 +81,8 @@ class Holder:
 
 def client_class_of(key: ApiKey) -> str:
     """Return the class of programs that call with this key (see `client_classes`)."""
+    if key.is_playground:
+        return client_classes.BROWSER
     for name, code in (("Dify", client_classes.DIFY), ("WebUI", client_classes.OPEN_WEBUI)):
         if name in key.name:
             return code
@@ -117,7 +120,7 @@ def _personal(chance: Random, now: datetime, staff: Staff, days: int) -> list[Ho
             if not guest and chance.random() > department.adoption:
                 continue
             # Few were there before; most came by word of mouth, more each month, as an S-curve has it.
-            ago = days + chance.randrange(5, 60) if guest or chance.random() < 0.22 else _draw_joining(chance, days)
+            ago = days + chance.randrange(5, 60) if guest or chance.random() < 0.22 else draw_joining(chance, days)
             heavy = 4.0 if guest else min(18.0, chance.lognormvariate(-0.35, 0.95))
             keys = _chain(chance, now, tenant, user, workdays.at_work(chance, now, ago), chance.choice(NAMES))
             holders.append(Holder(department, keys, user=user, heavy=heavy))
@@ -129,7 +132,7 @@ def _personal(chance: Random, now: datetime, staff: Staff, days: int) -> list[Ho
     return holders
 
 
-def _draw_joining(chance: Random, days: int) -> int:
+def draw_joining(chance: Random, days: int) -> int:
     """Return how many days ago a person began. Most did in the second third of the time."""
     return max(1, min(days - 1, round(chance.gauss(0.52, 0.24) * days)))
 
@@ -140,7 +143,7 @@ def _chain(chance: Random, now: datetime, tenant: Tenant, user: User, since: dat
     keys: list[ApiKey] = []
     while since < now:
         expires = since + timedelta(days=valid) if valid else None
-        key = _key(chance, tenant, since, expires, user=user, name=name, purpose=purpose, created_by=user)
+        key = make_key(chance, tenant, since, expires, user=user, name=name, purpose=purpose, created_by=user)
         keys.append(key)
         if chance.random() < 0.05:
             revoked = since + timedelta(days=chance.uniform(2, 60))
@@ -160,7 +163,7 @@ def _services(chance: Random, now: datetime, staff: Staff) -> list[Holder]:
     for service in SERVICES:
         tenant, people = staff.tenants[service.tenant], staff.members[service.tenant]
         responsible = people[chance.randrange(min(len(people), 5))]
-        key = _key(
+        key = make_key(
             chance,
             tenant,
             workdays.at_work(chance, now, service.since),
@@ -179,7 +182,8 @@ def _services(chance: Random, now: datetime, staff: Staff) -> list[Holder]:
     return holders
 
 
-def _key(chance: Random, tenant: Tenant, created: datetime, expires: datetime | None, **more: object) -> ApiKey:
+def make_key(chance: Random, tenant: Tenant, created: datetime, expires: datetime | None, **more: object) -> ApiKey:
+    """Return a key that is not stored."""
     network = chance.choice(NETWORKS)
     key = ApiKey(
         tenant=tenant,

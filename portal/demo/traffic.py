@@ -92,7 +92,7 @@ def _draw_calls(chance: Random, holder: Holder, day: date, now: datetime, grown:
         return
     service = holder.service
     hours = SUMMED[service.hours if service else "office"]
-    mix = service.mix if service else holder.department.mix
+    mix = holder.mix or (service.mix if service else holder.department.mix)
     models, weights = list(mix), list(accumulate(mix.values()))
     for _ in range(count):
         hour = chance.choices(range(24), cum_weights=hours)[0]

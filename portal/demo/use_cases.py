@@ -17,10 +17,18 @@ COMPLAINTS = ("途中で終わってしまいました。", "もう少し短い�
 def create_use_cases(chance: Random, now: datetime, staff: Staff) -> None:
     load_starters()
     people = staff.members[HOME]
+    everyone = list({user.pk: user for members in staff.members.values() for user in members}.values())
     for place, case in enumerate(UseCase.objects.order_by("pk")):
-        helped = chance.sample(people, min(len(people), chance.randrange(0, 12)))
+        # The first ones are the best known; some help hardly anyone.
+        most = max(3, len(everyone) // (5 + 3 * place) // 4)
+        helped = chance.sample(everyone, min(len(everyone), chance.randrange(most // 2, most + 1)))
         HelpedMark.objects.bulk_create(
-            HelpedMark(use_case=case, user=user, minutes=chance.choice((None, 5, 10, 15, 20, 30)), at=now)
+            HelpedMark(
+                use_case=case,
+                user=user,
+                minutes=chance.choice((None, 5, 10, 15, 20, 30)),
+                at=now - timedelta(days=chance.uniform(0.1, 33)),
+            )
             for user in helped
         )
         reactions.sum_up(case)

@@ -127,10 +127,16 @@ def open_seminar(by: User, seminar: Seminar, now: datetime) -> Seminar:
     """Store a new seminar, which gets its code. Raises SeminarRefused and PermissionDenied."""
     check_organiser(by, seminar)
     _check_plan(seminar, now)
-    seminar.nonce, seminar.opened_by = secrets.token_hex(16), by
-    seminar.code_digest = _digest(_derive_code(seminar.nonce))
+    seminar.opened_by = by
+    assign_code(seminar)
     seminar.save()
     return seminar
+
+
+def assign_code(seminar: Seminar) -> None:
+    """Give a new seminar its code."""
+    seminar.nonce = secrets.token_hex(16)
+    seminar.code_digest = _digest(_derive_code(seminar.nonce))
 
 
 def _check_plan(seminar: Seminar, now: datetime) -> None:
@@ -376,4 +382,5 @@ def read_participants(seminar: Seminar) -> list[ParticipantRow]:
 
 def tenants_to_open_for(user: User) -> QuerySet[Tenant]:
     """Return the active tenants that this person may open seminars for."""
-    return permissions.administered_tenants(user).filter(is_active=True).order_by("name")
+    mine = permissions.without_internal(permissions.administered_tenants(user))
+    return mine.filter(is_active=True).order_by("name")

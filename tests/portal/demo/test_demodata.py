@@ -19,18 +19,27 @@ from django.utils import timezone
 from modelregistry.models import Host, Replica, ServedModel
 from modelregistry.supervisor import repository
 from portal.accounts.models import Membership, Tenant, User
+from portal.adoption.models import COMPANY, AdoptionJourney, AdoptionSummary
 from portal.audit import tracking
 from portal.audit.models import AuditEvent
 from portal.demo import company, machines, staff
 from portal.demo.plan import LARGE
 from portal.demo.workdays import closes_month
+from portal.guide.models import HouseRules
 from portal.keys.models import ApiKey, ManagementKey
+from portal.lessons import progress, seminars
+from portal.lessons.models import Seminar, StepDone
+from portal.news.models import Announcement
 from portal.notifications.models import Notice
 from portal.notifications.types import KINDS
+from portal.prices import price_list
+from portal.prices.models import TenantBudget, TokenPrice
 from portal.quotas.models import Quota, QuotaRequest
 from portal.status.models import StatusInterval, StatusWatch
+from portal.usage.costs import read_spending
 from portal.usage.loop_rates import sum_rates
 from portal.usage.models import LoopDay, RejectionHour, UsageDay, UsageHour, UsageRecord
+from portal.use_cases.models import HelpedMark
 from portal.web import workdays
 
 pytestmark = pytest.mark.django_db
@@ -83,6 +92,71 @@ def test_every_call_is_in_the_sums(filled):
     assert calls == filled.calls > 1000
     assert UsageDay.objects.aggregate(n=Sum("requests"))["n"] == calls
     assert UsageHour.objects.aggregate(n=Sum("requests"))["n"] == calls
+
+
+def test_tokens_cost_something_here_and_elsewhere_and_some_budgets_are_nearly_spent(filled):
+    kinds = Counter(TokenPrice.objects.values_list("kind", flat=True))
+    assert kinds["internal"] > kinds["outside"] > 0
+    for kind in TokenPrice.Kind.values:
+        for model in set(TokenPrice.objects.filter(kind=kind).values_list("model", flat=True)):
+            rows = list(TokenPrice.objects.filter(kind=kind, model=model).order_by("first_day"))
+            for row in rows:
+                price_list.check_price(row, [one for one in rows if one != row], NOW.date())
+    budgets = list(TenantBudget.objects.select_related("tenant"))
+    month = NOW.date().replace(day=1)
+    spent = read_spending([one.tenant for one in budgets], {one.tenant_id: month for one in budgets})
+    shares = [float(spent[one.tenant_id]) / one.yen for one in budgets]
+    assert any(0.8 <= share < 1 for share in shares)
+    assert any(share >= 1 for share in shares)
+    assert set(Notice.objects.filter(kind__startswith="budget-").values_list("kind", flat=True)) == {
+        *("budget-near", "budget-reached"),
+    }
+
+
+def test_news_and_rules_are_in_both_languages(filled):
+    stories = list(Announcement.objects.all())
+    for one in stories:
+        assert all((one.title_ja, one.title_en, one.text_ja, one.text_en))
+        assert one.created_at <= NOW
+    assert {one.level for one in stories} == set(Announcement.Level.values)
+    assert {one.ends_at < NOW for one in stories} == {True, False}
+    assert [one.for_everyone for one in stories].count(False) == 1
+    rules = HouseRules.objects.get()
+    assert all((rules.rules_ja, rules.rules_en, rules.contact_ja, rules.contact_en))
+    assert rules.changed_at < NOW
+
+
+def test_one_seminar_is_over_and_to_another_the_employee_is_invited(filled):
+    past, coming = Seminar.objects.order_by("begins_at")
+    assert past.ended_at < NOW < coming.begins_at
+    assert past.participants.count() >= 5
+    assert not ApiKey.objects.usable().filter(pk__in=past.participants.values("key")).exists()
+    employee = User.objects.get(username=staff.EMPLOYEE)
+    with time_machine.travel(NOW, tick=False):
+        assert list(seminars.seminars_of(employee, NOW)) == [coming]
+    assert Notice.objects.filter(user=employee, kind="seminar-invited").exists()
+
+
+def test_people_are_at_different_places_in_the_courses(filled):
+    employee = User.objects.get(username=staff.EMPLOYEE)
+    [mine] = [one for one in progress.read_progress(employee) if one.course.name == "everyone"]
+    assert 0 < mine.done < len(mine.steps)
+    assert not mine.is_finished
+    assert not StepDone.objects.filter(at__gt=NOW).exists()
+    steps = Counter(StepDone.objects.values_list("step", flat=True))
+    assert steps["playground"] > steps["practised"] > steps["helped"] > 0
+
+
+def test_the_spread_of_use_has_a_funnel_and_use_cases(filled):
+    journeys = AdoptionJourney.objects.filter(scope=COMPANY)
+    with_key = journeys.filter(key_on__isnull=False)
+    answered = with_key.filter(answered_on__isnull=False)
+    assert journeys.count() > with_key.count() > answered.count() > 0
+    assert {"playground", "openai", "coding"} <= set(answered.values_list("channel", flat=True))
+    counts = AdoptionSummary.objects.get(scope=COMPANY).counts
+    assert counts["ways"]["playground"]
+    assert len(counts["use_cases"]) > 1
+    assert len(set(HelpedMark.objects.filter(at__lt=NOW).values_list("at", flat=True))) > 10
 
 
 def test_the_four_bit_model_loops_more_at_low_temperature(filled):
