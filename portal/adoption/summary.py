@@ -7,8 +7,8 @@ people than the one before. A cohort is who arrived in one week. A step of it is
 totals are those of the cohorts of which all are, up to WEEKS of them.
 
 `suppression` says which counts are hidden. The tables of weeks and of channels share their totals, so they are hidden
-together; what is hidden for a tenant is hidden on every page. Retention has no totals over weeks. One thing remains:
-who keeps the pages of several weeks can subtract them.
+together; what is hidden for a tenant is hidden on every page. Retention has no totals over weeks, but those of its
+weeks that are steps are hidden with them. One thing remains: who keeps the pages of several weeks can subtract them.
 """
 
 from collections import defaultdict
@@ -36,6 +36,7 @@ DUE = {"arrived": 1, "key": 1, "answered": 1, "regular": 7, "week2": 14, "week4"
 REGULAR = 3  # active days of the first week
 WEEKS = 26  # of cohorts, and of the line of active people
 RETENTION = 12  # weeks after the arrival
+SAME_AS_STEP = {2: "week2", 4: "week4"}  # weeks of retention that are counted as steps as well
 RECENT = 4  # weeks of which the use is shown
 MODELS = 10
 USE_CASES = 10
@@ -80,7 +81,7 @@ def update_summaries(today: date) -> None:
     shown: dict[str, Any] = {name: {pk: {} for pk in scopes} for name in TABLES}
     _add_steps(shown, rows, scopes, cohorts)
     _add_active(shown["active"], rows, scopes, cohorts)
-    _add_retention(shown["retention"], rows, scopes, cohorts)
+    _add_retention(shown["retention"], shown["weeks"], rows, scopes, cohorts)
     _add_uses(shown, scopes, cohorts)
     _add_use_cases(shown["use_cases"], scopes, cohorts)
     for pk in scopes:
@@ -201,10 +202,25 @@ def _add_active(table: dict[Any, Any], rows: list[AdoptionJourney], scopes: list
     _store(table, *_without_totals(found, found.keys() - arrived))
 
 
-def _add_retention(table: dict[Any, Any], rows: list[AdoptionJourney], scopes: list[Any], cohorts: Cohorts) -> None:
+def _add_retention(
+    table: dict[Any, Any],
+    weeks: dict[Any, Any],
+    rows: list[AdoptionJourney],
+    scopes: list[Any],
+    cohorts: Cohorts,
+) -> None:
+    """Add who was active in which week after the arrival. `weeks`: the steps by week, where two of these are counted.
+
+    What is hidden there, perhaps only to protect another week of the same total, is hidden here too.
+    """
     empty = _zeros(_count(rows, scopes, cohorts.closed, _week_of))
     for number in range(1, RETENTION + 1):
         due = [week for week in cohorts.closed if cohorts.is_due(week, 7 * number)]
+        if (step := SAME_AS_STEP.get(number)) is not None:
+            for scope in scopes:
+                for week in (one.isoformat() for one in due):
+                    table[scope].setdefault(week, {})[str(number)] = weeks[scope][week][step]
+            continue
         active = [row for row in rows if was_active_in_week(row, number)]
         _store(table, *_without_totals(_count(active, scopes, due, _week_of), empty), str(number))
 

@@ -85,6 +85,15 @@ def _check_counts() -> None:
                 assert number is None or number == counted[week, step] >= 5, (week, step)
                 shown_at_all += number is not None
     assert shown_at_all > 10
+    by_week = {(scope, week): number for scope, week, number in world.query(world.OF_WEEKS)}
+    active = {
+        (scope, week): number
+        for scope in (COMPANY, *Tenant.objects.values_list("pk", flat=True))
+        for week, number in summary.read_summary(scope).counts["active"].items()
+        if number is not None
+    }
+    assert active == {place: by_week[place] for place in active}
+    assert len(active) > 10
 
 
 def person_in(tenant: Tenant, name: str = "zoe") -> User:

@@ -28,15 +28,15 @@ ARRIVAL = datetime(2026, 9, 8, 3, tzinfo=UTC)  # a Tuesday
 WEEK = "2026-09-07"
 
 
-def arrive(tenant: Tenant, number: int, days: list[int], name: str) -> None:
-    """Make so many people who arrived on ARRIVAL and were active on these days after it."""
+def arrive(tenant: Tenant, number: int, days: list[int], name: str, came: datetime = ARRIVAL) -> None:
+    """Make so many people who arrived then and were active on these days after it."""
     rows = []
     for n in range(number):
         person = User.objects.create(username=f"{name}{n}")
-        Membership.objects.create(user=person, tenant=tenant, since=ARRIVAL)
+        Membership.objects.create(user=person, tenant=tenant, since=came)
         key = key_of(person, tenant)
-        ApiKey.objects.filter(pk=key.pk).update(created_at=ARRIVAL)
-        rows += [call(key, at=ARRIVAL + timedelta(days=day), client_class="openai") for day in days]
+        ApiKey.objects.filter(pk=key.pk).update(created_at=came)
+        rows += [call(key, at=came + timedelta(days=day), client_class="openai") for day in days]
     records.record_usage(rows)
 
 
@@ -96,6 +96,24 @@ def test_no_file_and_no_page_has_a_number_of_people_below_five(counted, as_olivi
 def test_what_is_stored_has_no_number_below_five_either(counted):
     stored = repr([summary.read_summary(scope).counts for scope in (COMPANY, counted.pk)])
     assert not re.findall(r": [0-4][,}\]]", stored)
+
+
+def test_the_total_less_the_weeks_that_any_table_shows_is_no_hidden_number(research):
+    """Of three weeks one has too few, and another is hidden with it: also where the same people are counted again."""
+    for place, number in enumerate((3, 7, 9)):
+        arrive(research, number, [0, 8, 22], f"week{place}", ARRIVAL + timedelta(weeks=place))
+    with time_machine.travel(NOW, tick=False):
+        summary.update_if_due(timezone.now())
+    for scope in (research.pk, COMPANY):
+        counts = summary.read_summary(scope).counts
+        for step, number in (("week2", "2"), ("week4", "4")):
+            weeks = [name for name, steps in counts["weeks"].items() if name != "total" and steps.get(step)]
+            curves = [week for week, numbers in counts["retention"].items() if numbers.get(number)]
+            known = {*weeks, *curves}
+            assert counts["weeks"]["total"][step] == 19
+            shown = [counts["weeks"][week][step] or counts["retention"][week][number] for week in known]
+            assert 19 - sum(shown) >= 5
+            assert len(known) == 1
 
 
 def test_use_cases_are_shown_with_the_people_who_said_that_they_used_them(research, alice, bob, as_bob, as_olivia):

@@ -47,6 +47,18 @@ FROM arrival a LEFT JOIN answer x ON x.person = a.person AND x.tenant = a.tenant
 GROUP BY 1, 2, 3
 """
 
+# How many people had an answer in each week, by its Monday, of each tenant and (0) of the company.
+OF_WEEKS = """
+WITH answer AS (
+  SELECT r.user_id AS person, r.tenant_id AS tenant,
+    date(local_day(r.started_at, t.time_zone), 'weekday 0', '-6 days') AS week
+  FROM usage_usagerecord r JOIN accounts_tenant t ON t.id = r.tenant_id JOIN accounts_user u ON u.id = r.user_id
+  WHERE r.status IN ('finished', 'looped')
+)
+SELECT tenant, week, count(DISTINCT person) FROM answer GROUP BY 1, 2
+UNION ALL SELECT 0, week, count(DISTINCT person) FROM answer GROUP BY 2
+"""
+
 
 def query(sql: str) -> list[tuple[Any, ...]]:
     """Return the rows; `local_day(moment, zone)` is the day of a stored moment in a zone."""
