@@ -15,4 +15,9 @@ def zone_of(user: User) -> ZoneInfo:
 
 def zone_among(tenants: Sequence[Tenant]) -> ZoneInfo:
     """Return the same from the person's active tenants, in their usual order, where they are known."""
-    return tenants[0].zone if tenants else ZoneInfo(timezone.get_default_timezone_name())
+    return zone_named(tenants[0].time_zone if tenants else None)
+
+
+def zone_named(name: str | None) -> ZoneInfo:
+    """Return the zone of this name, of a person's first tenant; None: the site's."""
+    return ZoneInfo(name or timezone.get_default_timezone_name())

@@ -6,7 +6,8 @@ from django.utils import timezone
 from portal.accounts.models import Membership, Tenant, User
 from portal.notifications.models import Notice
 from portal.site.templatetags.topbar import topbar_facts
-from tests.html import all_of, has
+from tests.html import all_of, has, one_of
+from tests.pages import service_key_of
 from tests.portal.browsing import client_of
 
 pytestmark = pytest.mark.django_db
@@ -36,6 +37,32 @@ def test_it_knows_the_active_tenants_that_one_is_an_admin_of(alice, bob, researc
     sales.is_active = False
     sales.save()
     assert topbar_facts(bob).tenants == (("research", "研究部"),)
+
+
+def test_times_in_the_zone_of_another_tenant_are_labelled(alice, bob, olivia, research, sales):
+    Membership.objects.create(user=bob, tenant=sales, role="admin")  # after research, so it is not his own
+    Tenant.objects.filter(pk=sales.pk).update(time_zone="Asia/Kolkata")
+    key = service_key_of(sales)
+    for who, address, zone in [
+        (bob, "/tenant/research/", None),
+        (bob, "/tenant/sales/", "Asia/Kolkata"),
+        (bob, "/tenant/sales/people/", "Asia/Kolkata"),
+        (bob, f"/keys/{key.prefix}/", "Asia/Kolkata"),
+        (bob, "/", None),
+        (bob, "/keys/services/", None),
+        (olivia, "/tenant/sales/", "Asia/Kolkata"),
+        (olivia, "/tenant/research/", None),  # the site's own zone
+    ]:
+        labels = [label["data-zone-note"] for label in all_of(client_of(who).get(address), "[data-zone-note]")]
+        assert labels == ([zone] if zone else []), (who, address)
+
+
+def test_the_label_says_what_time_it_is_there_and_here(bob, research, sales, time_machine):
+    time_machine.move_to("2026-11-20T03:00:00Z", tick=False)
+    Membership.objects.create(user=bob, tenant=sales, role="admin")
+    Tenant.objects.filter(pk=sales.pk).update(time_zone="Asia/Kolkata")
+    label = one_of(client_of(bob).get("/tenant/sales/"), "[data-zone-note]").text
+    assert all(word in label for word in ("08:30", "Asia/Tokyo", "12:00"))
 
 
 def test_the_place_where_one_is_is_marked(client, alice):
