@@ -3,12 +3,14 @@
 A page about a tenant begins with `tenant_for`, a page about hosts and models with `require_operator`.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
 
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import PermissionDenied
-from django.db.models import Q, QuerySet
+from django.db.models import F, FilteredRelation, Q, QuerySet
 from django.http import Http404, HttpRequest
 from rest_framework.request import Request
 
@@ -92,13 +94,32 @@ def admins_of(tenant: Tenant) -> QuerySet[User]:
     ).order_by("pk")
 
 
-def admins_by_tenant(tenants: Iterable[Tenant]) -> list[tuple[Tenant, list[User]]]:
-    """Return each of these tenants with its admins, to show members who can help. Makes one query."""
-    rows = Membership.objects.filter(tenant__in=tenants, role=Membership.Role.ADMIN, user__is_active=True)
-    found: dict[int, list[User]] = defaultdict(list)
-    for row in rows.select_related("user").order_by("user_id"):
-        found[row.tenant_id].append(row.user)
-    return [(tenant, found[tenant.pk]) for tenant in tenants]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnTenant:
+    """A tenant that a person belongs to. `admins`: its active ones, who can help its members."""
+
+    tenant: Tenant
+    is_admin: bool
+    admins: tuple[User, ...]
+
+
+def read_own_tenants(user: User) -> list[OwnTenant]:
+    """Return `own_tenants` with what a person is there and its admins. One query."""
+    admins = FilteredRelation("memberships", condition=Q(memberships__role=Membership.Role.ADMIN))
+    rows: QuerySet[Any] = own_tenants(user).annotate(role=F("memberships__role"), admins=admins)
+    rows = rows.select_related("admins__user").order_by("slug", "admins__user_id")
+    found: list[OwnTenant] = []
+    for _, some in groupby(rows, key=attrgetter("pk")):
+        of_one = list(some)
+        people = [row.admins.user for row in of_one if getattr(row, "admins", None)]
+        found.append(
+            OwnTenant(
+                tenant=of_one[0],
+                is_admin=of_one[0].role == Membership.Role.ADMIN,
+                admins=tuple(person for person in people if person.is_active),
+            )
+        )
+    return found
 
 
 def operators() -> QuerySet[User]:

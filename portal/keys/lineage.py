@@ -37,6 +37,11 @@ def lineages_of_all() -> Lineage:
     return Lineage(ApiKey.objects.filter(replaces__isnull=False).values_list("pk", "replaces_id"))
 
 
+def find_chained(keys: Iterable[ApiKey]) -> set[int]:
+    """Return those of these keys that replaced another or were replaced. They were read with `replaced_by`."""
+    return {key.pk for key in keys if key.replaces_id or getattr(key, "replaced_by", None)}
+
+
 def lineage_of(keys: Collection[int]) -> Lineage:
     """Return the chains of these keys: a successor has the same tenant. One query."""
     if len(keys) > NAMED:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Count, Max, Min, Q, Value
+from django.db.models import Count, F, Max, Min, Q, QuerySet, Value
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from portal.accounts.models import Tenant, User
@@ -26,7 +27,7 @@ from portal.usage.models import UsageRecord
 from portal.use_cases.models import HelpedMark
 
 MOST_CALLS = 1000
-MOST_KEYS = 2000
+DECLINED = ""  # among steps: that the person does not want to be shown any
 NIGHT = timedelta(days=2)  # longer than a day: a night may be missed
 LOOK_BACK = timedelta(days=35)  # records are kept for 40 days at least, see `pruneusage`
 AT_ONCE = 200  # people of one query
@@ -43,7 +44,6 @@ FIRST_CALLS = {
     "openwebui": Q(client_class=OPEN_WEBUI),
 }
 OF_CALLS = {*FIRST_CALLS, "practised", "three-models"}
-OF_KEYS = {"key", "dify", "openwebui"}
 # Parts of the names of keys, and of services, that programs without a name of their own are recognised by.
 HINTS = {"dify": "dify", "webui": "openwebui"}
 Done = dict[int, dict[str, datetime]]  # by person and step
@@ -87,7 +87,7 @@ class CourseCounts:
 
 
 def read_progress(user: User) -> list[CourseProgress]:
-    """Return the person's progress in all courses, looked up now. Five queries at most."""
+    """Return the person's progress in all courses, looked up now. Three queries at most."""
     done = find_steps([user])[user.pk]
     return [progress_in(course, done) for course in all_courses().values()]
 
@@ -105,10 +105,16 @@ def progress_in(course: Course, done: dict[str, datetime]) -> CourseProgress:
 
 
 def read_suggestion(user: User) -> CourseProgress | None:
-    """Return the course to go on with on the home page; None: declined, or all are finished."""
-    if CoursesDeclined.objects.filter(user=user).exists():
+    """Return the course to go on with on the home page; None: declined, or all are finished. Three queries at most."""
+    done = StepDone.objects.filter(user=user).annotate(code=F("step"), when=F("at"))
+    declined = CoursesDeclined.objects.filter(user=user).annotate(code=Value(DECLINED), when=F("at"))
+    rows = done.order_by().values_list("code", "when").union(declined.values_list("code", "when"), all=True)
+    stored = dict(rows)
+    if DECLINED in stored:
         return None
-    unfinished = [one for one in read_progress(user) if not one.is_finished]
+    found = {**_find_new([user], {user.pk: stored}, None)[user.pk], **stored}
+    courses = [progress_in(course, found) for course in all_courses().values()]
+    unfinished = [one for one in courses if not one.is_finished]
     # The one that was begun; signing in begins none.
     return max(unfinished, key=lambda one: one.done - ("signed-in" in _codes_done(one)), default=None)
 
@@ -131,7 +137,7 @@ def note_step(user: User, step: str) -> None:
 
 
 def find_steps(users: Sequence[User], since: datetime | None = None) -> Done:
-    """Return what these people have done. Five queries at most.
+    """Return what these people have done. Three queries at most.
 
     Of several people only calls from `since` on are looked at, which must then be given.
     """
@@ -168,16 +174,22 @@ def _look_up(
     users: Sequence[User], since: datetime | None
 ) -> dict[int, tuple[dict[str, datetime], dict[str, datetime]]]:
     """Return for each person the stored steps and those that only records show."""
-    found: dict[int, tuple[dict[str, datetime], dict[str, datetime]]] = {user.pk: ({}, {}) for user in users}
-    for row in StepDone.objects.filter(user__in=found):
-        found[row.user_id][0][row.step] = row.at
+    stored: Done = {user.pk: {} for user in users}
+    for row in StepDone.objects.filter(user__in=stored):
+        stored[row.user_id][row.step] = row.at
+    new = _find_new(users, stored, since)
+    return {number: (stored[number], new[number]) for number in stored}
+
+
+def _find_new(users: Sequence[User], stored: Done, since: datetime | None) -> Done:
+    """Return the steps that only records show. Two queries at most."""
     codes = {step.code for course in all_courses().values() for step in course.steps}
-    missing = {code for code in codes if any(code not in stored for stored, _new in found.values())}
+    missing = {code for code in codes if any(code not in done for done in stored.values())}
+    new: Done = {number: {} for number in stored}
     for number, step, at in _recognise(users, missing, since):
-        stored, new = found[number]
-        if step not in stored:
-            new.setdefault(step, at)
-    return found
+        if step not in stored[number]:
+            new[number].setdefault(step, at)
+    return new
 
 
 def count_members(tenant: Tenant) -> list[CourseCounts]:
@@ -220,17 +232,20 @@ def _recognise(users: Sequence[User], missing: set[str], since: datetime | None)
     if missing & OF_CALLS:
         for row in _summed_calls(numbers, since):
             yield from _steps_of_calls(row)
-    if missing & OF_KEYS:
-        yield from _steps_of_keys(set(numbers))
     firsts: dict[str, tuple[Any, str]] = {
         "feedback": (Feedback.objects.filter(user__in=numbers), "user"),
         "helped": (HelpedMark.objects.filter(user__in=numbers), "user"),
         "quota": (QuotaRequest.objects.filter(asked_by__in=numbers), "asked_by"),
     }
     counted = [
-        rows.order_by().values_list(whose).annotate(first=Min("asked_at" if step == "quota" else "at"), of=Value(step))
-        for step, (rows, whose) in firsts.items()
-        if step in missing
+        *_steps_of_keys(numbers, missing),
+        *(
+            rows.order_by()
+            .values_list(whose)
+            .annotate(first=Min("asked_at" if step == "quota" else "at"), of=Value(step))
+            for step, (rows, whose) in firsts.items()
+            if step in missing
+        ),
     ]
     if counted:
         for number, at, step in counted[0].union(*counted[1:], all=True):
@@ -265,17 +280,14 @@ def _steps_of_calls(row: dict[str, Any]) -> Iterator[tuple[int, str, datetime]]:
         yield row["user_id"], "three-models", row["last_call"]
 
 
-def _steps_of_keys(numbers: set[int]) -> Iterator[tuple[int, str, datetime]]:
-    """Yield the steps that the newest keys show, each by the oldest of them."""
-    found: dict[tuple[int, str], datetime] = {}
-    keys = ApiKey.objects.filter(Q(user__in=numbers) | Q(responsible__in=numbers), is_playground=False)
-    for key in keys.order_by("-pk")[:MOST_KEYS]:
-        person: int = key.user_id or key.responsible_id or 0
-        if key.user_id:
-            found[person, "key"] = key.created_at
-        for part, step in HINTS.items():
-            if key.last_used_at and part in f"{key.name} {key.service}".lower():
-                found[person, step] = key.last_used_at
-    for (person, step), at in found.items():
-        if person in numbers:
-            yield person, step, at
+def _steps_of_keys(numbers: Sequence[int], missing: set[str]) -> Iterator[QuerySet[ApiKey, Any]]:
+    """Yield what finds (person, when, step) by keys: by their first one, and by the names of those that were used."""
+    keys = ApiKey.objects.filter(is_playground=False).order_by()
+    if "key" in missing:
+        yield keys.filter(user__in=numbers).values_list("user").annotate(first=Min("created_at"), of=Value("key"))
+    for part, step in HINTS.items():
+        if step in missing:
+            whose = Q(user__in=numbers) | Q(user=None, responsible__in=numbers)
+            named = keys.filter(whose, Q(name__icontains=part) | Q(service__icontains=part), last_used_at__isnull=False)
+            by_person = named.annotate(person=Coalesce("user", "responsible")).values_list("person")
+            yield by_person.annotate(first=Min("last_used_at"), of=Value(step))

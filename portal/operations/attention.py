@@ -9,7 +9,7 @@ from portal.accounts.models import DirectoryState
 from portal.canary.models import CanaryRun
 from portal.canary.reports import list_failing
 from portal.operations.overview import OperationsOverview
-from portal.usage.loop_rates import RaisedRate, find_raised, read_failures
+from portal.usage.loop_rates import RaisedRate, read_loop_troubles
 from portal.usage.models import UsageSetAside
 
 
@@ -37,12 +37,13 @@ class OperationsAttention:
 
 
 def read_attention(overview: OperationsOverview, now: datetime) -> OperationsAttention:
-    """Read the rest of what needs attention beside hosts and models. Six queries at most."""
+    """Read the rest of what needs attention beside hosts and models. Three queries, four with a directory."""
+    raised, unwatched = read_loop_troubles(now)
     return OperationsAttention(
         overview=overview,
         directory_problem=DirectoryState.objects.exclude(problem="").first() if settings.DIRECTORY else None,
         set_aside=list(UsageSetAside.objects.order_by("host")),
-        raised_loops=find_raised(now),
-        unwatched=read_failures(now),
+        raised_loops=raised,
+        unwatched=unwatched,
         failing_canaries=list_failing(),
     )

@@ -1,7 +1,7 @@
 """Hosts and models for operators' pages: the registry's plain values, and what only pages need beside them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from django.db.models import Prefetch, QuerySet
 from django.utils.timezone import localdate
 
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import Alias, Host, Replica, ServedModel
 from modelregistry.overview import (
     ALIVE,
     DeviceNow,
@@ -243,7 +243,13 @@ class OperationsOverview:
 
 def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken]) -> OperationsOverview:
     """Read all hosts and models. Four queries, however many there are."""
-    served = list(prefetch_models(ServedModel.objects.all()))
+    return view_overview(list(prefetch_models(ServedModel.objects.all())), now, first_tokens)
+
+
+def view_overview(
+    served: Sequence[ServedModel], now: datetime, first_tokens: Mapping[str, FirstToken]
+) -> OperationsOverview:
+    """Return the same of all models, which `prefetch_models` gave. One query."""
     rows = [replica for model in served for replica in model.replica_set.all()]
     by_host = defaultdict(list)
     for row in rows:
@@ -255,10 +261,12 @@ def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken]) -> Oper
     )
 
 
-def prefetch_models(served: QuerySet[ServedModel]) -> QuerySet[ServedModel]:
-    """Prefetch what `model_view` reads."""
+def prefetch_models(served: QuerySet[ServedModel], *, aliases: bool = True) -> QuerySet[ServedModel]:
+    """Prefetch what `model_view` reads; without `aliases` none are shown, which saves a query."""
     replicas = Prefetch("replica_set", Replica.objects.select_related("host", "model").order_by("host__name", "index"))
-    return served.select_related("file_report", "host").prefetch_related(replicas, "aliases")
+    return served.select_related("file_report", "host").prefetch_related(
+        replicas, Prefetch("aliases", Alias.objects.all() if aliases else Alias.objects.none())
+    )
 
 
 def model_view(model: ServedModel, now: datetime, first_token: FirstToken | None) -> ModelView:

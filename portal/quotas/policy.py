@@ -23,6 +23,7 @@ from portal.quotas.models import Quota
 
 Scope = Literal["tenant", "user", "member", "key"]
 Ids = Collection[int] | QuerySet[Any]
+ORDER = ("unit", "window", "model__name")  # in which pages show them
 Kind = tuple[int | None, str, str]  # model, unit, window
 
 

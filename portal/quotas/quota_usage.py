@@ -1,12 +1,13 @@
 """What was spent of quotas since their windows began: of a few for a page, of all for a notice, by the same queries."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.db.models import Q, QuerySet, Sum
+from django.db.models import F, QuerySet, Sum, Value
 
 from portal.keys import lineage
 from portal.quotas.models import Quota
@@ -26,8 +27,31 @@ OWNER: Mapping[str, tuple[str, ...]] = {
 NAMED = 500
 CALENDAR = (Quota.Window.DAY, Quota.Window.MONTH)
 
+# What adds up, by unit.
+SUMMED = {name: unit.summed for name, unit in UNITS.items() if unit.summed is not None}
+
+OF_PEOPLE = -1  # in place of the number of a group
+
+CountedQuota = tuple[AppliedQuota, date]  # and the first day of its window
+Group = tuple[str, type[Sums], date]  # what is summed alike: a scope, its table, the first day
 Owner = tuple[Any, ...]
 Used = dict[Owner, list[tuple[str, dict[str, int]]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantMonth:
+    """The use of a tenant in the month that begins on `first`."""
+
+    tenant: int
+    first: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRead:
+    """What was used: of each bound, in its unit; by tenant and person, in each unit. Person None: by service keys."""
+
+    by_bound: Mapping[AppliedQuota, int]
+    by_person: Mapping[int, Mapping[int | None, Mapping[str, int]]]
 
 
 def adds_up(quota: Quota) -> bool:
@@ -41,20 +65,45 @@ def window_span(window: str, zone: ZoneInfo, now: datetime) -> tuple[date, datet
     return datetime.fromtimestamp(begin, zone).date(), datetime.fromtimestamp(end, UTC)
 
 
-def usage_since_start(counted: Sequence[tuple[AppliedQuota, date]]) -> list[int]:
-    """Return what was used of each (bound, first day of its window), in their order.
+def usage_since_start(counted: Sequence[CountedQuota]) -> list[int]:
+    """Return what was used of each (bound, first day of its window), in their order. Queries as of `read_usage`."""
+    used = read_usage(counted).by_bound
+    return [used[bound] for bound, _ in counted]
 
-    One query for each scope among them; two where both days and months count, which are summed in tables of their own;
-    one for which keys are whose successors. A key goes on with what its predecessors used.
-    `bound.quota.model` must be there without a query.
+
+def read_usage(
+    counted: Iterable[CountedQuota],
+    months: Collection[TenantMonth] = (),
+    chained: Collection[int] | None = None,
+) -> UsageRead:
+    """Return what was used of each bound since the first day of its window, and by the people of tenants in a month.
+
+    One query, in however many tables the sums are; one more for which keys are whose successors, if any bound is of a
+    key, which goes on with what its predecessors used: of `chained`, where it is known which keys replaced another or
+    were replaced. `bound.quota.model` must be there without a query. A bound has one first day wherever it is named.
     """
-    groups: dict[tuple[str, type[Sums]], list[tuple[AppliedQuota, date]]] = defaultdict(list)
-    for bound, begin in counted:
-        groups[bound.scope, _table(bound)].append((bound, begin))
-    of_keys = {bound.key for bound, _ in counted if bound.scope == "key" and bound.key is not None}
+    begins = dict(counted)
+    groups: dict[Group, list[AppliedQuota]] = defaultdict(list)
+    for bound, begin in begins.items():
+        groups[bound.scope, _table(bound), begin].append(bound)
+    of_keys = {bound.key for bound in begins if bound.scope == "key" and bound.key is not None}
+    if chained is not None:
+        of_keys &= set(chained)
     lines = lineage.lineage_of(of_keys) if of_keys else lineage.Lineage(())
-    used = {group: _sum_usage(*group, some, lines) for group, some in groups.items()}
-    return [_sum(bound, begin, used[bound.scope, _table(bound)], lines) for bound, begin in counted]
+    numbered = list(groups)
+    parts = [_sums_of(number, group, groups[group], lines) for number, group in enumerate(numbered)]
+    parts += [_sums_of_people(month) for month in months]
+    used: dict[Group, Used] = {group: defaultdict(list) for group in groups}
+    people: dict[int, dict[int | None, dict[str, int]]] = defaultdict(dict)
+    for number, first, second, model, *amounts in parts[0].union(*parts[1:], all=True) if parts else ():
+        sums = dict(zip(SUMMED, map(int, amounts), strict=True))
+        if number == OF_PEOPLE:
+            people[first][second] = sums
+        else:
+            owner = (first, second)[: len(OWNER[numbered[number][0]])]
+            used[numbered[number]][owner].append((model, sums))
+    by_bound = {bound: _sum(bound, used[bound.scope, _table(bound), begin], lines) for bound, begin in begins.items()}
+    return UsageRead(by_bound=by_bound, by_person=people)
 
 
 def owner_of(bound: AppliedQuota) -> Owner:
@@ -68,32 +117,43 @@ def _table(bound: AppliedQuota) -> type[Sums]:
     return UsageMonth if bound.quota.window == Quota.Window.MONTH else UsageDay
 
 
-def _sum_usage(
-    scope: str, table: type[Sums], counted: Sequence[tuple[AppliedQuota, date]], lines: lineage.Lineage
-) -> Used:
-    """Return (model, sums) by owner, the sums named by `_name`. Model "": all together, if no bound is for one."""
-    begins = {begin for _, begin in counted}
-    column = "month" if table is UsageMonth else "day"
-    sums = {}
-    for begin in begins:
-        since = Q(**{f"{column}__gte": begin})
-        for unit in UNITS.values():
-            if unit.summed is not None:
-                sums[_name(unit.name, begin)] = Sum(unit.summed, filter=since, default=0)
-    owner = [f"{name}_id" for name in OWNER[scope]]
-    by_model = ["model"] if any(bound.quota.model for bound, _ in counted) else []
-    rows = table._default_manager.filter(**{f"{column}__gte": min(begins)})
-    found: Used = defaultdict(list)
-    for row in _narrow_rows(rows, scope, counted, lines).values(*owner, *by_model).annotate(**sums).order_by():
-        found[tuple(row[name] for name in owner)].append((row.get("model", ""), row))
-    return found
+def _sums_of(
+    number: int, group: Group, bounds: Sequence[AppliedQuota], lines: lineage.Lineage
+) -> QuerySet[Any, tuple[Any, ...]]:
+    """Return (number, owner, second part of the owner, model, sums of SUMMED) of a group. Model "": of all of them."""
+    scope, table, begin = group
+    first, second = (*OWNER[scope], None)[:2]
+    rows = table._default_manager.filter(**{f"{'month' if table is UsageMonth else 'day'}__gte": begin})
+    return (
+        _narrow_rows(rows, scope, bounds, lines)
+        .order_by()
+        .annotate(
+            part=Value(number),
+            first=F(f"{first}_id"),
+            second=F(f"{second}_id") if second else Value(0),
+            of_model=F("model") if any(bound.quota.model for bound in bounds) else Value(""),
+        )
+        .values_list("part", "first", "second", "of_model")
+        .annotate(**{f"sum_{name}": Sum(summed, default=0) for name, summed in SUMMED.items()})
+    )
+
+
+def _sums_of_people(month: TenantMonth) -> QuerySet[Any, tuple[Any, ...]]:
+    """Return (OF_PEOPLE, tenant, person, "", sums of SUMMED) of a month of a tenant; person None: of service keys."""
+    return (
+        UsageMonth.objects.filter(tenant=month.tenant, month=month.first)
+        .order_by()
+        .annotate(part=Value(OF_PEOPLE), first=F("tenant_id"), second=F("user_id"), of_model=Value(""))
+        .values_list("part", "first", "second", "of_model")
+        .annotate(**{f"sum_{name}": Sum(summed, default=0) for name, summed in SUMMED.items()})
+    )
 
 
 def _narrow_rows(
-    rows: QuerySet[Sums], scope: str, counted: Sequence[tuple[AppliedQuota, date]], lines: lineage.Lineage
+    rows: QuerySet[Sums], scope: str, bounds: Sequence[AppliedQuota], lines: lineage.Lineage
 ) -> QuerySet[Sums]:
     for name in OWNER[scope]:
-        ids = {getattr(bound, name) for bound, _ in counted}
+        ids = {getattr(bound, name) for bound in bounds}
         if scope == "key":
             ids = {one for key in ids for one in lines.chain(key)}
         if len(ids) <= NAMED:
@@ -101,12 +161,8 @@ def _narrow_rows(
     return rows
 
 
-def _sum(bound: AppliedQuota, begin: date, used: Used, lines: lineage.Lineage) -> int:
-    name, model = _name(bound.quota.unit, begin), bound.quota.model
+def _sum(bound: AppliedQuota, used: Used, lines: lineage.Lineage) -> int:
+    model = bound.quota.model
     owners = [owner_of(bound)] if bound.key is None else [(key,) for key in lines.chain(bound.key)]
     rows = [row for owner in owners for row in used.get(owner, ())]
-    return sum(sums[name] for used_model, sums in rows if model is None or model.name == used_model)
-
-
-def _name(unit: str, begin: date) -> str:
-    return f"{unit}_{begin:%Y%m%d}"
+    return sum(sums[bound.quota.unit] for used_model, sums in rows if model is None or model.name == used_model)

@@ -1,9 +1,10 @@
 """Requests for more on pages: at the bar of a quota, and among a person's own requests."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.db.models import Q
 from django.http import Http404
 
 from modelregistry.models import ServedModel
@@ -37,11 +38,39 @@ def quota_bars(reader: User, allowances: Iterable[Allowance]) -> list[QuotaBar]:
     mine = slugs  # of operators: they administer all
     if not permissions.may_operate(reader):
         mine = set(permissions.administered_tenants(reader).filter(slug__in=slugs).values_list("slug", flat=True))
+    rows = QuotaRequest.objects.filter(_open_beside(shown)) if shown else QuotaRequest.objects.none()
+    return _make_bars(shown, mine, rows.select_related("tenant", "user", "key", "model"))
+
+
+def read_bars_and_requests(
+    reader: User, allowances: Sequence[Allowance], administered: Collection[str], now: datetime
+) -> tuple[list[QuotaBar], list[QuotaRequest]]:
+    """Return `quota_bars` and the person's requests that wait or were answered lately, the newest first. One query.
+
+    `administered`: the short names of those tenants of the quotas that the person administers; of operators not needed.
+    """
+    mine = Q(asked_by=reader) & (Q(state=QuotaRequest.State.OPEN) | Q(decided_at__gte=now - RECENT))
+    of_mine = mine & ~Q(state=QuotaRequest.State.WITHDRAWN)
+    rows = list(
+        QuotaRequest.objects.filter(of_mine | _open_beside(allowances) if allowances else of_mine).select_related(
+            "tenant", "user", "key", "model", "decided_by"
+        )
+    )
+    slugs = {one.to.partition(":")[2] for one in allowances if one.of == "tenant"}
+    bars = _make_bars(allowances, slugs if permissions.may_operate(reader) else administered, rows)
+    return bars, [row for row in rows if row.asked_by_id == reader.pk][:MAX_REQUESTS]
+
+
+def _open_beside(allowances: Iterable[Allowance]) -> Q:
+    """Return the condition of open requests in the tenants of these quotas."""
+    return Q(state=QuotaRequest.State.OPEN, tenant__name__in={one.tenant for one in allowances if one.tenant})
+
+
+def _make_bars(shown: Iterable[Allowance], mine: Collection[str], rows: Iterable[QuotaRequest]) -> list[QuotaBar]:
+    """Return the bars. `mine`: tenants for which the reader may ask; `rows`: requests, among them those that wait."""
     asked = {}
-    if shown:
-        tenants = {one.tenant for one in shown if one.tenant}
-        rows = QuotaRequest.objects.filter(state=QuotaRequest.State.OPEN, tenant__name__in=tenants)
-        for row in rows.select_related("tenant", "user", "key", "model"):
+    for row in rows:
+        if row.state == QuotaRequest.State.OPEN:
             asked[name_of(row), row.user_id or 0, row.unit, row.window, row.model.name if row.model else ""] = row
     return [
         QuotaBar(
@@ -88,10 +117,3 @@ def quota_kind_of(unit: str, window: str, model: str) -> QuotaKind:
 def proposed_amount(now: int | None) -> int | None:
     """Return what the form proposes: double."""
     return 2 * now if now else None
-
-
-def requests_of(reader: User, now: datetime) -> list[QuotaRequest]:
-    """Return the person's requests that wait or were answered lately, the newest first. One query."""
-    mine = QuotaRequest.objects.filter(asked_by=reader).exclude(state=QuotaRequest.State.WITHDRAWN)
-    waiting, lately = mine.filter(state=QuotaRequest.State.OPEN), mine.filter(decided_at__gte=now - RECENT)
-    return list((waiting | lately).select_related("tenant", "user", "key", "model", "decided_by")[:MAX_REQUESTS])

@@ -13,7 +13,8 @@ from portal.accounts.models import Tenant, User
 from portal.keys.models import ApiKey
 from portal.quotas import quota_usage
 from portal.quotas.models import Quota
-from portal.quotas.policy import AppliedQuota, Policy, applying_to
+from portal.quotas.policy import ORDER, AppliedQuota, Policy, applying_to
+from portal.quotas.quota_usage import CountedQuota
 from portal.web.templatetags.formatting import person
 
 NEAR = 80  # per cent
@@ -91,7 +92,7 @@ def allowances(
     own: Iterable[Tenant] | None = None,
     usable: Iterable[ApiKey] | None = None,
 ) -> list[Allowance]:
-    """Return every quota that bounds this person: their tenants', their own, their keys'. At most eight queries.
+    """Return every quota that bounds this person: their tenants', their own, their keys'. At most five queries.
 
     `own` and `usable`: the person's active tenants and keys that work, where they are known: a query less for each.
     """
@@ -102,12 +103,17 @@ def allowances(
         usable = ApiKey.objects.usable().filter(user=user, is_playground=False)
     keys = {key.pk: key for key in usable}
     rules = rules_for(tenants=tenants, users=[user.pk], keys=keys)
-    bounds = [
-        *(bound for pk in tenants for bound in [*rules.member(pk, user.pk), *rules.tenant(pk)]),
+    names = Names(zone=zone, tenants=tenants, users={user.pk: user}, keys=keys)
+    return read_allowances(bounds_of_person(user, names, rules), names, now)
+
+
+def bounds_of_person(user: User, names: Names, rules: Policy) -> list[AppliedQuota]:
+    """Return every quota that bounds this person: of the tenants and the keys in `names`, which are theirs."""
+    return [
+        *(bound for pk in names.tenants for bound in [*rules.member(pk, user.pk), *rules.tenant(pk)]),
         *rules.user(user.pk),
-        *(bound for pk, key in keys.items() for bound in rules.key(pk, key.tenant_id, user.pk)),
+        *(bound for pk, key in names.keys.items() for bound in rules.key(pk, key.tenant_id, user.pk)),
     ]
-    return read_allowances(bounds, Names(zone=zone, tenants=tenants, users={user.pk: user}, keys=keys), now)
 
 
 def allowances_of_tenant(tenant: Tenant, now: datetime) -> list[Allowance]:
@@ -144,25 +150,36 @@ def allowances_of_key(key: ApiKey, now: datetime) -> list[Allowance]:
 def rules_for(*, tenants: Iterable[int], users: Iterable[int] = (), keys: Iterable[int] = ()) -> Policy:
     """Return the rules for these. One query."""
     bearing = applying_to(tenants=list(tenants), users=list(users), keys=list(keys))
-    return Policy(Quota.objects.filter(bearing).select_related("model").order_by("unit", "window", "model__name"))
+    return Policy(Quota.objects.filter(bearing).select_related("model").order_by(*ORDER))
 
 
 def read_allowances(bounds: Iterable[AppliedQuota], names: Names, now: datetime) -> list[Allowance]:
-    """Return these with what is left, in their order but rates last. One query for each scope among those that add up.
-
-    One more for which keys are whose successors.
-    """
+    """Return these with what is left, in their order but rates last. One query, and one for successors of keys."""
     bounds = list(bounds)
-    spans = {
-        n: quota_usage.window_span(bound.quota.window, names.zone_of(bound), now)
-        for n, bound in enumerate(bounds)
+    return show_allowances(bounds, names, now, quota_usage.read_usage(list_counted(bounds, names, now)).by_bound)
+
+
+def list_counted(bounds: Iterable[AppliedQuota], names: Names, now: datetime) -> list[CountedQuota]:
+    """Return those of which usage adds up, with the first days of their windows."""
+    return [
+        (bound, quota_usage.window_span(bound.quota.window, names.zone_of(bound), now)[0])
+        for bound in bounds
         if quota_usage.adds_up(bound.quota)
-    }
-    used = dict(
-        zip(spans, quota_usage.usage_since_start([(bounds[n], first) for n, (first, _) in spans.items()]), strict=True)
-    )
+    ]
+
+
+def show_allowances(
+    bounds: Iterable[AppliedQuota], names: Names, now: datetime, spent: Mapping[AppliedQuota, int]
+) -> list[Allowance]:
+    """Return what `read_allowances` does, where it is known what was spent of those that add up."""
     found = [
-        allowance(bound, names, used.get(n), spans[n][1] if n in spans else None) for n, bound in enumerate(bounds)
+        allowance(
+            bound,
+            names,
+            spent.get(bound),
+            quota_usage.window_span(bound.quota.window, names.zone_of(bound), now)[1] if bound in spent else None,
+        )
+        for bound in bounds
     ]
     return sorted(found, key=lambda one: one.spent is None)
 

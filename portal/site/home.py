@@ -1,37 +1,66 @@
 """What the home page shows: what needs an operator, what needs a tenant admin, then what an employee asks first."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
-from portal.accounts.models import Membership, Tenant, User
+from django.db.models import Count, Value
+
+from modelregistry.models import ServedModel
+from portal.accounts.models import Tenant, User
+from portal.accounts.permissions import may_operate
+from portal.keys import lineage
 from portal.keys.expiry_notifications import without_successor
 from portal.keys.models import ApiKey
 from portal.operations.attention import OperationsAttention, read_attention
-from portal.operations.overview import read_overview
-from portal.quotas import alerts
+from portal.operations.overview import view_overview
+from portal.quotas import administration, alerts, policy, quota_usage, status
 from portal.quotas.request_pages import QuotaBar
+from portal.quotas.status import Allowance
+from portal.quotas.units import REQUESTS, TOKENS
 from portal.tenants import ranking
 from portal.tenants.ranking import Used
 
 EXPIRING = timedelta(days=14)
 # Tenants of one admin with figures, each of which takes some queries. The others are in the bar on top.
 MOST_TENANTS = 3
+MOST_TENANTS_WAITING = 5  # with requests that wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorSection:
-    """What needs an operator. `expiring`: service keys that stop within EXPIRING and have no successor."""
+    """Hosts and models as an operator looks at them first."""
 
     attention: OperationsAttention
-    expiring: int
     answering: int  # models
     wanted: int
 
-    @property
-    def is_calm(self) -> bool:
-        return not (self.attention.is_needed or self.expiring)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomeTasks:
+    """What waits for the person. `requests`: (short name and name of a tenant, how many), the most first.
+
+    `expiring`: service keys that stop within EXPIRING and have no successor, for operators.
+    """
+
+    requests: list[tuple[str, str, int]]
+    expiring: int
+
+
+def read_tasks(user: User, now: datetime) -> HomeTasks:
+    """Read it, of MOST_TENANTS_WAITING tenants. One query."""
+    found = administration.count_waiting(user)
+    if may_operate(user):
+        services = without_successor(ApiKey.objects.usable().filter(user=None, expires_at__lt=now + EXPIRING))
+        expiring = services.order_by().annotate(slug=Value(""), of=Value("")).values_list("slug", "of")
+        found = found.union(expiring.annotate(number=Count("pk")), all=True)
+    counted = sorted(found, key=lambda row: (-row[2], row[0]))
+    return HomeTasks(
+        requests=[row for row in counted if row[0]][:MOST_TENANTS_WAITING],
+        expiring=sum(number for slug, _, number in counted if not slug),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,44 +81,68 @@ class TightestLimit:
     others: tuple[QuotaBar, ...]
 
 
-def read_operator_section(now: datetime) -> OperatorSection:
-    """Read it. Ten queries at most, however many hosts and models there are."""
-    overview = read_overview(now, {})
-    services = without_successor(ApiKey.objects.usable().filter(user=None))
+def read_operator_section(served: Sequence[ServedModel], now: datetime) -> OperatorSection:
+    """Read it, of all models as `prefetch_models` gives them. Three queries, and those for what needs attention."""
+    overview = view_overview(served, now, {})
     return OperatorSection(
         attention=read_attention(overview, now),
-        expiring=services.filter(expires_at__lt=now + EXPIRING).count(),
         answering=overview.answering,
         wanted=len(overview.wanted),
     )
 
 
-def read_tenant_sections(user: User, now: datetime) -> list[TenantSection]:
-    """Read the tenants that this person is an admin of, the first MOST_TENANTS by name. Twelve queries at most."""
-    mine = Tenant.objects.filter(
-        memberships__user=user, memberships__role=Membership.Role.ADMIN, is_active=True
-    ).order_by("name", "pk")
-    tenants = list(mine[:MOST_TENANTS])
-    near = _count_near_limits(tenants, now) if tenants else {}
-    return [_tenant_section(tenant, near.get(tenant.pk, 0), now) for tenant in tenants]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomeQuotas:
+    """`own`: every quota that bounds the person. `administered`: their tenants at a glance."""
+
+    own: list[Allowance]
+    administered: list[TenantSection]
 
 
-def _count_near_limits(tenants: list[Tenant], now: datetime) -> Counter[int]:
-    """Count the members' and keys' quotas of which four fifths are used, by tenant. Eight queries at most."""
-    field = replace(alerts.read_field(tenants), zones={})  # not what members have everywhere, as on the tenant's page
-    bounds = [alert.bound for alert in alerts.find_alerts(field, now) if alert.bound.scope != "tenant"]
-    return Counter(field.keys[bound.key].tenant_id if bound.key is not None else bound.tenant or 0 for bound in bounds)
-
-
-def _tenant_section(tenant: Tenant, near_limit: int, now: datetime) -> TenantSection:
-    by_user = ranking.usage_by(ranking.usage_this_month(tenant, now), "user_id")
-    return TenantSection(
-        tenant=tenant,
-        used=Used(
-            tokens=sum(one.tokens for one in by_user.values()), requests=sum(one.requests for one in by_user.values())
-        ),
-        active=sum(user is not None for user in by_user),
-        near_limit=near_limit,
+def read_quotas(
+    user: User,
+    zone: ZoneInfo,
+    now: datetime,
+    tenants: Iterable[Tenant],
+    keys: Iterable[ApiKey],
+    administered: Sequence[Tenant],
+) -> HomeQuotas:
+    """Read the quotas and use of a person and of the tenants that they administer together. Five queries at most."""
+    names = status.Names(
+        zone=zone,
+        tenants={tenant.pk: tenant for tenant in tenants},
+        users={user.pk: user},
+        keys={key.pk: key for key in keys},
+    )
+    field = None
+    if administered:
+        also = policy.applying_to(tenants=list(names.tenants), users=[user.pk], keys=list(names.keys))
+        # Not what members have everywhere, as on the tenant's page.
+        field = replace(alerts.read_field(administered, also), zones={})
+    rules = field.rules if field else status.rules_for(tenants=names.tenants, users=[user.pk], keys=names.keys)
+    bounds = status.bounds_of_person(user, names, rules)
+    watched = [one for one in alerts.list_counted(field, now) if one[0].scope != "tenant"] if field else []
+    used = quota_usage.read_usage(
+        [*status.list_counted(bounds, names, now), *watched],
+        [quota_usage.TenantMonth(tenant=tenant.pk, first=ranking.this_month(tenant, now)) for tenant in administered],
+        chained=lineage.find_chained([*names.keys.values(), *(field.keys.values() if field else ())]),
+    )
+    near = alerts.choose_alerts(watched, field, now, used.by_bound) if field else []
+    count = Counter(field.home_of(alert.bound) for alert in near) if field else Counter[int]()
+    return HomeQuotas(
+        own=status.show_allowances(bounds, names, now, used.by_bound),
+        administered=[
+            TenantSection(
+                tenant=tenant,
+                used=Used(
+                    tokens=sum(sums[TOKENS.name] for sums in used.by_person.get(tenant.pk, {}).values()),
+                    requests=sum(sums[REQUESTS.name] for sums in used.by_person.get(tenant.pk, {}).values()),
+                ),
+                active=sum(user is not None for user in used.by_person.get(tenant.pk, {})),
+                near_limit=count[tenant.pk],
+            )
+            for tenant in administered
+        ],
     )
 
 

@@ -1,9 +1,13 @@
 """Home, and what belongs to no noun: language, icon, the way into Django's admin."""
 
+from operator import attrgetter
+from typing import Any
+
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
+from django.db.models import Exists, OuterRef
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.templatetags.static import static
@@ -15,12 +19,12 @@ from django.views.i18n import set_language
 from modelregistry.models import ServedModel
 from portal.accounts import permissions
 from portal.accounts.models import User
-from portal.accounts.permissions import current_user, own_tenants
+from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_among
 from portal.keys import model_access, queries
 from portal.keys.key_example import make_example
-from portal.quotas import administration, request_pages
-from portal.quotas.status import allowances
+from portal.operations.overview import prefetch_models
+from portal.quotas import request_pages
 from portal.site import home as sections
 from portal.usage import recent_usage
 from portal.usage.records import days_of_user
@@ -33,29 +37,40 @@ from portal.web import posted_forms, search
 def home(request: HttpRequest) -> HttpResponse:
     """Show by role what needs doing first, then a field for a question, what is left, and one's keys and usage."""
     assert isinstance(request.user, User)
-    tenants = list(own_tenants(request.user))
+    own = permissions.read_own_tenants(request.user)
+    tenants = [one.tenant for one in own]
+    administered = sorted((one.tenant for one in own if one.is_admin), key=attrgetter("name", "pk"))
     now, zone = timezone.now(), zone_among(tenants)
     keys = list(queries.with_shown_fields(queries.usable_keys(request.user)))
-    offered = model_access.available_models(
-        model_access.open_to_key(keys[0]) if keys else model_access.open_to(tenants)
-    )
-    allowed = allowances(request.user, zone, now, tenants, keys)
+    open_ = model_access.open_to_key(keys[0]) if keys else model_access.open_to(tenants)
+    operator = None
+    if request.user.is_staff:  # who sees all models: those that are open are among them
+        is_open = Exists(open_.filter(pk=OuterRef("pk")).order_by())
+        served: list[Any] = list(prefetch_models(ServedModel.objects.annotate(is_open=is_open), aliases=False))
+        operator = sections.read_operator_section(served, now)
+        offered = [model_access.describe_model(model, now) for model in served if model.is_open]
+    else:
+        offered = model_access.available_models(open_)
+    shown = administered[: sections.MOST_TENANTS]
+    limits = sections.read_quotas(request.user, zone, now, tenants, keys, shown)
+    slugs = {tenant.slug for tenant in administered}
+    bars, quota_requests = request_pages.read_bars_and_requests(request.user, limits.own, slugs, now)
     usage = recent_usage.read_recent_usage(days_of_user(request.user), zone, now)
     context = {
         "zone": zone,
         "now": now,
-        "operator": sections.read_operator_section(now) if request.user.is_staff else None,
-        "administered": sections.read_tenant_sections(request.user, now),
+        "operator": operator,
+        "administered": limits.administered,
         "tenants": tenants,
         "may_ask": any(offer.task == ServedModel.Task.CHAT for offer in offered),
         "use_cases": gallery.most_helpful(request.user) if tenants else [],
         "keys": queries.rows_of(keys, now),
         "example": make_example(request, offered),
         "running": [offer for offer in offered if offer.state is model_access.Liveness.UP],
-        "limits": sections.find_tightest(request_pages.quota_bars(request.user, allowed)),
-        "quota_requests": request_pages.requests_of(request.user, now),
-        "waiting": administration.waiting_in(request.user),
-        "admins": permissions.admins_by_tenant(tenants),
+        "limits": sections.find_tightest(bars),
+        "quota_requests": quota_requests,
+        "tasks": sections.read_tasks(request.user, now),
+        "admins": [(one.tenant, one.admins) for one in own],
         "usage": usage,
         "has_used": bool(usage.rows or usage.month["requests"]),
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from operator import attrgetter
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -45,7 +45,12 @@ class MemberRow:
 
 def usage_this_month(tenant: Tenant, now: datetime) -> QuerySet[UsageMonth]:
     """Return this month's usage of the tenant, a row for each key and model."""
-    return UsageMonth.objects.filter(tenant=tenant, month=periods.parse_period("this-month", now, tenant.zone).first)
+    return UsageMonth.objects.filter(tenant=tenant, month=this_month(tenant, now))
+
+
+def this_month(tenant: Tenant, now: datetime) -> date:
+    """Return the first day of this month in the tenant's calendar."""
+    return periods.parse_period("this-month", now, tenant.zone).first
 
 
 def usage_by(sums: QuerySet[Any], column: str) -> dict[int | None, Used]:

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db.backends.utils import CursorWrapper
-from django.db.models import QuerySet, Sum
+from django.db.models import F, QuerySet, Sum, Value
 from django.db.models.fields.json import KT
 from django.utils import timezone
 
@@ -150,15 +150,28 @@ def recent_days(now: datetime) -> tuple[date, ...]:
 
 def read_usual_rates(now: datetime, model: str = "") -> dict[str, LoopRate]:
     """Return the rates of the 28 days before the last 24 hours, by model. One query."""
-    last = _last_day_before(now, ZoneInfo(settings.TIME_ZONE))
-    rows = LoopDay.objects.filter(day__range=(last - timedelta(days=USUAL_DAYS - 1), last))
+    rows = _usual_days(now)
     found = sum_rates(rows.filter(model=model) if model else rows, "model")
     return {name: rate for (name,), rate in found.items()}
 
 
+def _usual_days(now: datetime) -> QuerySet[LoopDay]:
+    last = _last_day_before(now, ZoneInfo(settings.TIME_ZONE))
+    return LoopDay.objects.filter(day__range=(last - timedelta(days=USUAL_DAYS - 1), last))
+
+
+def _watched_lately(now: datetime) -> QuerySet[UsageHour]:
+    return UsageHour.objects.filter(hour__gte=now - timedelta(hours=24), watched__gt=0)
+
+
+def _failed_lately(now: datetime) -> QuerySet[LoopDay]:
+    today = timezone.localdate(now, timezone.get_default_timezone())
+    return LoopDay.objects.filter(day__gte=today - timedelta(days=1), failed__gt=0)
+
+
 def read_recent_rates(now: datetime, model: str = "") -> dict[str, LoopRate]:
     """Return the rates of the last 24 hours, from their first whole hour on, by model. One query."""
-    rows = UsageHour.objects.filter(hour__gte=now - timedelta(hours=24), watched__gt=0)
+    rows = _watched_lately(now)
     rows = rows.filter(model=model) if model else rows
     counted = rows.order_by().values_list("model").annotate(Sum("watched"), Sum("looped"))
     return {name: LoopRate(answers=answers, looped=loops) for name, answers, loops in counted}
@@ -166,9 +179,7 @@ def read_recent_rates(now: datetime, model: str = "") -> dict[str, LoopRate]:
 
 def read_failures(now: datetime) -> dict[str, int]:
     """Return how many answers of today and yesterday could not be watched to their end, by model. One query."""
-    today = timezone.localdate(now, timezone.get_default_timezone())
-    failed = LoopDay.objects.filter(day__gte=today - timedelta(days=1), failed__gt=0)
-    return dict(failed.order_by().values_list("model").annotate(Sum("failed")).order_by("model"))
+    return dict(_failed_lately(now).order_by().values_list("model").annotate(Sum("failed")).order_by("model"))
 
 
 def _last_day_before(now: datetime, zone: ZoneInfo) -> date:
@@ -178,11 +189,35 @@ def _last_day_before(now: datetime, zone: ZoneInfo) -> date:
 
 
 def find_raised(now: datetime) -> list[RaisedRate]:
-    """Return the models whose rate of the last 24 hours is above their usual one. One query, or two if any looped."""
-    recent = {model: rate for model, rate in read_recent_rates(now).items() if rate.known and rate.looped}
-    usual = read_usual_rates(now) if recent else {}
-    return [
-        RaisedRate(model=model, recent=rate, usual=usual[model])
-        for model, rate in sorted(recent.items())
-        if model in usual and rate.is_above(usual[model])
+    """Return the models whose rate of the last 24 hours is above their usual one. One query."""
+    return read_loop_troubles(now)[0]
+
+
+def read_loop_troubles(now: datetime) -> tuple[list[RaisedRate], dict[str, int]]:
+    """Return what `find_raised` and `read_failures` do. One query."""
+    parts: list[QuerySet[Any, tuple[Any, ...]]] = [
+        rows.order_by()
+        .annotate(part=Value(part), name=F("model"))
+        .values_list("part", "name")
+        .annotate(one=Sum(first), other=Sum("looped"))
+        for part, rows, first in [
+            ("recent", _watched_lately(now), "watched"),
+            ("usual", _usual_days(now), "finished"),
+            ("failed", _failed_lately(now), "failed"),
+        ]
     ]
+    found: dict[str, dict[str, tuple[int, int]]] = {"recent": {}, "usual": {}, "failed": {}}
+    for part, name, one, other in parts[0].union(*parts[1:], all=True):
+        found[part][name] = int(one), int(other)
+    recent = {name: LoopRate(answers=answers, looped=looped) for name, (answers, looped) in found["recent"].items()}
+    usual = {
+        name: LoopRate(answers=finished + looped, looped=looped)
+        for name, (finished, looped) in found["usual"].items()
+        if finished or looped
+    }
+    raised = [
+        RaisedRate(model=name, recent=rate, usual=usual[name])
+        for name, rate in sorted(recent.items())
+        if rate.known and rate.looped and name in usual and rate.is_above(usual[name])
+    ]
+    return raised, {name: failed for name, (failed, _) in sorted(found["failed"].items())}

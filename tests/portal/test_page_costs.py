@@ -17,7 +17,7 @@ LARGER = company.Size(people=300, days=45, amount=0.03)
 # Session, person and the top bar are 5 of them; home shows keys, models, use, quotas and requests.
 MOST = 26
 # … for an operator who is also the admin and a member of a tenant: the sections of three roles.
-MOST_OF_HOME = 46
+MOST_OF_HOME = 25
 
 
 def pages() -> list[walk.Page]:

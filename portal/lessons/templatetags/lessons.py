@@ -15,7 +15,7 @@ register = template.Library()
 
 @register.inclusion_tag("lessons/_line.html", takes_context=True)
 def lessons_line(context: dict[str, Any], user: User) -> dict[str, Any]:
-    """Show how far the person is, in one line. Eight queries at most; one for who wants none of it."""
+    """Show how far the person is, in one line. Three queries at most; one for who wants none of it."""
     return {"progress": read_suggestion(user), "csrf_token": context.get("csrf_token")}
 
 

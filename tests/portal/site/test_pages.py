@@ -220,14 +220,13 @@ class TestHome:
 
         serve()
         fill(1)
-        # session, user; the bar on top; tenants and those of an admin; keys, their models; models, replicas, aliases;
-        # keys with quotas, their lines, spent, what may be asked and was; requests, those to answer, admins; usage;
-        # use cases; whether courses are declined, the steps that are done, and three in which more may have been done
+        # session, user; the bar on top; tenants; keys, their models; models, replicas, aliases; quotas, spent; requests
+        # of one's own, those to answer; usage; use cases; steps of courses, and two for those that may be done by now
         as_alice.get("/")  # stores the steps that are done by now
-        with django_assert_num_queries(24):
+        with django_assert_num_queries(18):
             as_alice.get("/")
         fill(9)
-        with django_assert_num_queries(24):
+        with django_assert_num_queries(18):
             as_alice.get("/")
 
 
