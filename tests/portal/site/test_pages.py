@@ -221,12 +221,12 @@ class TestHome:
         serve()
         fill(1)
         # session, user; the bar on top; tenants; keys, their models; models, replicas, aliases; quotas, spent; requests
-        # of one's own, those to answer; usage; use cases; steps of courses, and two for those that may be done by now
+        # of one's own, those to answer; usage; use cases; seminars; courses, two that may show more steps
         as_alice.get("/")  # stores the steps that are done by now
-        with django_assert_num_queries(18):
+        with django_assert_num_queries(19):
             as_alice.get("/")
         fill(9)
-        with django_assert_num_queries(18):
+        with django_assert_num_queries(19):
             as_alice.get("/")
 
 
