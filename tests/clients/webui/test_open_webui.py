@@ -11,11 +11,14 @@ from dataclasses import replace
 
 import httpx2
 import pytest
+from django.conf import settings
 
 from modelregistry.models import ServedModel
+from portal.feedback.models import Feedback
 from portal.keys import model_access
 from portal.keys.integrations import open_webui_settings
 from portal.keys.models import ApiKey
+from portal.usage.models import UsageRecord
 from tests.clients import environment
 from tests.clients.office import Office, offline
 from tests.waiting import until
@@ -106,6 +109,35 @@ def test_p6_open_webui_chats_embeds_ranks_and_transcribes_as_our_pages_set_it_up
     rows = office.rows()
     assert {row.status for row in rows} == {"finished"}
     assert {row.end_user for row in rows} == {YAMADA["email"]}
+
+
+@pytest.mark.parametrize("web", ["in headers"], indirect=True)
+def test_its_people_judge_answers_with_our_two_functions(office, web):
+    for name in ("madoguchi_models", "madoguchi_feedback"):
+        content = (settings.BASE_DIR / "deploy" / "open-webui" / f"{name}.py").read_text()
+        form = {"id": name, "name": name, "content": content, "meta": {"description": name}}
+        web.post("/api/v1/functions/create", json=form).raise_for_status()
+        valves = {"base_url": office.v1, "api_key": office.key}
+        web.post(f"/api/v1/functions/id/{name}/valves/update", json=valves).raise_for_status()
+        web.post(f"/api/v1/functions/id/{name}/toggle").raise_for_status()
+    models = web.get("/api/models").raise_for_status().json()["data"]
+    model = "madoguchi_models.chat"
+    assert model in {one["id"] for one in models}
+
+    place = {"chat_id": "local:one", "session_id": "here", "id": "answer-1"}
+    body = {"model": model, "messages": [{"role": "user", "content": "Name three colours."}], "stream": True, **place}
+    web.post("/api/chat/completions", json={**body, "params": {"max_tokens": 16}}).raise_for_status()
+    row = until(lambda: UsageRecord.objects.filter(model="chat", status="finished").first())
+    assert row.end_user == YAMADA["email"]
+
+    for button, score in (("up", 1), ("down", -1)):
+        pressed = {"model": model, "messages": [], **place}
+        address = f"/api/chat/actions/madoguchi_feedback.{button}"
+        assert web.post(address, json=pressed).raise_for_status().json() == {"status": "recorded"}
+        given = Feedback.objects.get()
+        assert (given.request_id, given.score, given.comment) == (row.request_id, score, "")
+    unknown = web.post(address, json={**pressed, "id": "other"}).raise_for_status().json()
+    assert unknown == {"status": "unknown"}
 
 
 def chat(web: httpx2.Client, **fields: object) -> Iterator[str]:
