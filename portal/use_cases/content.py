@@ -107,9 +107,15 @@ def _check_variable(one: Variable) -> None:
     if len(one.example) > variables.MAX_VALUE or "\0" in one.example + one.label:
         raise UseCaseRefused(_("The example of the field “%(name)s” is too long.") % facts, code="variables")
     if one.kind == VariableKind.CHOICE:
-        fits = all(choice and len(choice) <= variables.MAX_CHOICE for choice in one.choices)
+        # Its form has them between commas.
+        fits = all(
+            choice.strip() == choice and 0 < len(choice) <= variables.MAX_CHOICE and not set(choice) & set(",、\n\0")
+            for choice in one.choices
+        )
         if not (2 <= len(one.choices) <= variables.MOST_CHOICES and fits and one.example in one.choices):
-            sentence = _("The field “%(name)s” needs 2 to 12 short choices, of which the example is one.")
+            sentence = _(
+                "The field “%(name)s” needs 2 to 12 short choices without commas, of which the example is one."
+            )
             raise UseCaseRefused(sentence % facts, code="variables")
 
 

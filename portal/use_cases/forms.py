@@ -76,6 +76,8 @@ class UseCaseForm(forms.Form):
         label=_("Who it is for"), choices=TargetGroup, widget=forms.CheckboxSelectMultiple
     )
     model = forms.ChoiceField(label=_("Model"), required=False)
+    # The number of the version that is edited, so that no two people overwrite another's.
+    seen = forms.IntegerField(widget=forms.HiddenInput, min_value=0, max_value=10**6)
 
     def __init__(self, *args: Any, user: User, is_new: bool, current_model: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -87,6 +89,7 @@ class UseCaseForm(forms.Form):
         if not is_new:
             del self.fields["tenant"]
             return
+        del self.fields["seen"]
         tenants = [(tenant.slug, tenant.name) for tenant in gallery.tenants_to_propose_for(user)]
         if user.is_staff:
             tenants.append(("", str(_("the whole company"))))
@@ -180,8 +183,12 @@ class LanguageForms:
 class UseCaseForms:
     """All forms of a case together."""
 
-    def __init__(self, user: User, content: UseCaseContent | None = None, *, is_new: bool, data: Any = None) -> None:
-        initial = {"kind": content.kind, "departments": content.departments, "model": content.model} if content else {}
+    def __init__(
+        self, user: User, content: UseCaseContent | None = None, *, is_new: bool, seen: int = 0, data: Any = None
+    ) -> None:
+        initial: dict[str, Any] = {"seen": seen}
+        if content:
+            initial |= {"kind": content.kind, "departments": content.departments, "model": content.model}
         model = content.model if content else ""
         self.general = UseCaseForm(data, user=user, is_new=is_new, current_model=model, initial=initial)
         texts = {text.language: text for text in content.texts} if content else {}
@@ -216,6 +223,8 @@ class CommentForm(forms.Form):
 
 
 class DecisionForm(forms.Form):
+    # The number of the version that was shown: of no other one it is decided.
+    seen = forms.IntegerField(widget=forms.HiddenInput, required=False, min_value=0, max_value=10**6)
     note = forms.CharField(
         label=_("Comment"),
         required=False,

@@ -21,6 +21,12 @@ from portal.use_cases.models import MAX_NOTE, UseCase, UseCaseText, UseCaseVersi
 from portal.web.notify import notify
 
 State = UseCaseVersion.State
+# Drafts and proposals of one person at a time: a script that runs wild would bury those of others.
+MOST_OPEN = 50
+
+
+class UseCaseChanged(UseCaseRefused):
+    """There is a newer version than the one that the person has seen."""
 
 
 class UseCaseForbidden(UseCaseRefused):
@@ -35,6 +41,9 @@ def create_case(by: User, tenant: Tenant | None, content: UseCaseContent) -> Use
     allowed = permissions.may_operate(by) or (tenant and permissions.own_tenants(by).filter(pk=tenant.pk).exists())
     if not allowed:
         raise UseCaseForbidden(_("Choose one of your own tenants."))
+    if count_open(by) >= MOST_OPEN:
+        sentence = _("You have %(most)d use cases that are not published, the most there may be. Finish or hide some.")
+        raise UseCaseRefused(sentence % {"most": MOST_OPEN}, code="many")
     with transaction.atomic():
         case = UseCase.objects.create(name=content.name, tenant=tenant, author=by, is_company_wide=tenant is None)
         version = write_version(case, content, number=1, author=by)
@@ -42,14 +51,18 @@ def create_case(by: User, tenant: Tenant | None, content: UseCaseContent) -> Use
     return version
 
 
-def save_version(by: User, case: UseCase, content: UseCaseContent) -> UseCaseVersion:
-    """Save an edit as a draft. The person's own draft is changed, everything else gets a newer version."""
+def save_version(by: User, case: UseCase, content: UseCaseContent, *, seen: int | None = None) -> UseCaseVersion:
+    """Save an edit as a draft. The person's own draft is changed, everything else gets a newer version.
+
+    `seen`: the number of the version that was edited. Raises UseCaseChanged if it is no longer the newest.
+    """
     check_content(content)
     with transaction.atomic():
         case = lock_case(case)
         if not Publisher(by).may_edit(case):
             raise UseCaseForbidden(_("You may not change this use case."))
         newest = case.versions.order_by("number").last()
+        check_seen(newest, seen)
         if newest is not None and newest.state == State.DRAFT and newest.author_id == by.pk:
             newest.delete()
             number = newest.number
@@ -121,10 +134,14 @@ def propose(by: User, case: UseCase) -> None:
         )
 
 
-def publish(by: User, case: UseCase, *, company_wide: bool = False) -> UseCaseVersion:
-    """Publish the newest version, or with `company_wide` the one that is published already to everyone."""
+def publish(by: User, case: UseCase, *, company_wide: bool = False, seen: int | None = None) -> UseCaseVersion:
+    """Publish the newest version, or with `company_wide` the one that is published already to everyone.
+
+    `seen`: the number of the version that the person decides about: an author may propose another one meanwhile.
+    """
     with transaction.atomic():
         case, version = lock_newest(case)
+        check_seen(version, seen)
         if not Publisher(by).may_publish(case) or (company_wide and not permissions.may_operate(by)):
             raise UseCaseForbidden(_("You may not publish this use case."))
         if version.state == State.PUBLISHED and not (company_wide and not case.is_company_wide):
@@ -142,13 +159,14 @@ def publish(by: User, case: UseCase, *, company_wide: bool = False) -> UseCaseVe
     return version
 
 
-def send_back(by: User, case: UseCase, note: str) -> None:
-    """Return a proposal to its author, with a comment."""
+def send_back(by: User, case: UseCase, note: str, *, seen: int | None = None) -> None:
+    """Return a proposal to its author, with a comment. `seen` as for `publish`."""
     note = note.strip()
     if not note or len(note) > MAX_NOTE:
         raise UseCaseRefused(_("Write a comment, so that the author knows what to change."), code="note")
     with transaction.atomic():
         case, version = lock_newest(case)
+        check_seen(version, seen)
         if not Publisher(by).may_publish(case):
             raise UseCaseForbidden(_("You may not decide about this use case."))
         if version.state != State.PROPOSED:
@@ -199,6 +217,17 @@ def lock_newest(case: UseCase) -> tuple[UseCase, UseCaseVersion]:
     if version is None:
         raise UseCaseRefused(_("This use case has no text."), code="gone")
     return case, version
+
+
+def check_seen(newest: UseCaseVersion | None, seen: int | None) -> None:
+    """Raise UseCaseChanged if the newest version is not the one that was seen; None: it does not matter."""
+    if seen is not None and (newest is None or newest.number != seen):
+        raise UseCaseChanged(_("There is a newer version meanwhile. Look at it first."), code="changed")
+
+
+def count_open(author: User) -> int:
+    """Return how many cases of this person were never published and are not hidden."""
+    return UseCase.objects.filter(author=author, current=None, retired_at=None).count()
 
 
 def decide(version: UseCaseVersion, state: str, by: User | None, note: str = "") -> None:

@@ -134,7 +134,7 @@ def render_case(
         "helped_form": helped_form or HelpedForm(initial={"minutes": mark.minutes if mark else None}),
         "comments": comment_rows(case, user, may_publish),
         "comment_form": comment_form or CommentForm(),
-        "decision_form": decision_form or DecisionForm(),
+        "decision_form": decision_form or DecisionForm(initial={"seen": newest.number}),
         "zone": zone_of(user),
     }
     return render(request, "use_cases/detail.html", context)
@@ -183,7 +183,7 @@ def edit_use_case(request: HttpRequest, pk: int) -> HttpResponse:
     newest = gallery.newest_version(case)
     content = content_of(newest) if newest else None
     if request.method != "POST":
-        forms = UseCaseForms(user, content, is_new=False)
+        forms = UseCaseForms(user, content, is_new=False, seen=newest.number if newest else 0)
         return render(request, "use_cases/edit.html", {"forms": forms, "case": case, "newest": newest})
     forms = UseCaseForms(user, content, is_new=False, data=request.POST)
     step = posted_forms.posted_choice(request, "step", "draft", "propose")
@@ -191,7 +191,8 @@ def edit_use_case(request: HttpRequest, pk: int) -> HttpResponse:
         changed = forms.content()
         if changed is not None:
             with transaction.atomic():
-                publishing.save_version(user, case, changed)
+                seen = forms.general.cleaned_data["seen"]
+                publishing.save_version(user, case, changed, seen=seen)
                 if step == "propose":
                     propose_or_publish(request, user, case)
             return redirect("use-case", case.pk)
@@ -222,7 +223,7 @@ def decide_use_case(request: HttpRequest, pk: int) -> HttpResponse:
     form = DecisionForm(request.POST)
     form.is_valid()
     try:
-        carry_out(user, case, verdict, form.cleaned_data.get("note", ""))
+        carry_out(user, case, verdict, form.cleaned_data)
     except publishing.UseCaseForbidden as refusal:
         raise Http404 from refusal
     except UseCaseRefused as refusal:
@@ -234,15 +235,16 @@ def decide_use_case(request: HttpRequest, pk: int) -> HttpResponse:
     return redirect("use-case", case.pk)
 
 
-def carry_out(user: User, case: UseCase, verdict: str, note: str) -> None:
-    """Do what the button says. Raises UseCaseRefused."""
+def carry_out(user: User, case: UseCase, verdict: str, values: Mapping[str, Any]) -> None:
+    """Do what the button says, with what DecisionForm took. Raises UseCaseRefused."""
+    seen = values.get("seen") or 0  # of no version: what was not seen is not decided
     verbs: dict[str, Callable[[], object]] = {
-        "return": partial(publishing.send_back, user, case, note),
+        "return": partial(publishing.send_back, user, case, values.get("note", ""), seen=seen),
         "hide": partial(publishing.hide, user, case),
         "show": partial(publishing.show_again, user, case),
         "propose": partial(publishing.propose, user, case),
-        "publish": partial(publishing.publish, user, case),
-        "publish-to-all": partial(publishing.publish, user, case, company_wide=True),
+        "publish": partial(publishing.publish, user, case, seen=seen),
+        "publish-to-all": partial(publishing.publish, user, case, company_wide=True, seen=seen),
     }
     verbs[verdict]()
 

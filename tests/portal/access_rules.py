@@ -303,6 +303,7 @@ NEW_SEMINAR = {
     **{"begins_at": f"{SOON}T10:00:00+09:00", "ends_at": f"{SOON}T12:00:00+09:00"},
 }
 USE_CASE_FORM = {
+    "seen": "1",
     **{"tenant": "research", "kind": "write", "departments": "everyone", "model": "", "step": "draft"},
     **{"en-title": "Reply", "en-summary": "A reply to a mail.", "en-prompt": "Answer politely: {{mail}}"},
     **{"en-fields-TOTAL_FORMS": "1", "en-fields-INITIAL_FORMS": "0", "en-fields-0-name": "mail"},

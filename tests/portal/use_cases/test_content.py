@@ -1,5 +1,7 @@
 """What can be a use case, and what is filled into its prompts."""
 
+from dataclasses import replace
+
 import pytest
 
 from portal.use_cases.content import UseCaseRefused, check_content
@@ -36,6 +38,13 @@ def test_a_whole_case_is_taken():
         ("variables", case_content(text_content(variables=(Variable(name="mail", label=""),)))),
         ("variables", case_content(text_content(variables=(Variable(name="mail", label="x", kind="file"),)))),
         ("variables", case_content(text_content(variables=(Variable(name="mail", label="x", kind="choice"),)))),
+        *(
+            (
+                "variables",
+                case_content(text_content(variables=(replace(CHOICE, name="mail", choices=("plain", wrong)),))),
+            )
+            for wrong in ("warm, kind", "暖かい、優しい", " warm", "")
+        ),
         (
             "variables",
             case_content(text_content(variables=(Variable(name="mail", label="x", example="x" * (MAX_VALUE + 1)),))),

@@ -121,14 +121,38 @@ def test_a_proposal_goes_the_whole_way(as_alice, as_bob, alice, bob):
     send(as_alice, "/use-cases/new/", **FORM)
     case = UseCase.objects.get()
     assert has(read(as_bob, "/use-cases/"), "#waiting")
-    send(as_bob, f"/use-cases/{case.pk}/decide/", verdict="return", note="Shorter, please")
+    send(as_bob, f"/use-cases/{case.pk}/decide/", verdict="return", note="Shorter, please", seen="1")
     assert "Shorter, please" in one_of(read(as_alice, "/use-cases/"), "#own").text
-    send(as_alice, f"/use-cases/{case.pk}/edit/", **{**FORM, "ja-title": "短い返信"})
-    send(as_bob, f"/use-cases/{case.pk}/decide/", verdict="publish")
+    send(as_alice, f"/use-cases/{case.pk}/edit/", **{**FORM, "ja-title": "短い返信", "seen": "1"})
+    send(as_bob, f"/use-cases/{case.pk}/decide/", verdict="publish", seen="2")
     assert shown(as_alice) == [str(case.pk)]
     rows = all_of(read(as_alice, f"/use-cases/{case.pk}/history/"), "[data-case-version]")
     assert [(row["data-case-version"], row["data-state"]) for row in rows] == [("2", "published"), ("1", "returned")]
     assert "短い返信" in [line.text for line in rows[0].all("ins")]
+
+
+@pytest.mark.parametrize("verdict", ["publish", "publish-to-all", "return"])
+@pytest.mark.parametrize("seen", ["1", "", "x", "3"])
+def test_nothing_is_decided_about_a_version_that_was_not_seen(as_olivia, alice, research, verdict, seen):
+    """An author could propose harmless words, and others while the page is open."""
+    case = use_case(alice, research)
+    assert one_of(read(as_olivia, f"/use-cases/{case.pk}/"), "#decide [name=seen]")["value"] == "1"
+    publishing.save_version(alice, case, case_content(text_content(title="Other words")))
+    publishing.propose(alice, case)
+    page = send(as_olivia, f"/use-cases/{case.pk}/decide/", verdict=verdict, seen=seen, note="no")
+    assert has(page, ".notice.error")
+    case.refresh_from_db()
+    assert (case.current, case.versions.get(number=2).state) == (None, "proposed")
+
+
+def test_of_two_who_edit_the_second_reads_first_what_the_first_wrote(as_alice, as_bob, alice, bob, research):
+    case = use_case(alice, research)
+    assert one_of(read(as_bob, f"/use-cases/{case.pk}/edit/"), "[name=seen]")["value"] == "1"
+    send(as_alice, f"/use-cases/{case.pk}/edit/", **{**FORM, "ja-title": "アリスの版", "seen": "1"})
+    answer = as_bob.post(f"/use-cases/{case.pk}/edit/", {**FORM, "ja-title": "ボブの版", "seen": "1"})
+    assert (answer.status_code, has(answer, "[data-refused]")) == (400, True)
+    assert "ボブの版" in answer.content.decode()  # it is not lost
+    assert case.versions.count() == 2
 
 
 def test_others_see_no_versions_that_were_not_published(as_alice, case, alice, olivia, charlie, as_olivia):

@@ -181,3 +181,16 @@ def test_the_audit_log_has_each_step(alice, bob, research):
     events = AuditEvent.objects.filter(object_kind="use-case", tenant=research).order_by("pk")
     steps = ["add", "proposed", "returned", "change", "proposed", "published", "hidden"]
     assert [event.action for event in events] == [f"use-case.{step}" for step in steps]
+
+
+def test_one_person_has_only_so_many_that_are_not_published(alice, bob, research, monkeypatch):
+    monkeypatch.setattr(publishing, "MOST_OPEN", 2)
+    use_case(alice, research, publisher=bob)
+    first = use_case(alice, research)
+    publishing.create_case(alice, research, case_content())
+    with pytest.raises(UseCaseRefused) as refusal:
+        publishing.create_case(alice, research, case_content())
+    assert refusal.value.code == "many"
+    publishing.create_case(bob, research, case_content())
+    publishing.hide(alice, first)
+    publishing.create_case(alice, research, case_content())
