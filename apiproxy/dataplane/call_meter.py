@@ -154,6 +154,8 @@ class CallMeter:
             )
             if status in COMPLETE:
                 self._services.throughput.observe(model.id, completion / context.call.answers, lasted)
+                if self.lease is not None and exchange.is_streamed and exchange.first_byte_at is not None:
+                    self.lease.note_first_token(exchange.first_byte_at - exchange.attempt_at)
                 if exchange.first_byte_at is not None and (events := exchange.events):
                     metrics.observe_stream(model.name, events, exchange.heard_at - exchange.first_byte_at)
 

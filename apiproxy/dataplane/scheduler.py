@@ -10,6 +10,8 @@ time, and the rest waits here, by these rules:
   and those before Madoguchi's own checks, for which what is said here of batch calls holds as well.
 - Of one class the caller goes first who was served least, see `fair_queue`; of one caller's calls the oldest.
 - Calls under way are charged each second while others wait, so an answer of minutes counts before its end.
+- Of several replicas a call goes to the one where it costs least, see `prefix_routing`, or to the one with the fewest
+  calls.
 - There is room on a replica while it works on fewer calls than it has slots. Where these are unknown it is learned from
   what the engine reports, see `room`; an external server reports nothing and is sent everything. Of calls that are
   SHORT twice as many are sent.
@@ -31,9 +33,10 @@ A call for a model that is asleep or being started has it loaded, and waits for 
 load it any more it is refused. So is a call for one more than MAX_LOADING models of one caller at a time, and within
 LOADED_WITHIN seconds if its calls leave: each may take the place of others' models. See `wake_ups`.
 
-A caller who leaves, whose key is revoked or whose model is retired is out of the queue at once. A model whose replicas
-cannot be reached keeps its calls: they wait for it. When the last replica is gone they are refused. A server that stops
-goes on answering them while it waits for open calls, and refuses those that are left then.
+A caller who leaves, whose key is revoked or whose model is retired is out of the queue at once. A model whose engines
+do not answer keeps its calls while a supervisor starts them again. They are refused when the last replica is gone, or
+its host is silent. A server that stops goes on answering them while it waits for open calls, and refuses those that are
+left then.
 """
 
 import asyncio
@@ -58,6 +61,7 @@ from apiproxy.dataplane.model_queue import (
     flow_of,
     share_of,
 )
+from apiproxy.dataplane.prefix_routing import Placement, PrefixRouter, has_prefixes, read_prefix
 from apiproxy.dataplane.queue_sharing import QueueSharing, UnsharedQueue, WaitingClass
 from apiproxy.dataplane.queue_snapshot import MAX_SHOWN, QueueSnapshot, ReplicaRoom, WaitingCall, WaitingModel
 from apiproxy.dataplane.relay import STREAM_HEADERS
@@ -153,7 +157,13 @@ class Lease:
     def move(self, replica: Replica) -> None:
         """Use another replica from now on."""
         before, self._replica = self._replica, replica
+        self._context.placement = None
         self._scheduler.on_move(self.model, before, replica)
+
+    def note_first_token(self, seconds: float) -> None:
+        """Learn from how long the engine took to the first token."""
+        if self._context.placement is not None:
+            self._scheduler.on_first_token(self.model, self._context.placement, seconds)
 
     def release(self) -> None:
         """Let others go in its place. Call it once, when the call is over."""
@@ -251,6 +261,7 @@ class Scheduler:
         self._is_gone = is_gone
         self._is_looked_after = is_looked_after
         self._check_quota = check_quota
+        self._prefixes = PrefixRouter()
         self._rooms = Rooms()
         self._shared = UnsharedQueue() if shared is None else shared
         self._shared.attach(self, find_model, self._rooms)
@@ -291,13 +302,11 @@ class Scheduler:
         for what went meanwhile UnknownModel or InvalidKey, or what `check_quota` raises.
         """
         model = context.model
-        if not context.key.batch:
-            replica = self._balancer.choose(model.replicas, self._clock())
-            if (
-                replica is not None
-                and model.name not in self._queues
-                and self._balancer.running(replica) < self._calls(replica)
-            ):
+        if has_prefixes(model, context.endpoint):
+            context.prefix = read_prefix(context.call, context.endpoint, context.key.tenant)
+        if not context.key.batch and model.name not in self._queues:
+            replica = self._find_free(context)
+            if replica is not None:
                 return Lease(self, context, replica)
         if self._check_quota is not None and context.key.limits:
             await self._check_quota(context)
@@ -306,6 +315,26 @@ class Scheduler:
             if not context.key.batch:
                 self._await_loading(context)
         return await self._wait(context)
+
+    def _find_free(self, context: RequestContext) -> Replica | None:
+        """Return the best replica for the call on which there is room; None: there is none."""
+        balancer, replicas, now = self._balancer, context.model.replicas, self._clock()
+        if context.prefix is None:
+            replica = balancer.choose(replicas, now)
+            return replica if replica is not None and balancer.running(replica) < self._calls(replica) else None
+        willing = balancer.keep_willing(replicas, now)
+        return self._pick(context, [one for one in willing if balancer.running(one) < self._calls(one)])
+
+    def _pick(self, context: RequestContext, replicas: Sequence[Replica]) -> Replica | None:
+        """Return the replica where the call costs least; None: there are none that can be reached."""
+        if context.prefix is None:
+            return self._balancer.choose(replicas, self._clock())
+        reachable = self._balancer.keep_reachable(replicas)
+        if not reachable:
+            return None
+        memory = self._prefixes.of(context.model.name)
+        replica, context.placement = memory.place(context.prefix, reachable, self._running_anywhere, self._clock())
+        return replica
 
     def _check_loading(self, context: RequestContext) -> None:
         """Raise ModelUnavailable for a call that would have one model more loaded than its caller may."""
@@ -348,12 +377,11 @@ class Scheduler:
         return any(self._is_looked_after(model, replica) for replica in model.replicas)
 
     def _choose(self, context: RequestContext) -> Replica:
-        model = context.model
-        replica = self._balancer.choose(model.replicas, self._clock())
+        replica = self._pick(context, self._balancer.keep_willing(context.model.replicas, self._clock()))
         if replica is not None:
             return replica
         self._await_loading(context)
-        raise loading(model.name)
+        raise loading(context.model.name)
 
     # --- calls that wait
 
@@ -493,7 +521,7 @@ class Scheduler:
         if interactive is not None:
             ahead = self._look_ahead(model.name)
             free = [one for one in replicas if self._balancer.running(one) < ahead * self._calls(one)]
-            replica = self._balancer.choose(free, now)
+            replica = self._pick(interactive.context, free)
             if replica is not None:
                 return interactive, replica
         crowded = (
@@ -528,16 +556,16 @@ class Scheduler:
         request, oldest = batch.first(now), batch.oldest()
         if request is None or oldest is None:
             return None
-        replica = self._place_batch(model, replicas, now, crowded=crowded, starved=False)
+        replica = self._place_batch(request, model, replicas, crowded=crowded, starved=False)
         if replica is not None:
             return request, replica
         if now - oldest.since < STARVED_AFTER or self._in_flight.get(model.name, 0) >= len(replicas):
             return None
-        replica = self._place_batch(model, replicas, now, crowded=crowded, starved=True)
+        replica = self._place_batch(oldest, model, replicas, crowded=crowded, starved=True)
         return None if replica is None else (oldest, replica)
 
     def _place_batch(
-        self, model: Model, replicas: Sequence[Replica], now: float, *, crowded: bool, starved: bool
+        self, request: QueuedRequest, model: Model, replicas: Sequence[Replica], *, crowded: bool, starved: bool
     ) -> Replica | None:
         found = replicas_for_batch(
             replicas,
@@ -547,7 +575,7 @@ class Scheduler:
             in_flight=self._in_flight.get(model.name, 0),
             capacity=self._shared.calls_with_batch,
         )
-        return self._balancer.choose(found, now)
+        return self._pick(request.context, found)
 
     def sweep(self, backlogged: Collection[str], heartbeat: float) -> None:
         """Call it about once a second. `backlogged`: models of which interactive calls wait for their first byte."""
@@ -607,6 +635,7 @@ class Scheduler:
 
     def recheck(self) -> None:
         """Refuse calls whose callers may not use the model any more, and let others go. Call it for a new catalogue."""
+        self._prefixes.keep_only(self._find_model)
         for name, queue in list(self._queues.items()):
             for request in list(queue):
                 try:
@@ -782,6 +811,9 @@ class Scheduler:
             queue[lease.call_class].charge(flow, cost)
         self._fairness.note_served(lease.model, lease.call_class.label, flow, cost)
         self._shared.charge(lease.model, lease.call_class, flow, cost)
+
+    def on_first_token(self, model: str, placement: Placement, seconds: float) -> None:
+        self._prefixes.of(model).learn(placement, seconds)
 
     def on_move(self, model: str, before: Replica | None, replica: Replica) -> None:
         self._balancer.add_call(replica)
