@@ -67,6 +67,15 @@ def test_people_of_the_made_up_company_are_named_at_the_next_start(capsys):
     assert "demo.gone" not in said
 
 
+def test_a_command_that_it_shows_is_for_this_installation(capsys, monkeypatch):
+    firstrun(capsys)
+    monkeypatch.setenv("MADOGUCHI_VAR", "/srv/a demonstration")
+    said = firstrun(capsys)
+    assert said.count("MADOGUCHI_VAR='/srv/a demonstration' .venv/bin/python manage.py ") == 2
+    monkeypatch.delenv("MADOGUCHI_VAR")
+    assert "MADOGUCHI_VAR" not in firstrun(capsys)
+
+
 def test_an_installation_that_has_people_gets_nothing(capsys, alice):
     said = firstrun(capsys)
     assert not Tenant.objects.filter(slug="demo").exists()

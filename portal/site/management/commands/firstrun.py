@@ -1,3 +1,5 @@
+import os
+import shlex
 from argparse import ArgumentParser
 from typing import Any
 
@@ -13,7 +15,7 @@ from portal.keys.model_access import AvailableModel, Liveness
 from portal.site import first_run
 
 WELCOME = """
-Madoguchi is set up. It will be at
+Madoguchi is set up. Once "Madoguchi answers" appears below, open this address in a browser:
 
     {address}
 
@@ -25,19 +27,31 @@ This calls the model, once "smollm2 #0: ready" appears below:
 
 {call}
 """
-LOCAL = """Sign in (shown only now; this person is also an operator):
+LOCAL = """Sign in there with (shown only now; this person is also an operator):
     user name  {name}
     password   {password}
 """
 DIRECTORY = """Sign in with an account of your directory. The key belongs to the tenant "demo", not to a person.
 """
-AGAIN = """Madoguchi will be at {address}
-{person}A new key: the page for keys, or
-    .venv/bin/python manage.py createkey --tenant {tenant} --service NAME
+AGAIN = """Once "Madoguchi answers" appears below, open this address in a browser:
+
+    {address}
+
+{person}If you need an API key, create one there under "API keys", or with
+    {manage} createkey --tenant {tenant} --service NAME
 """
-PERSON = """Sign in as {names}. The password was shown once; a new one:
-    .venv/bin/python manage.py changepassword {name}
+PEOPLE = """Sign in there with one of these user names:
+{names}
+The password was shown when this was set up, and is stored nowhere. If you no longer have it, choose a new one with
+    {manage} changepassword {name}
+
 """
+ROLES = {
+    "demo": "a tenant admin who is also an operator",
+    "demo.employee": "an employee",
+    "demo.admin": "the admin of a tenant",
+    "demo.operator": "an operator, who sees and changes everything",
+}
 
 
 class Command(BaseCommand):
@@ -85,6 +99,13 @@ class Command(BaseCommand):
     def describe(self, address: str) -> str:
         """Return what to show when the database is in use already."""
         names = list(first_run.demo_people().values_list("username", flat=True))
-        person = PERSON.format(names=" or ".join(names), name=names[-1]) if names else ""
+        manage = self.manage_command()
+        lines = "\n".join(f"    {name:<14} {ROLES.get(name, '')}".rstrip() for name in names)
+        person = PEOPLE.format(names=lines, name=names[-1], manage=manage) if names else ""
         tenant = first_run.NAME if Tenant.objects.filter(slug=first_run.NAME).exists() else "TENANT"
-        return AGAIN.format(address=address, person=person, tenant=tenant)
+        return AGAIN.format(address=address, person=person, tenant=tenant, manage=manage)
+
+    def manage_command(self) -> str:
+        """Return how to call a command for this installation, wherever its state is, from a shell without variables."""
+        state = os.environ.get("MADOGUCHI_VAR", "")
+        return f"{f'MADOGUCHI_VAR={shlex.quote(state)} ' if state else ''}.venv/bin/python manage.py"
