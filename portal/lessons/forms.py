@@ -26,7 +26,7 @@ class JoinForm(forms.Form):
 
 class NamesForm(forms.Form):
     names = forms.CharField(
-        label=_("People"),
+        label=_("People to invite"),
         max_length=invitations.MOST_TEXT,
         help_text=_("User names, mail addresses or whole names, one per line or with commas between them."),
         widget=forms.Textarea(attrs={"rows": 4, "autocomplete": "off", "spellcheck": "false"}),

@@ -21,6 +21,7 @@ from portal.lessons.samples import make_step_samples
 from portal.web import posted_forms
 
 MOST_SEMINARS = 50  # that are listed
+MOST_PAST = 20
 
 
 @login_required
@@ -32,6 +33,7 @@ def course_list(request: HttpRequest) -> HttpResponse:
         "courses": progress.read_progress(user),
         "seminars": seminars.seminars_of(user, now),
         "organised": seminars.organised_by(user).filter(ended_at=None).order_by("begins_at")[:MOST_SEMINARS],
+        "past": seminars.organised_by(user).exclude(ended_at=None).order_by("-begins_at")[:MOST_PAST],
         "may_open": seminars.tenants_to_open_for(user).exists(),
         "zone": zone_of(user),
         "declined": CoursesDeclined.objects.filter(user=user).exists(),

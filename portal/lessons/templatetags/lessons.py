@@ -19,8 +19,8 @@ def lessons_line(context: dict[str, Any], user: User) -> dict[str, Any]:
     return {"progress": read_suggestion(user), "csrf_token": context.get("csrf_token")}
 
 
-@register.inclusion_tag("lessons/_seminars.html")
-def seminars_line(user: User) -> dict[str, Any]:
+@register.inclusion_tag("lessons/_own_seminars.html")
+def seminars_card(user: User) -> dict[str, Any]:
     """Show the seminars that the person takes part in or is named for. One query; two more if there are any."""
     now = timezone.now()
     found = list(seminars.seminars_of(user, now))

@@ -231,6 +231,12 @@ class TestEnd:
             assert not ApiKey.objects.usable().exists()
         assert notified("seminar-over") == ["alice"]
 
+    def test_its_organisers_find_it_among_the_past_ones(self, as_bob, as_alice, seminar):
+        assert not has(read(as_bob, "/lessons/"), "[data-past]")
+        seminars.end_seminar(seminar, timezone.now())
+        assert len(all_of(read(as_bob, "/lessons/"), "[data-past] a")) == 1
+        assert not has(read(as_alice, "/lessons/"), "[data-past]")
+
     def test_what_was_used_stays_counted(self, as_alice, seminar):
         join(as_alice, seminars.code_of(seminar))
         use(ApiKey.objects.get())
