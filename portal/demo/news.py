@@ -1,7 +1,8 @@
 """What operators announced, and the house rules that they wrote."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 from portal.demo.plan import NEW, OLD, SMALL
 from portal.demo.rows import insert_row
@@ -11,16 +12,18 @@ from portal.guide.models import HouseRules
 from portal.news.models import Announcement
 
 Level = Announcement.Level
+TOKYO = ZoneInfo("Asia/Tokyo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """An announcement, `begins` and `lasts` in days from now. `tenants`: only for these."""
+    """An announcement: so many days from now, `at` an hour of Tokyo, for `lasts`. `tenants`: only for these."""
 
     ja: tuple[str, str]  # title and text
     en: tuple[str, str]
-    begins: float
-    lasts: float
+    begins: int
+    lasts: timedelta
+    at: time = time(9)
     level: str = Level.INFO
     ahead: int = 0
     tenants: tuple[str, ...] = ()
@@ -37,7 +40,7 @@ STORIES = (
             "With one more server in Tokyo, waits at busy hours are about half of what they were. Nothing to change.",
         ),
         begins=-41,
-        lasts=14,
+        lasts=timedelta(days=14),
     ),
     Story(
         ja=(
@@ -49,7 +52,8 @@ STORIES = (
             "From 18:30 the models in Nagoya stopped one after another. This is done.",
         ),
         begins=-23,
-        lasts=0.03,
+        at=time(18, 30),
+        lasts=timedelta(minutes=30),
         level=Level.MAINTENANCE,
         ahead=7,
     ),
@@ -63,7 +67,7 @@ STORIES = (
             f"For sorting and rephrasing short texts try the quick `{SMALL}`, one of [the models](/models/).",
         ),
         begins=-3,
-        lasts=11,
+        lasts=timedelta(days=11),
     ),
     Story(
         ja=(
@@ -76,7 +80,7 @@ STORIES = (
             f"`{OLD}` ends next month. Use `default` in your programs instead.\n\n`{NEW}` is being prepared.",
         ),
         begins=-8,
-        lasts=32,
+        lasts=timedelta(days=32),
     ),
     Story(
         ja=(
@@ -87,8 +91,9 @@ STORIES = (
             "Inspection of the power supply",
             "The servers in Tokyo stop for two hours. Models in Nagoya go on. Finish batch work the day before.",
         ),
-        begins=4.2,
-        lasts=0.09,
+        begins=4,
+        at=time(22),
+        lasts=timedelta(hours=2),
         level=Level.MAINTENANCE,
         ahead=7,
     ),
@@ -99,7 +104,7 @@ STORIES = (
             "Prompts by colleagues of your department are among [the use cases](/use-cases/).",
         ),
         begins=-5,
-        lasts=15,
+        lasts=timedelta(days=15),
         tenants=(HOME,),
     ),
 )
@@ -139,8 +144,9 @@ RULES_EN = """
 
 def create_news(now: datetime, staff: Staff) -> None:
     """Write the announcements, as if each had been written shortly before it was first shown."""
+    today = now.astimezone(TOKYO).date()
     for story in STORIES:
-        begins = (now + timedelta(days=story.begins)).replace(minute=0, second=0, microsecond=0)
+        begins = datetime.combine(today + timedelta(days=story.begins), story.at, tzinfo=TOKYO)
         row = insert_row(
             Announcement(
                 level=story.level,
@@ -149,7 +155,7 @@ def create_news(now: datetime, staff: Staff) -> None:
                 title_en=story.en[0],
                 text_en=story.en[1],
                 begins_at=begins,
-                ends_at=begins + timedelta(days=story.lasts),
+                ends_at=begins + story.lasts,
                 days_ahead=story.ahead,
                 shown_from=begins - timedelta(days=story.ahead),
                 for_everyone=not story.tenants,
