@@ -271,3 +271,12 @@ def test_the_api_lists_and_takes_proposals(as_alice, as_bob, case):
     wrong = {**new, "texts": [{**new["texts"][0], "prompt": "{{a}}"}]}
     for body, status in ((wrong, 409), ({**new, "tenant": "x"}, 400), ({**new, "other": 1}, 400)):
         assert as_alice.post("/api/v1/use-cases/", body, content_type="application/json").status_code == status
+
+
+def test_a_case_outlives_its_author(as_bob, as_olivia, case, alice):
+    alice.delete()
+    for client in (as_bob, as_olivia):
+        for part in ("", "history/", "edit/"):
+            assert client.get(f"/use-cases/{case.pk}/{part}").status_code == 200
+        assert client.get(f"/api/v1/use-cases/{case.pk}/").status_code == 200
+        assert shown(client) == [str(case.pk)]
