@@ -81,8 +81,11 @@ def send_due(now: datetime) -> int:
     WebhookMessage.objects.filter(at__lt=now - KEPT).delete()
     due = []
     for webhook in Webhook.objects.filter(is_active=True).exclude(retry_at__gt=now):
-        waiting = webhook.messages.filter(delivered_at=None, kind__in=KINDS).order_by("pk")[:MOST_MESSAGES]
-        due.append((webhook, list(waiting)))
+        waiting = list(webhook.messages.filter(delivered_at=None, kind__in=KINDS).order_by("pk")[:MOST_MESSAGES])
+        if waiting:
+            due.append((webhook, waiting))
+    if not due:
+        return 0
     parcels = [make_parcel(webhook, *(_readable(one, webhook) for one in messages)) for webhook, messages in due]
     sent = 0
     for at, number, delivery in post_all(parcels):
