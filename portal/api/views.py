@@ -5,6 +5,8 @@ from typing import Any
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.utils.decorators import method_decorator
+from django.views.decorators.gzip import gzip_page
 from django.views.decorators.http import require_safe
 from drf_spectacular.views import SpectacularAPIView
 from rest_framework.exceptions import NotFound
@@ -16,6 +18,8 @@ from portal.web.addresses import base_address
 from portal.web.rest import openapi  # noqa: F401 - registers how keys are described
 
 
+# Hundreds of kilobytes of words, which become a tenth. There is no secret in them that a length could betray.
+@method_decorator(gzip_page, name="dispatch")
 class Schema(SpectacularAPIView):
     """The description of the API (OpenAPI 3), as far as the caller may use it."""
 

@@ -13,7 +13,7 @@ from django.db.models import F, QuerySet
 from portal.accounts.models import Tenant
 from portal.keys import canary_key
 from portal.usage import hours
-from portal.usage.chart import Chart, Measure, Slot, line_chart
+from portal.usage.chart import Chart, Measure, Slot, choose_shades, line_chart
 from portal.usage.models import UsageHour
 from portal.usage.report import SUM_COLUMNS, UsageSums
 
@@ -67,16 +67,17 @@ def read_charts(model: str, now: datetime, zone: ZoneInfo, *, first_token: str, 
     firsts: dict[Slot, float | None] = {hour: speed.first_token for hour, speed in speeds.items()}
     rates: dict[Slot, float | None] = {hour: speed.rate for hour, speed in speeds.items()}
     return TodayCharts(
-        first_token=_draw({first_token: firsts}, slots, "first-token", "seconds"),
-        rate=_draw({rate: rates}, slots, "rate", "tokens/s"),
+        first_token=_draw(model, {first_token: firsts}, slots, "first-token", "seconds"),
+        rate=_draw(model, {rate: rates}, slots, "rate", "tokens/s"),
     )
 
 
 def _draw(
-    lines: dict[str, dict[Slot, float | None]], slots: list[datetime], name: str, measure: Measure
+    model: str, lines: dict[str, dict[Slot, float | None]], slots: list[datetime], name: str, measure: Measure
 ) -> Chart | None:
     known = any(value is not None for values in lines.values() for value in values.values())
-    return line_chart(lines, slots, "hour", name=name, measure=measure) if known else None
+    shade = choose_shades([model])[model]
+    return line_chart(lines, slots, "hour", name=name, measure=measure, first_shade=shade) if known else None
 
 
 def _hours_of_today(now: datetime, zone: ZoneInfo) -> QuerySet[UsageHour]:

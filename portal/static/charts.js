@@ -18,9 +18,9 @@ function exact(digits) {
 }
 
 function datasets(data) {
-  return data.series.map((series) => (data.kind === "bars"
+  return data.series.map((series, n) => (data.kind === "bars"
     ? { label: series.label, data: series.values, stack: "all", maxBarThickness: 56, categoryPercentage: 0.85, barPercentage: 0.95 }
-    : { label: series.label, data: series.values, pointStyle: POINTS[series.shade - 1], borderDash: DASHES[series.shade - 1], borderWidth: 2, pointRadius: data.marks.length > 40 ? 0 : 3, pointHoverRadius: 5, tension: 0 }));
+    : { label: series.label, data: series.values, pointStyle: POINTS[n % POINTS.length], borderDash: DASHES[n % DASHES.length], borderWidth: 2, pointRadius: data.marks.length > 40 ? 0 : 3, pointHoverRadius: 5, tension: 0 }));
 }
 
 // Set everything that depends on light and dark.

@@ -181,7 +181,7 @@ def stacked_chart(
     rest: Counter[Slot] = Counter()
     for one in ordered[len(shown) :]:
         rest.update(numbers[one])
-    shades = choose_shades(shown) if code else {one: shade for shade, one in enumerate(shown, 1)}
+    shades = choose_shades(shown) if any(shown) else {one: shade for shade, one in enumerate(shown, 1)}
     series = [
         Series(
             label=(labels or {}).get(one, one),
@@ -225,8 +225,12 @@ def line_chart(
     name: str,
     measure: Measure,
     links: Sequence[str] = (),
+    first_shade: int = 1,
 ) -> Chart:
-    """Return a chart with a line for each label, with gaps where values are not known."""
+    """Return a chart with a line for each label, with gaps where values are not known.
+
+    `first_shade`: of the first line, where all are of one model, which has a colour of its own (`choose_shades`).
+    """
     return Chart(
         name=name,
         kind="lines",
@@ -235,7 +239,7 @@ def line_chart(
         slots=tuple(slots),
         series=tuple(
             Series(label=label, values=tuple(values.get(slot) for slot in slots), shade=shade)
-            for shade, (label, values) in enumerate(series.items(), 1)
+            for shade, (label, values) in enumerate(series.items(), first_shade)
         ),
         links=tuple(links),
     )

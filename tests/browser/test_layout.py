@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from portal.quotas.models import Quota
 from tests.browser.pages import LONG_KEY, LONG_MODEL, LONG_TENANT, looks, sign_in
+from tests.fleet import fleet
 from tests.pages import key_of, serve, use
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -93,3 +94,27 @@ def test_paper_is_white_and_everything_fits_on_it(open_page, everything):
         assert looks(page, "faint") == [], path
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)", path
         assert page.evaluate("document.documentElement.scrollWidth") <= PAPER, path
+
+
+def test_paper_says_where_it_is_from_and_has_nothing_to_press(open_page, everything):
+    page = open_page(width=PAPER)
+    sign_in(page)
+    for path in [*pages(everything), "/status/", "/news/", "/start/"]:
+        page.goto(path)
+        page.emulate_media(media="screen")
+        assert not page.locator(".printed").is_visible(), path
+        page.emulate_media(media="print")
+        assert path in page.locator(".printed").inner_text(), path
+        pressed = page.locator(".top, footer, button, a.button, .back, details.more:not([open]) > summary")
+        assert [one for one in pressed.all() if one.is_visible()] == [], path
+
+
+def test_paper_shows_the_hosts_of_the_operations_page(open_page, olivia):
+    fleet()
+    page = open_page(width=PAPER)
+    sign_in(page, "olivia")
+    page.goto("/operations/")
+    page.emulate_media(media="print")
+    for host in page.locator(".hosts > .card").all():
+        assert host.locator("h3").is_visible()
+    assert page.locator(".hosts > .card").count() > 1

@@ -5,7 +5,7 @@ import pytest
 from portal.use_cases.models import UseCase
 from tests.browser.pages import enter, looks
 from tests.pages import serve
-from tests.use_cases import use_case
+from tests.use_cases import text_content, use_case
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -41,3 +41,16 @@ def test_links_to_use_cases_lie_over_nothing_else(open_page, site, case, alice, 
     page.goto(address)
     page.locator("main .row-link").first.wait_for()
     assert not looks(page, "covered")
+
+
+def test_the_parts_of_cards_in_a_row_are_in_line(open_page, site, alice, bob, research):
+    for title in ("Short", "A title that is so long that it needs two lines in a card of the usual width"):
+        use_case(alice, research, text_content(title=title), publisher=bob)
+    page = open_page("en")
+    enter(page, site, "alice")
+    page.goto("/use-cases/")
+    cards = page.locator(".case").all()
+    assert len(cards) == 2
+    for part in ("h2", "p[lang]", "p.hint >> nth=0"):
+        tops = {card.locator(part).bounding_box()["y"] for card in cards}
+        assert len(tops) == 1, part

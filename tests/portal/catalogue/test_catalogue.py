@@ -15,6 +15,7 @@ from portal.keys import canary_key
 from portal.keys.models import ModelAccess
 from portal.status.availability import DAYS
 from portal.status.models import StatusInterval, StatusWatch
+from portal.usage.chart import choose_shades
 from tests.html import all_of, has, one_of, parse, texts
 from tests.pages import external, key_of, serve, service_key_of, use
 from tests.portal.browsing import read
@@ -360,6 +361,7 @@ class TestModelPage:
         chart = as_alice.get("/models/qwen/").context["charts"].rate
         assert [slot.hour for slot in chart.slots] == list(range(13))
         assert [value for value in chart.series[0].values if value] == [chart.series[0].values[10]] == [20]
+        assert chart.series[0].shade == choose_shades(["qwen"])["qwen"] != 1  # as on pages of usage
         assert has(read(as_alice, "/models/qwen/"), "[data-chart=chart-rate]")
 
 
