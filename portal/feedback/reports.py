@@ -42,9 +42,10 @@ def readable_tenants(user: User) -> QuerySet[Tenant]:
     return permissions.without_internal(permissions.publishable_tenants(user)).order_by("name")
 
 
-def feedback_of(tenants: Iterable[Tenant] | None, since: datetime) -> QuerySet[Feedback]:
-    """Return the joined feedback of these tenants (None: of all) since then."""
+def feedback_of(tenants: Iterable[Tenant] | None, since: datetime, until: datetime | None = None) -> QuerySet[Feedback]:
+    """Return the joined feedback of these tenants (None: of all) since then, and before `until` if it is given."""
     found = Feedback.objects.filter(at__gte=since).exclude(model="")
+    found = found if until is None else found.filter(at__lt=until)
     return found if tenants is None else found.filter(tenant__in=tenants)
 
 

@@ -1,6 +1,6 @@
 """The report of feedback, and the address at which the playground leaves it."""
 
-from datetime import timedelta
+from datetime import date, datetime, time, timedelta
 
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
@@ -21,12 +21,13 @@ from portal.web import posted_forms
 
 PAGE = 30  # comments
 STATUS = {"unknown": 404, "old": 400, "invalid": 400, "many": 429}
+EARLIEST = date(2000, 1, 1)  # not every zone has the first days of the calendar
 
 
 @login_required
 @require_safe
 def report(request: HttpRequest) -> HttpResponse:
-    """Show how people found answers: `?of=` a tenant's short name, `?days=` one of PERIODS."""
+    """Show how people found answers: `?of=` a tenant's short name, `?days=` one of PERIODS, or any `?from=` `?to=`."""
     user = current_user(request)
     tenants = list(reports.readable_tenants(user))
     chosen = next((tenant for tenant in tenants if tenant.slug == request.GET.get("of", "")), None)
@@ -35,14 +36,19 @@ def report(request: HttpRequest) -> HttpResponse:
     if request.GET.get("of") and chosen is None:
         raise Http404
     days = next((days for days in reports.PERIODS if str(days) == request.GET.get("days")), reports.PERIODS[1])
-    everything = None if may_operate(user) else tenants
-    rows = reports.feedback_of([chosen] if chosen else everything, timezone.now() - timedelta(days=days))
+    everything, now, zone = None if may_operate(user) else tenants, timezone.now(), zone_of(user)
+    span = read_days(request)
+    since = datetime.combine(span[0], time(), zone) if span else now - timedelta(days=days)
+    until = datetime.combine(span[1] + timedelta(days=1), time(), zone) if span else None
+    rows = reports.feedback_of([chosen] if chosen else everything, since, until)
     page = Paginator(reports.comments_of(rows), PAGE).get_page(request.GET.get("page"))
     comments = list(page)
     context = {
         "tenants": tenants,
         "chosen": chosen,
-        "days": days,
+        "days": None if span else days,
+        "first": since.astimezone(zone).date().isoformat(),
+        "last": (span[1] if span else now.astimezone(zone).date()).isoformat(),
         "periods": reports.PERIODS,
         "sum": reports.sum_up(rows),
         "tables": [
@@ -53,9 +59,18 @@ def report(request: HttpRequest) -> HttpResponse:
         "page": page,
         "comments": comments,
         "readable_cases": gallery.readable_ids(user, [row.use_case_id for row in comments]),
-        "zone": zone_of(user),
+        "zone": zone,
     }
     return render(request, "feedback/report.html", context)
+
+
+def read_days(request: HttpRequest) -> tuple[date, date] | None:
+    """Return the first and the last of any days, in whichever order they are sent; None: other or no days were."""
+    try:
+        first, last = sorted(date.fromisoformat(request.GET.get(name, "")) for name in ("from", "to"))
+    except ValueError:
+        return None
+    return (first, last) if first >= EARLIEST and last.year < date.max.year else None
 
 
 @sensitive_post_parameters("comment")

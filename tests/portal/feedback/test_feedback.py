@@ -204,8 +204,28 @@ def test_operators_read_all_and_champions_their_tenants(as_olivia, as_bob, as_al
 
 
 def test_odd_periods_and_pages_show_the_report(as_olivia, judged):
-    for query in ("days=x", "days=7", "page=99", "of="):
+    for query in (
+        "days=x",
+        "days=7",
+        "page=99",
+        "of=",
+        "from=x&to=y",
+        "from=2026-11-20",
+        "from=0001-01-01&to=9999-12-31",
+    ):
         assert has(read(as_olivia, f"/feedback/?{query}"), "#by-model")
+
+
+def test_any_days_can_be_chosen_each_whole_in_the_reader_s_zone(as_olivia, judged):
+    first, *_, last = Feedback.objects.order_by("pk")
+    Feedback.objects.update(at=datetime(2026, 9, 15, 12, tzinfo=ZoneInfo("Asia/Tokyo")))
+    Feedback.objects.filter(pk=first.pk).update(at=datetime(2026, 9, 10, 0, 0, tzinfo=ZoneInfo("Asia/Tokyo")))
+    Feedback.objects.filter(pk=last.pk).update(at=datetime(2026, 9, 12, 23, 59, tzinfo=ZoneInfo("Asia/Tokyo")))
+    for days, count in [("from=2026-09-10&to=2026-09-12", 2), ("from=2026-09-12&to=2026-09-11", 1)]:
+        page = read(as_olivia, f"/feedback/?{days}")
+        assert one_of(page, "[data-count]")["data-count"] == str(count)
+        assert not has(page, "nav.choice [aria-current]")
+    assert has(read(as_olivia, "/feedback/?days=90"), "#days [name=from]")
 
 
 MONDAY = datetime(2026, 11, 30, 9, tzinfo=ZoneInfo("Asia/Tokyo"))
