@@ -13,7 +13,10 @@ class QuotasConfig(AppConfig):
         from portal.keys.signals import key_replaced
         from portal.quotas.models import Quota, QuotaRequest
         from portal.quotas.receivers import copy_quotas
+        from portal.quotas.search import KIND
+        from portal.web import search
 
+        search.register(KIND)
         key_replaced.connect(copy_quotas, dispatch_uid="copy quotas")
 
         tracking.track(Quota, "quota", tenant=tenant_of, name=quota_name)

@@ -5,6 +5,7 @@ from django.utils.translation import gettext_lazy
 
 from modelregistry.models import Alias
 from portal.keys.models import ModelAccess
+from portal.quotas.models import QuotaRequest
 from portal.use_cases import publishing
 from portal.web import search
 from tests.conftest import person
@@ -86,6 +87,23 @@ def test_use_cases_are_found_by_who_sees_them(as_alice, as_olivia, alice, bob, c
     assert set(found(as_alice, "minutes", "use-cases")) == {pages[mine], pages[everyones]}
     assert set(found(client_of(charlie), "minutes", "use-cases")) == {pages[of_sales], pages[everyones]}
     assert set(found(as_olivia, "minutes", "use-cases")) == {*pages.values()}
+
+
+def test_quota_requests_are_found_by_their_author_and_by_who_decides(alice, bob, charlie, olivia, research):
+    row = QuotaRequest.objects.create(
+        **{"tenant": research, "user": alice, "asked_by": alice, "unit": "tokens", "window": "day"},
+        **{"amount": 200, "previous_amount": 100, "reason": "Quarterly report"},
+    )
+    decided = f"/tenant/research/requests/#request-{row.pk}"
+    for who, text, address in [
+        (alice, "quarterly", f"/more/{row.pk}/"),
+        (bob, "QUARTERLY", decided),
+        (bob, "alice", decided),
+        (olivia, "quarterly", decided),
+    ]:
+        assert found(client_of(who), text, "quota-requests") == [address], (who, text)
+        assert client_of(who).get(address).status_code == 200
+    assert found(client_of(charlie), "quarterly", "quota-requests") == []
 
 
 def test_only_the_first_are_shown_and_the_page_says_so(as_alice):
