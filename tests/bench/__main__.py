@@ -27,6 +27,7 @@ from tests.bench import (
     refused,
     report,
     scheduler,
+    searching,
     sizing,
     workers,
 )
@@ -52,6 +53,7 @@ PARTS = {
     "real-loops": real_loops.part,
     "memory": footprint.part,
     "pages": pages.part,
+    "search": searching.part,
 }
 
 

@@ -57,14 +57,14 @@ def time(rounds: int, explain: float, only: str) -> None:
     settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
     settings.DATABASES["default"]["CONN_MAX_AGE"] = None  # one backend, whose work can be measured
     found = []
-    backend = _backend()
+    backend = backend_process()
     clients = {who: walk.client_of(who) for who in walk.WHO}
     for page in walk.pages():
         if only not in page.address or walk.read(clients[page.who], page.address) != 200:
             continue
-        begun = _worked(backend)
+        begun = worked_until_now(backend)
         taken = [_once(clients[page.who], page) for _ in range(rounds)]
-        worked = _worked(backend) - begun
+        worked = worked_until_now(backend) - begun
         with CaptureQueriesContext(connection) as queries:
             _once(clients[page.who], page)
         slow = [query for query in queries.captured_queries if float(query["time"]) * 1000 >= explain]
@@ -92,7 +92,7 @@ def _once(client: Client, page: walk.Page) -> float:
     return perf_counter() - begun
 
 
-def _backend() -> int | None:
+def backend_process() -> int | None:
     """Return the process of PostgreSQL that works for us; None with SQLite, which works in ours."""
     if connection.vendor != "postgresql":
         return None
@@ -101,7 +101,7 @@ def _backend() -> int | None:
         return int(cursor.fetchone()[0])
 
 
-def _worked(backend: int | None) -> float:
+def worked_until_now(backend: int | None) -> float:
     """Return seconds of processors until now, of this process and of PostgreSQL's: what other work cannot lengthen."""
     of_backend = int(Path(f"/proc/{backend}/schedstat").read_text().split()[0]) / 1e9 if backend else 0.0
     return process_time() + of_backend
