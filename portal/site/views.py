@@ -41,7 +41,7 @@ def home(request: HttpRequest) -> HttpResponse:
     tenants = [one.tenant for one in own]
     administered = sorted((one.tenant for one in own if one.is_admin), key=attrgetter("name", "pk"))
     now, zone = timezone.now(), zone_among(tenants)
-    keys = list(queries.with_shown_fields(queries.usable_keys(request.user)))
+    keys = queries.read_shown_fields(queries.usable_keys(request.user))
     open_ = model_access.open_to_key(keys[0]) if keys else model_access.open_to(tenants)
     operator = None
     if request.user.is_staff:  # who sees all models: those that are open are among them

@@ -1,12 +1,12 @@
 """The courses and seminars on pages of others, which import nothing from here."""
 
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from django import template
 from django.utils import timezone
 
 from portal.accounts.models import User
-from portal.accounts.timezones import zone_of
 from portal.lessons import seminars
 from portal.lessons.progress import read_suggestion
 
@@ -20,8 +20,8 @@ def lessons_line(context: dict[str, Any], user: User) -> dict[str, Any]:
 
 
 @register.inclusion_tag("lessons/_own_seminars.html")
-def seminars_card(user: User) -> dict[str, Any]:
-    """Show the seminars that the person takes part in or is named for. One query; two more if there are any."""
+def seminars_card(user: User, zone: ZoneInfo) -> dict[str, Any]:
+    """Show the seminars that the person takes part in or is named for, in their zone. One query."""
     now = timezone.now()
     found = list(seminars.seminars_of(user, now))
-    return {"seminars": found, "now": now, "zone": zone_of(user) if found else None}
+    return {"seminars": found, "now": now, "zone": zone}

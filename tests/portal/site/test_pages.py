@@ -220,13 +220,13 @@ class TestHome:
 
         serve()
         fill(1)
-        # session, user; the bar on top; tenants; keys, their models; models, replicas, aliases; quotas, spent; requests
+        # session, user; the bar on top; tenants; keys; models, replicas, aliases; quotas, spent; requests
         # of one's own, those to answer; usage; use cases; seminars; courses, two that may show more steps
         as_alice.get("/")  # stores the steps that are done by now
-        with django_assert_num_queries(19):
+        with django_assert_num_queries(18):
             as_alice.get("/")
         fill(9)
-        with django_assert_num_queries(19):
+        with django_assert_num_queries(18):
             as_alice.get("/")
 
 
