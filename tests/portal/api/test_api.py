@@ -226,7 +226,7 @@ def test_a_key_that_may_not_be_is_not_made(alice, bob, olivia, who, held, days):
 
 def test_scopes_are_offered_by_what_a_person_could_do(alice, bob, olivia):
     mine, his, hers = ({scope.name for scope in usable_scopes(user)} for user in (alice, bob, olivia))
-    assert his - mine == {"tenants:write"}
+    assert his - mine == {"lessons:write", "tenants:write"}
     assert hers - his == {"news:write", "operations:read", "operations:write"}
 
 
