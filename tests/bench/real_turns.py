@@ -38,7 +38,6 @@ CLIENTS, LASTS = 6, 180.0  # seconds
 PAUSE = (0.0, 4.0)  # seconds between an answer and the next question
 TOKENS = (8, 64)
 PATIENCE = 300.0  # seconds without a byte, as Dify
-PLAIN = "--no-repack"  # a build with AMX dies without it, see `llama_cpp_builds`
 GIB = 2**30
 
 
@@ -91,7 +90,7 @@ def ours(directory: Path) -> Iterator[Place]:
 
         def register(name: str) -> None:
             model = ("--engine", "llama.cpp", "--launcher", "llama-server", "--path", str(engines.chat_model()))
-            room = ("--context", str(CONTEXT), "--slots", str(SLOTS), f"--arg={PLAIN}")
+            room = ("--context", str(CONTEXT), "--slots", str(SLOTS))
             installation.manage("registermodel", name, *model, *room)
 
         register("a")
@@ -118,7 +117,7 @@ def router(directory: Path) -> Iterator[Place]:
     for name in NAMES:
         (models / f"{name}.gguf").symlink_to(engines.chat_model())
     options = ("--models-dir", str(models), "--models-max", "2", "--host", "127.0.0.1", "--port", str(port))
-    engine = ("--parallel", str(SLOTS), "--ctx-size", str(SLOTS * CONTEXT), PLAIN)
+    engine = ("--parallel", str(SLOTS), "--ctx-size", str(SLOTS * CONTEXT))
     with processes.running(
         (str(llama_server()), *options, *engine),
         cores="0-1",
