@@ -186,7 +186,7 @@ class Killer:
         )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300 + SECONDS)
 def test_no_call_fails_or_waits_for_ever(host):
     key = host.start_for()
     until(lambda: sum(row["state"] == "ready" for row in host.rows("replicas")) == 2)
@@ -204,7 +204,7 @@ def test_no_call_fails_or_waits_for_ever(host):
     until(lambda: len(host.usage()) == len(made))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300 + SECONDS)
 def test_whatever_is_killed_no_waiter_is_lost(host, redis_process):
     dice = random.Random(int(os.environ.get("CHAOS_SEED") or 7))
     key = host.start_for()
