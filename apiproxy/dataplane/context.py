@@ -7,7 +7,7 @@ from apiproxy.dataplane.client_address import ClientAddress
 from apiproxy.dataplane.downstream import Client
 from apiproxy.dataplane.formats.requests import Call, Endpoint
 from apiproxy.dataplane.loops import UNWATCHED, LoopPolicy, Mode
-from apiproxy.dataplane.prefix_routing import Placement, PromptPrefix
+from apiproxy.dataplane.prefix_routing import ExpectedCost, PromptPrefix
 from apiproxy.dataplane.stream.loop_guard import LoopGuard
 from apiproxy.dataplane.uploads import Upload
 
@@ -30,7 +30,7 @@ class RequestContext:
     temperature: int | None = field(default=None, init=False)  # hundredths, as the engine gets it
     upload: Upload | None = field(default=None, init=False)  # what the engine is sent after the call's head
     prefix: PromptPrefix | None = field(default=None, init=False)  # if it matters which of several replicas reads it
-    placement: Placement | None = field(default=None, init=False)  # what that was expected to cost where it went
+    expected: ExpectedCost | None = field(default=None, init=False)  # what that was expected to cost where it went
     waited: float | None = field(default=None, init=False)  # seconds in the queue; None: it went at once
     loading: float = field(default=0.0, init=False)  # of these, while its model was being loaded
     restarting: float = field(default=0.0, init=False)  # seconds until an engine that died before it came was replaced

@@ -54,7 +54,7 @@ class PromptPrefix(NamedTuple):
     size: int
 
 
-class Placement(NamedTuple):
+class ExpectedCost(NamedTuple):
     """What a call was expected to cost where it went. `unread`: bytes that its replica had not read before."""
 
     unread: int
@@ -112,7 +112,7 @@ class PrefixMemory:
 
     def place(
         self, prefix: PromptPrefix, replicas: Sequence[Replica], running: Callable[[int], int], now: float
-    ) -> tuple[Replica, Placement]:
+    ) -> tuple[Replica, ExpectedCost]:
         """Return the replica where the call costs least, and remember that it goes there.
 
         `replicas`: one at least. `running`: the calls that one has, by its id.
@@ -124,32 +124,32 @@ class PrefixMemory:
             for edge, bits in known:
                 if bits & bit:
                     read = edge
-            placement = Placement(prefix.size - read, max(0.0, self._free_at.get(id, 0.0) - now), running(id))
-            unread, waited, beside = placement
+            expected = ExpectedCost(prefix.size - read, max(0.0, self._free_at.get(id, 0.0) - now), running(id))
+            unread, waited, beside = expected
             # Of those that cost the same, to the millisecond, the one that has been sent least.
             cost = (round(unread * seconds_per_byte + waited + beside * seconds_per_call, 3), self._sent.get(id, 0))
             if cost < best:
-                best, chosen, found = cost, replica, placement
+                best, chosen, found = cost, replica, expected
         self._note(prefix, chosen, found, now)
         return chosen, found
 
-    def _note(self, prefix: PromptPrefix, replica: Replica, placement: Placement, now: float) -> None:
+    def _note(self, prefix: PromptPrefix, replica: Replica, expected: ExpectedCost, now: float) -> None:
         bit, recent = self._bit(replica.id), self._recent
         for mark in prefix.marks:
             recent[mark] = recent.get(mark, 0) | bit
         if len(recent) > REMEMBERED:
             self._recent, self._older = {}, recent
-        self._free_at[replica.id] = now + placement.waited + placement.unread * self._seconds_per_byte
-        self._sent[replica.id] = self._sent.get(replica.id, 0) + placement.unread
+        self._free_at[replica.id] = now + expected.waited + expected.unread * self._seconds_per_byte
+        self._sent[replica.id] = self._sent.get(replica.id, 0) + expected.unread
 
-    def learn(self, placement: Placement, seconds: float) -> None:
+    def learn(self, expected: ExpectedCost, seconds: float) -> None:
         """Learn from how long the first token of a call took, from when the engine was sent it."""
-        if placement.unread >= LEAST_LEARNED:
-            self._samples = [*self._samples[1 - SAMPLES :], seconds / placement.unread]
+        if expected.unread >= LEAST_LEARNED:
+            self._samples = [*self._samples[1 - SAMPLES :], seconds / expected.unread]
             self._seconds_per_byte = sorted(self._samples)[len(self._samples) // 4]
-        excess = max(0.0, seconds - placement.waited - placement.unread * self._seconds_per_byte)
+        excess = max(0.0, seconds - expected.waited - expected.unread * self._seconds_per_byte)
         self._excess += WEIGHT * (excess - self._excess)
-        self._beside += WEIGHT * (placement.beside - self._beside)
+        self._beside += WEIGHT * (expected.beside - self._beside)
 
     @property
     def seconds_per_byte(self) -> float:

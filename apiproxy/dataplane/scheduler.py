@@ -61,7 +61,7 @@ from apiproxy.dataplane.model_queue import (
     flow_of,
     share_of,
 )
-from apiproxy.dataplane.prefix_routing import Placement, PrefixRouter, has_prefixes, read_prefix
+from apiproxy.dataplane.prefix_routing import ExpectedCost, PrefixRouter, has_prefixes, read_prefix
 from apiproxy.dataplane.queue_sharing import QueueSharing, UnsharedQueue, WaitingClass
 from apiproxy.dataplane.queue_snapshot import MAX_SHOWN, QueueSnapshot, ReplicaRoom, WaitingCall, WaitingModel
 from apiproxy.dataplane.relay import STREAM_HEADERS
@@ -157,13 +157,13 @@ class Lease:
     def move(self, replica: Replica) -> None:
         """Use another replica from now on."""
         before, self._replica = self._replica, replica
-        self._context.placement = None
+        self._context.expected = None
         self._scheduler.on_move(self.model, before, replica)
 
     def note_first_token(self, seconds: float) -> None:
         """Learn from how long the engine took to the first token."""
-        if self._context.placement is not None:
-            self._scheduler.on_first_token(self.model, self._context.placement, seconds)
+        if self._context.expected is not None:
+            self._scheduler.on_first_token(self.model, self._context.expected, seconds)
 
     def release(self) -> None:
         """Let others go in its place. Call it once, when the call is over."""
@@ -333,7 +333,7 @@ class Scheduler:
         if not reachable:
             return None
         memory = self._prefixes.of(context.model.name)
-        replica, context.placement = memory.place(context.prefix, reachable, self._running_anywhere, self._clock())
+        replica, context.expected = memory.place(context.prefix, reachable, self._running_anywhere, self._clock())
         return replica
 
     def _check_loading(self, context: RequestContext) -> None:
@@ -812,8 +812,8 @@ class Scheduler:
         self._fairness.note_served(lease.model, lease.call_class.label, flow, cost)
         self._shared.charge(lease.model, lease.call_class, flow, cost)
 
-    def on_first_token(self, model: str, placement: Placement, seconds: float) -> None:
-        self._prefixes.of(model).learn(placement, seconds)
+    def on_first_token(self, model: str, expected: ExpectedCost, seconds: float) -> None:
+        self._prefixes.of(model).learn(expected, seconds)
 
     def on_move(self, model: str, before: Replica | None, replica: Replica) -> None:
         self._balancer.add_call(replica)

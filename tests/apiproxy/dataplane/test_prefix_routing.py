@@ -19,7 +19,7 @@ from apiproxy.dataplane.prefix_routing import (
     KB,
     MAX_BITS,
     SAMPLES,
-    Placement,
+    ExpectedCost,
     PrefixMemory,
     PrefixRouter,
     PromptPrefix,
@@ -57,7 +57,7 @@ class Place:
         self.clock = Clock()
         self.running: dict[int, int] = {}
 
-    def place(self, wanted: PromptPrefix, *replicas: Replica) -> tuple[Replica, Placement]:
+    def place(self, wanted: PromptPrefix, *replicas: Replica) -> tuple[Replica, ExpectedCost]:
         return self.memory.place(wanted, replicas or REPLICAS, lambda id: self.running.get(id, 0), self.clock())
 
     def later(self) -> None:
@@ -140,9 +140,9 @@ def test_the_next_turn_goes_where_the_last_one_was_read(place):
     for _ in range(3):  # others that are equally idle
         place.place(prefix("something else" * 1000), *[one for one in REPLICAS if one is not first])
         place.later()
-    chosen, placement = place.place(prefix(SYSTEM, "a", "b"))
+    chosen, expected = place.place(prefix(SYSTEM, "a", "b"))
     assert chosen == first
-    assert placement.unread < KB + 100
+    assert expected.unread < KB + 100
 
 
 def test_prompts_that_nobody_has_read_are_dealt_out(place):
@@ -161,15 +161,15 @@ def test_a_popular_beginning_is_read_by_others_when_the_first_is_busy(place):
     first, _ = place.place(prefix(SYSTEM, "a"))
     place.later()
     place.running[first.id] = 400  # more than reading the prompt once would cost
-    second, placement = place.place(prefix(SYSTEM, "b"))
+    second, expected = place.place(prefix(SYSTEM, "b"))
     assert second != first
-    assert placement.unread > len(SYSTEM)
+    assert expected.unread > len(SYSTEM)
     place.later()
     place.running[first.id] = 0
     place.running[second.id] = 1
-    third, placement = place.place(prefix(SYSTEM, "c"))
+    third, expected = place.place(prefix(SYSTEM, "c"))
     assert third == first  # both know it now
-    assert placement.unread < KB + 200
+    assert expected.unread < KB + 200
 
 
 def test_what_a_replica_has_still_to_read_counts(place):
@@ -191,8 +191,8 @@ def test_a_replica_that_was_away_has_read_nothing(place):
     first, _ = place.place(prefix(SYSTEM))
     place.later()
     place.memory.keep_only([one.id for one in REPLICAS if one != first])
-    _, placement = place.place(prefix(SYSTEM), first)
-    assert placement.unread == prefix(SYSTEM).size
+    _, expected = place.place(prefix(SYSTEM), first)
+    assert expected.unread == prefix(SYSTEM).size
 
 
 def test_replicas_that_come_and_go_for_ever_are_forgotten(place):
@@ -221,17 +221,17 @@ def test_what_is_remembered_is_bounded_and_the_latest_is_kept(place, monkeypatch
 
 def test_the_speed_of_reading_is_that_of_the_quickest_quarter(place):
     for number in range(SAMPLES):
-        place.memory.learn(Placement(unread=10_000, waited=0.0, beside=0), 1.0 if number % 2 else 5.0)
+        place.memory.learn(ExpectedCost(unread=10_000, waited=0.0, beside=0), 1.0 if number % 2 else 5.0)
     assert place.memory.seconds_per_byte == pytest.approx(1e-4)
     for _ in range(SAMPLES):
-        place.memory.learn(Placement(unread=10_000, waited=0.0, beside=0), 0.1)
+        place.memory.learn(ExpectedCost(unread=10_000, waited=0.0, beside=0), 0.1)
     assert place.memory.seconds_per_byte == pytest.approx(1e-5)
 
 
 def test_short_prompts_say_nothing_of_the_speed(place):
     before = place.memory.seconds_per_byte
     for _ in range(SAMPLES):
-        place.memory.learn(Placement(unread=100, waited=0.0, beside=0), 3.0)
+        place.memory.learn(ExpectedCost(unread=100, waited=0.0, beside=0), 3.0)
     assert place.memory.seconds_per_byte == before
 
 
@@ -239,8 +239,8 @@ def test_short_prompts_say_nothing_of_the_speed(place):
 def test_the_price_of_a_call_is_what_calls_take_longer_beside_others(place, price):
     speed = 1e-4
     for _ in range(500):
-        place.memory.learn(Placement(unread=20_000, waited=0.0, beside=0), 20_000 * speed)
-        place.memory.learn(Placement(unread=20_000, waited=0.5, beside=10), 20_000 * speed + 0.5 + 10 * price)
+        place.memory.learn(ExpectedCost(unread=20_000, waited=0.0, beside=0), 20_000 * speed)
+        place.memory.learn(ExpectedCost(unread=20_000, waited=0.5, beside=10), 20_000 * speed + 0.5 + 10 * price)
     assert place.memory.seconds_per_call == pytest.approx(price, rel=0.2)
 
 
@@ -343,15 +343,15 @@ async def test_what_a_stopped_replica_had_read_is_not_expected_of_its_successor(
     counter.model = whole
     again = counter.call(SYSTEM)
     await counter.scheduler.acquire(again)
-    assert again.placement is not None
-    assert again.placement.unread == prefix(SYSTEM).size
+    assert again.expected is not None
+    assert again.expected.unread == prefix(SYSTEM).size
 
 
 async def test_a_model_with_one_replica_costs_nothing():
     counter = Counter(replace(MODEL, replicas=(ONE,)))
     alone = counter.call(SYSTEM)
     await counter.scheduler.acquire(alone)
-    assert (alone.prefix, alone.placement) == (None, None)
+    assert (alone.prefix, alone.expected) == (None, None)
 
 
 async def test_the_first_token_teaches_unless_the_call_was_moved():
@@ -369,8 +369,8 @@ async def test_the_first_token_teaches_unless_the_call_was_moved():
     counter.clock.now += 2  # a prompt of this length was read within a second, and is now
     again = counter.call("z" * 100_000)
     await counter.scheduler.acquire(again)
-    assert again.placement is not None
-    assert again.placement.waited == 0
+    assert again.expected is not None
+    assert again.expected.waited == 0
 
 
 def test_models_that_are_no_more_are_forgotten():
