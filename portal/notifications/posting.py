@@ -2,11 +2,13 @@
 
 A host's name is looked up once, and the connection goes to one of the addresses that were checked. A name that leads
 elsewhere a moment later (DNS rebinding) gains nothing by it. Through a proxy of the environment (HTTPS_PROXY, NO_PROXY)
-the proxy looks the name up, and decides itself whereto it connects.
+the proxy looks the name up, and decides itself whereto it connects. It must be one of HTTP: through others, as of
+SOCKS, nothing is posted, and nothing past them.
 """
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 import threading
@@ -23,6 +25,7 @@ from django.utils.translation import gettext as _
 
 from portal.notifications.models import Webhook
 
+log = logging.getLogger(__name__)
 Fault = Webhook.Fault
 
 SECONDS = 10.0  # for all that is posted to one address in one run, from the lookup to the end of the last answer
@@ -37,6 +40,10 @@ NAT64 = ip_network("64:ff9b::/96")
 
 class ForbiddenAddress(Exception):
     """The name of a webhook's host leads to an address to which nothing is posted."""
+
+
+class UnknownProxy(Exception):
+    """The proxy of the environment does not speak HTTP. Has its scheme alone: there may be a password in the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,21 +102,31 @@ def post_all(parcels: Sequence[Parcel]) -> Iterator[tuple[int, int, Delivery]]:
     """Post all parcels at the same time, and yield (parcel, body, delivery) as the answers come.
 
     Of one parcel the bodies are posted one after another, until one fails or half of SECONDS is over; then there would
-    be too little time for the next one. Ends after SECONDS at the latest, whatever is silent.
+    be too little time for the next one. Ends after SECONDS at the latest, whatever is silent. What breaks with one
+    parcel stops no other one, and is raised at the end.
     """
-    done: SimpleQueue[tuple[int, int, Delivery] | None] = SimpleQueue()
+    done: SimpleQueue[tuple[int, int, Delivery] | BaseException | None] = SimpleQueue()
     # The certificates of the system, among which is the company's own authority: 0.1 s, so once for all.
     trust = ssl.create_default_context()
 
     async def post_parcels() -> None:
         try:
-            await asyncio.gather(*(_post_parcel(at, parcel, trust, done.put) for at, parcel in enumerate(parcels)))
+            posting = (_post_parcel(at, parcel, trust, done.put) for at, parcel in enumerate(parcels))
+            for broken in await asyncio.gather(*posting, return_exceptions=True):
+                if broken is not None:
+                    done.put(broken)
         finally:
             done.put(None)  # before the loop waits for what it cannot interrupt
 
     threading.Thread(target=lambda: asyncio.run(post_parcels()), name="webhooks", daemon=True).start()
+    failure: BaseException | None = None
     while (found := done.get()) is not None:
-        yield found
+        if isinstance(found, BaseException):
+            failure = failure or found
+        else:
+            yield found
+    if failure is not None:
+        raise failure
 
 
 async def _post_parcel(
@@ -133,6 +150,11 @@ async def _post(url: str, body: bytes, trust: ssl.SSLContext, seconds: float) ->
             return await _post_to_host(httpx2.URL(url), body, trust, seconds)
     except (TimeoutError, httpx2.TimeoutException):
         return Delivery(fault=Fault.TIMEOUT)
+    except UnknownProxy as error:
+        log.warning(
+            "nothing is posted through a proxy of the scheme %r: set HTTPS_PROXY to one of http or https", *error.args
+        )
+        return Delivery(fault=Fault.UNREACHABLE)
     except (httpx2.HTTPError, httpx2.InvalidURL, ForbiddenAddress, OSError, ValueError):
         return Delivery(fault=Fault.UNREACHABLE)
 
@@ -157,12 +179,17 @@ async def _post_to_host(url: httpx2.URL, body: bytes, trust: ssl.SSLContext, sec
 
 
 def find_proxy(url: httpx2.URL) -> str | None:
-    """Return the proxy of the environment for this address, if there is one."""
+    """Return the proxy of the environment for this address, if there is one. Raises UnknownProxy."""
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(url.host):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    if "://" not in proxy:
+        return f"http://{proxy}"
+    scheme = proxy.partition("://")[0].lower()
+    if scheme not in ("http", "https"):
+        raise UnknownProxy(scheme[:20])
+    return proxy
 
 
 async def look_up(url: httpx2.URL) -> list[str]:

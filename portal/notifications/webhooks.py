@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.db import Error, connections
+from django.db import Error, connection, connections
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, override
@@ -76,7 +76,8 @@ def send_due(now: datetime) -> int:
     """Send what is due, of each webhook the oldest first; return how many were delivered.
 
     All webhooks at the same time and for `posting.SECONDS` at most, so that none waits for another one. One that fails
-    is left alone for a while, longer each time, so that its messages do not all wait in vain.
+    is left alone for a while, longer each time, so that its messages do not all wait in vain. What breaks with one
+    stops no other one, and is raised at the end.
     """
     WebhookMessage.objects.filter(at__lt=now - KEPT).delete()
     due = []
@@ -90,17 +91,22 @@ def send_due(now: datetime) -> int:
     sent = 0
     for at, number, delivery in post_all(parcels):
         webhook, messages = due[at]
-        note_delivery(webhook, delivery, now)
-        if not delivery.fault:
-            WebhookMessage.objects.filter(pk=messages[number].pk).update(delivered_at=now)
-            sent += 1
+        sent += not delivery.fault
+        try:
+            if not delivery.fault:
+                WebhookMessage.objects.filter(pk=messages[number].pk).update(delivered_at=now)
+            note_delivery(webhook, delivery, now)
+        except Error:  # of the others, what was posted must still be marked, or it is posted again
+            log.exception("the result of a message to webhook %s is lost", webhook.pk)
+            if not connection.in_atomic_block:
+                connection.close_if_unusable_or_obsolete()  # the next one opens another
     return sent
 
 
 def send_test(webhook: Webhook, now: datetime) -> Delivery | None:
     """Send a message that says it is a test, and note what came of it. Blocks for PATIENCE at most.
 
-    None: there is no answer yet. It is noted when it comes, or when it is too late for one.
+    None: there is no answer yet. It is noted when it comes, or when it is too late for one. Raises what breaks it.
     """
     with override(webhook.language):
         title = _("Test message")
@@ -112,7 +118,7 @@ def send_test(webhook: Webhook, now: datetime) -> Delivery | None:
     try:
         delivery = answer.result(PATIENCE)
     except TimeoutError:
-        answer.add_done_callback(lambda late: _note_late(webhook.pk, late.result()))
+        answer.add_done_callback(lambda late: _note_late(webhook.pk, late))
         return None
     note_delivery(webhook, delivery, now)
     return delivery
@@ -122,15 +128,20 @@ def _post_test(parcel: Parcel, answer: "Future[Delivery]") -> None:
     try:
         for _parcel, _body, delivery in post_all([parcel]):
             answer.set_result(delivery)  # in this thread it is noted as well, if it comes late
+    except Exception as error:  # noqa: BLE001 - raised where the answer is awaited
+        answer.set_exception(error)
     finally:
         connections.close_all()
 
 
-def _note_late(pk: int, delivery: Delivery) -> None:
+def _note_late(pk: int, answer: "Future[Delivery]") -> None:
+    if broken := answer.exception():
+        log.error("a test of webhook %s could not be posted", pk, exc_info=broken)
+        return
     try:
         webhook = Webhook.objects.filter(pk=pk).first()
         if webhook is not None:
-            note_delivery(webhook, delivery, timezone.now())
+            note_delivery(webhook, answer.result(), timezone.now())
     except Error:
         log.exception("the result of a test of webhook %s is lost", pk)
 

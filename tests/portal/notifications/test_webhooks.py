@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 
 import pytest
+from django.db import OperationalError
 from django.utils import timezone
 
 from portal.audit.models import AuditEvent
@@ -290,6 +291,19 @@ class TestAddresses:
         assert run() == 1
         assert (channel.paths, channel.hosts) == ([f"http://chat.invalid/{SECRET}"], ["chat.invalid"])
 
+    @pytest.mark.parametrize("scheme", ["socks5", "socks5h", "SOCKS4", "ftp"])
+    def test_a_proxy_that_speaks_no_http_is_said_and_not_gone_past(
+        self, hook, channel, olivia, monkeypatch, caplog, scheme
+    ):
+        monkeypatch.setenv("all_proxy", f"{scheme}://me:password@127.0.0.1:{channel.server.server_port}")
+        monkeypatch.setenv("no_proxy", "localhost")
+        fail(olivia)
+        assert run() == 0
+        hook.refresh_from_db()
+        assert (hook.fault, channel.bodies) == ("unreachable", [])
+        assert scheme.lower() in caplog.text
+        assert "password" not in caplog.text
+
     def test_dns_that_is_silent_is_not_waited_for(self, hook, channel, olivia, monkeypatch):
         monkeypatch.setattr(posting, "SECONDS", 0.3)
         released = threading.Event()
@@ -328,6 +342,43 @@ class TestNeighbours:
         channel.answer, other.answer = wait_for_the_other, answer
         fail(olivia)
         assert run() == 2
+
+    def test_one_that_breaks_stops_no_other_one_and_is_raised(self, hook, channel, other, olivia, monkeypatch):
+        real = posting.find_proxy
+
+        def find_proxy(url):
+            if url.port == channel.server.server_port:
+                raise ImportError("broken")
+            return real(url)
+
+        monkeypatch.setattr(posting, "find_proxy", find_proxy)
+        fail(olivia)
+        with pytest.raises(ImportError):
+            run()
+        assert len(other.bodies) == 1
+        [delivered] = WebhookMessage.objects.exclude(delivered_at=None)
+        assert delivered.webhook.name == "zz"
+        with pytest.raises(ImportError):
+            webhooks.send_test(hook, timezone.now())
+
+    def test_what_was_posted_is_marked_though_a_result_cannot_be_stored(
+        self, hook, channel, other, olivia, monkeypatch, caplog
+    ):
+        real = webhooks.note_delivery
+
+        def note_delivery(webhook, delivery, now):
+            if webhook.pk == broken[0]:
+                raise OperationalError("database is locked")
+            real(webhook, delivery, now)
+
+        monkeypatch.setattr(webhooks, "note_delivery", note_delivery)
+        for broken in ([hook.pk], [Webhook.objects.get(name="zz").pk]):
+            fail(olivia, ref=str(broken))
+            assert run() == 2
+            assert not WebhookMessage.objects.filter(delivered_at=None).exists()
+        run()
+        assert len(channel.bodies) == len(other.bodies) == 2
+        assert "database is locked" in caplog.text
 
     def test_the_messages_of_one_that_is_slow_end_in_time_and_the_rest_is_sent_later(
         self, hook, channel, olivia, monkeypatch
