@@ -206,6 +206,13 @@ class UseCaseForms:
             kind=values["kind"], departments=tuple(values["departments"]), model=values["model"], texts=tuple(texts)
         )
 
+    def show_newest(self, number: int) -> None:
+        """Let the person, who is shown that there is a newer version, save what they wrote after all."""
+        sent: Any = self.general.data
+        data = sent.copy()
+        data["seen"] = str(number)
+        self.general.data = data
+
     def refuse(self, refusal: UseCaseRefused) -> None:
         self.general.add_error(None, refusal.sentence)
 

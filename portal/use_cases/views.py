@@ -196,6 +196,13 @@ def edit_use_case(request: HttpRequest, pk: int) -> HttpResponse:
                 if step == "propose":
                     propose_or_publish(request, user, case)
             return redirect("use-case", case.pk)
+    except publishing.UseCaseChanged as refusal:
+        forms.refuse(refusal)
+        newest = gallery.newest_version(case)
+        if newest is not None:
+            forms.show_newest(newest.number)
+        context = {"forms": forms, "case": case, "newest": newest, "is_outdated": True}
+        return render(request, "use_cases/edit.html", context, status=400)
     except UseCaseRefused as refusal:
         forms.refuse(refusal)
     return render(request, "use_cases/edit.html", {"forms": forms, "case": case, "newest": newest}, status=400)

@@ -153,6 +153,13 @@ def test_of_two_who_edit_the_second_reads_first_what_the_first_wrote(as_alice, a
     assert (answer.status_code, has(answer, "[data-refused]")) == (400, True)
     assert "ボブの版" in answer.content.decode()  # it is not lost
     assert case.versions.count() == 2
+    # Once they have been shown that, they may save.
+    page = answer.content.decode()
+    assert has(page, f"[data-newer] [href='/use-cases/{case.pk}/?version=newest']")
+    shown_now = one_of(page, "[name=seen]")["value"]
+    answer = as_bob.post(f"/use-cases/{case.pk}/edit/", {**FORM, "ja-title": "ボブの版", "seen": shown_now})
+    assert answer.status_code == 302
+    assert [text.title for one in case.versions.order_by("number") for text in one.texts.all()][-1] == "ボブの版"
 
 
 def test_others_see_no_versions_that_were_not_published(as_alice, case, alice, olivia, charlie, as_olivia):
