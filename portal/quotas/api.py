@@ -110,11 +110,11 @@ class Requests(GenericViewSet[QuotaRequest]):
             mine = Q(pk__in=administration.waiting_for(current_user(request)).values("pk"))
             rows = rows.filter(mine if waiting else ~mine)
         page = self.paginate_queryset(rows.order_by("-asked_at", "-pk")) or []
-        return self.get_paginated_response(show_requests(page))
+        return self.get_paginated_response(show_requests(current_user(request), page))
 
     @extend_schema(summary=_("One quota request"), responses={200: shapes.Request})
     def retrieve(self, request: Request, pk: int) -> Response:
-        return Response(show_request(self.get_object()))
+        return Response(show_request(current_user(request), self.get_object()))
 
     @extend_schema(summary=_("Request more"), request=shapes.NewRequest, responses={201: shapes.Request})
     def create(self, request: Request) -> Response:
@@ -124,7 +124,7 @@ class Requests(GenericViewSet[QuotaRequest]):
         quota_request = administration.create_request(
             current_user(request), to, what, values["amount"], values["reason"]
         )
-        return Response(show_request(quota_request), status.HTTP_201_CREATED)
+        return Response(show_request(current_user(request), quota_request), status.HTTP_201_CREATED)
 
     @extend_schema(summary=_("Change a request"), request=shapes.ChangedRequest, responses={200: shapes.Request})
     def partial_update(self, request: Request, pk: int) -> Response:
@@ -134,7 +134,7 @@ class Requests(GenericViewSet[QuotaRequest]):
         changed = administration.change_request(
             current_user(request), quota_request, values["amount"], values.get("reason", quota_request.reason)
         )
-        return Response(show_request(changed))
+        return Response(show_request(current_user(request), changed))
 
     @extend_schema(summary=_("Grant a request"), request=shapes.Grant, responses={200: shapes.GrantedRequest})
     @action(detail=True, methods=["post"])
@@ -146,30 +146,36 @@ class Requests(GenericViewSet[QuotaRequest]):
         administration.check_grant(by, quota_request, amount)
         caution = cautions.find_grant_caution(quota_request, amount)
         granted = administration.grant_request(by, quota_request, amount, answer["note"])
-        return Response({**show_request(granted), "caution": caution.code if caution else ""})
+        return Response({**show_request(by, granted), "caution": caution.code if caution else ""})
 
     @extend_schema(summary=_("Refuse a request"), request=shapes.QuotaRefusal, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def refuse(self, request: Request, pk: int) -> Response:
-        quota_request = self.get_object()
+        quota_request, by = self.get_object(), current_user(request)
         note = validated(shapes.QuotaRefusal, request.data)["note"]
-        return Response(show_request(administration.refuse_request(current_user(request), quota_request, note)))
+        return Response(show_request(by, administration.refuse_request(by, quota_request, note)))
 
     @extend_schema(summary=_("Withdraw a request"), request=None, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def withdraw(self, request: Request, pk: int) -> Response:
         """Withdraw one's own request, as long as it is open."""
-        return Response(show_request(administration.withdraw_request(current_user(request), self.get_object())))
+        by = current_user(request)
+        return Response(show_request(by, administration.withdraw_request(by, self.get_object())))
 
 
-def show_requests(rows: Sequence[QuotaRequest]) -> list[dict[str, Any]]:
-    """Return the shapes of these requests, with the amounts that apply now. One query."""
-    current = administration.current_amounts(rows)
+def show_requests(user: User, rows: Sequence[QuotaRequest]) -> list[dict[str, Any]]:
+    """Return the shapes of these requests, with the amounts that apply now. Two queries.
+
+    Who made a request keeps seeing it, but no longer what applies in a tenant that they have left.
+    """
+    tenants = permissions.visible_tenants(user).filter(pk__in={row.tenant_id for row in rows})
+    visible = set(tenants.values_list("pk", flat=True))
+    current = administration.current_amounts([row for row in rows if row.tenant_id in visible])
     return [shapes.Request(row, context={"current": current}).data for row in rows]
 
 
-def show_request(row: QuotaRequest) -> dict[str, Any]:
-    return show_requests([row])[0]
+def show_request(user: User, row: QuotaRequest) -> dict[str, Any]:
+    return show_requests(user, [row])[0]
 
 
 class AllowancesView(APIView):

@@ -139,7 +139,9 @@ class Request(serializers.Serializer[QuotaRequest]):
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
     amount = serializers.IntegerField(help_text="Requested.")
     previous_amount = serializers.IntegerField(help_text="When it was asked for.")
-    current_amount = serializers.SerializerMethodField(help_text="What applies now. Null: there is no limit.")
+    current_amount = serializers.SerializerMethodField(
+        help_text="What applies now. Null: there is no limit, or you have left the tenant."
+    )
     reason = CharField()
     asked_by = CharField(source="asked_by.username", default=None, allow_null=True)
     asked_at = serializers.DateTimeField()
@@ -150,9 +152,9 @@ class Request(serializers.Serializer[QuotaRequest]):
     note = CharField()
 
     def get_current_amount(self, row: QuotaRequest) -> int | None:
-        """Return it from `current` of the context, see `administration.current_amounts`."""
+        """Return it from `current` of the context, see `show_requests`."""
         current: dict[int, int | None] = self.context["current"]
-        return current[row.pk]
+        return current.get(row.pk)
 
 
 class GrantedRequest(Request):

@@ -179,6 +179,17 @@ def test_a_wish_has_the_amount_that_applies_now(call, alice, bob, quota_request)
     assert (granted["current_amount"], granted["caution"]) == (170, "")
 
 
+def test_who_has_left_the_tenant_no_longer_reads_what_applies_in_it(call, alice, bob, research, quota_request):
+    path = f"quota-requests/{quota_request['id']}/"
+    call(bob)("POST", path + "refuse/", {"note": "no"})
+    assert call(alice).get(path)["current_amount"] == 100
+    alice.memberships.filter(tenant=research).delete()
+    left = call(alice).get(path)
+    assert (left["previous_amount"], left["current_amount"]) == (100, None)
+    assert [one["current_amount"] for one in call(alice).get("quota-requests/")["results"]] == [None]
+    assert call(bob).get(path)["current_amount"] == 100
+
+
 def test_an_amount_that_may_be_a_slip_is_granted_and_named(call, bob, alice, quota_request, research):
     Quota.objects.filter(user=alice).update(amount=1)
     granted = call(bob)("POST", f"quota-requests/{quota_request['id']}/grant/").json()
