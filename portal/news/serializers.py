@@ -7,7 +7,7 @@ from rest_framework import serializers
 from portal.news import models as rows
 from portal.news.announcements import check_year
 from portal.web.markdown import MAX_LENGTH
-from portal.web.rest.strict_fields import CharField, ChoiceField, KnownFields
+from portal.web.rest.strict_fields import CharField, ChoiceField, DateTimeField, KnownFields
 
 MAX_TITLE = 120
 MOST_TENANTS = 500
@@ -49,8 +49,8 @@ class NewAnnouncement(KnownFields):
     title_en = CharField(max_length=MAX_TITLE, required=False, default="", allow_blank=True)
     text_ja = CharField(max_length=MAX_LENGTH, required=False, default="", allow_blank=True, help_text="Markdown.")
     text_en = CharField(max_length=MAX_LENGTH, required=False, default="", allow_blank=True, help_text="Markdown.")
-    begins_at = serializers.DateTimeField(validators=[check_year])
-    ends_at = serializers.DateTimeField(validators=[check_year], help_text="For news: until when it is shown.")
+    begins_at = DateTimeField(validators=[check_year])
+    ends_at = DateTimeField(validators=[check_year], help_text="For news: until when it is shown.")
     days_ahead = serializers.IntegerField(min_value=0, max_value=rows.MOST_DAYS_AHEAD, required=False, default=0)
     tenants = serializers.ListField(
         child=CharField(max_length=50),

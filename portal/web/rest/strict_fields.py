@@ -1,12 +1,15 @@
 """Serializers that are stricter than Django REST framework's, as the API's description says.
 
-A text must be a string (the framework takes a number as well), and a body may contain known fields only.
+A text must be a string (the framework takes a number as well), a time needs its offset (the framework takes it for one
+of the site's zone), and a body may contain known fields only.
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
 from django.db import models
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
@@ -21,6 +24,16 @@ class CharField(serializers.CharField):
             self.fail("invalid")
         text: str = super().to_internal_value(data)
         return text
+
+
+class DateTimeField(serializers.DateTimeField):
+    default_error_messages = {"no_offset": _("Give the time with its offset, such as 2026-12-01T09:00:00+09:00.")}
+
+    def enforce_timezone(self, value: datetime) -> datetime:
+        if timezone.is_naive(value):
+            self.fail("no_offset")
+        aware: datetime = super().enforce_timezone(value)
+        return aware
 
 
 class FloatField(serializers.FloatField):

@@ -62,6 +62,8 @@ def test_an_operator_announces_changes_and_deletes(call, olivia, sales):
         ({"begins_at": "0001-01-01T00:00:00+14:00"}, "begins_at"),
         ({"ends_at": "9999-12-31T23:59:59-12:00"}, "ends_at"),
         ({"begins_at": "yesterday"}, "begins_at"),
+        ({"begins_at": "2026-12-01T09:00:00"}, "begins_at"),
+        ({"ends_at": "2026-12-02T09:00"}, "ends_at"),
         ({"days_ahead": 31}, "days_ahead"),
         ({"tenants": ["nowhere"]}, "tenants"),
         ({"text_en": "x" * 10_001}, "text_en"),
