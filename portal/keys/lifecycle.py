@@ -21,7 +21,7 @@ from portal.accounts.permissions import admins_of, operators
 from portal.audit import tracking
 from portal.keys import queries
 from portal.keys.models import MAX_YEARS, ApiKey, check_expiry, check_networks
-from portal.keys.signals import key_replaced
+from portal.keys.signals import key_replaced, key_replacement_requested
 from portal.web.notify import notify
 from portal.web.refusals import Refused
 from portal.web.templatetags.formatting import person
@@ -124,7 +124,8 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
 
     The old key keeps working for `overlap`, or less if it expires before; without overlap it expires now. A revoked
     or expired key can have a successor too, and stays revoked or expired. Raises AlreadyReplaced, NotAMember when its
-    person has left, KeyOfTheCanary, and TooManyKeys when as many keys as allowed were made within a day.
+    person has left, KeyOfTheCanary, TooManyKeys when as many keys as allowed were made within a day, and what a
+    receiver of `key_replacement_requested` raises.
     """
     _check_may_manage(by, key)
     _check_not_canary(key)
@@ -135,6 +136,7 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
         key = ApiKey.objects.select_for_update().get(pk=key.pk)
         if ApiKey.objects.filter(replaces=key).exists():
             raise AlreadyReplaced(_("This key has been replaced already."))
+        key_replacement_requested.send(sender=None, key=key)
         _check_limit(key.tenant, key.user, only_new=True)
         new = ApiKey(
             tenant=key.tenant,
@@ -162,6 +164,15 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
             key.expires_at = min(key.expires_at or overlap_end, overlap_end)
             key.save(update_fields=["expires_at"])
     return new, text
+
+
+def may_be_replaced(key: ApiKey) -> bool:
+    """Return whether no other package forbids that the key gets a successor, as far as is known now."""
+    try:
+        key_replacement_requested.send(sender=None, key=key)
+    except KeyRefused:
+        return False
+    return True
 
 
 def change_key(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes]) -> None:

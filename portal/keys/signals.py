@@ -2,5 +2,8 @@
 
 from django.dispatch import Signal
 
+# A key is to get a successor. Arguments: `key`. A receiver that raises KeyRefused forbids it.
+key_replacement_requested = Signal()
+
 # A key got a successor. Arguments: `old`, `new`. Within the transaction that makes it.
 key_replaced = Signal()

@@ -51,11 +51,11 @@ class TenantCoursesView(APIView):
         responses={200: shapes.CourseCounts(many=True)},
     )
     def get(self, request: Request, slug: str) -> Response:
-        """Return who is how far only as numbers, as of last night. Fewer than five people are null."""
+        """Return who is how far only as numbers, as of last night. Null: fewer than five have, or have not."""
         tenant, may_administer = permissions.tenant_for(current_user(request), slug)
         if not may_administer:
             raise Http404
-        return Response([dict(shapes.CourseCounts(one).data) for one in progress.count_members(tenant)])
+        return Response([dict(shapes.CourseCounts(one).data) for one in progress.count_members(tenant, timezone.now())])
 
 
 class Seminars(GenericViewSet[Seminar]):
@@ -142,7 +142,7 @@ class Seminars(GenericViewSet[Seminar]):
     def people(self, request: Request, pk: int) -> Response:
         """Invite people by user name, mail address or whole name. They are notified and need no code."""
         by, seminar = current_user(request), self.get_object()
-        found = invitations.find_people(seminar, "\n".join(validated(shapes.NamedPeople, request.data)["people"]))
+        found = invitations.find_people(seminar, validated(shapes.NamedPeople, request.data)["people"])
         new = invitations.name_people(by, seminar, found.people)
         unknown, ambiguous = list(found.unknown), list(found.ambiguous)
         invited = [one.get_username() for one in new]

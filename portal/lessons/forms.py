@@ -1,4 +1,4 @@
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from django import forms
@@ -76,6 +76,8 @@ class PlanForm(forms.Form):
         begins, ends = (
             datetime.combine(values["day"], values[name], tzinfo=tenant.zone) for name in ("begins", "ends")
         )
+        if ends <= begins and self.initial.get("crosses_midnight") and values["day"] < date.max:  # opened by the API
+            ends += timedelta(days=1)
         return SeminarChanges(
             title=values["title"],
             course=values["course"],
@@ -90,7 +92,8 @@ def initial_plan(seminar: Seminar) -> dict[str, Any]:
     """Return the values of a seminar for PlanForm."""
     begins, ends = (at.astimezone(seminar.tenant.zone) for at in (seminar.begins_at, seminar.ends_at))
     plain = {name: getattr(seminar, name) for name in ("title", "course", "places", "tokens")}
-    return {**plain, "day": begins.date(), "begins": begins.time(), "ends": ends.time()}
+    crosses = ends.date() > begins.date()
+    return {**plain, "day": begins.date(), "begins": begins.time(), "ends": ends.time(), "crosses_midnight": crosses}
 
 
 class SeminarForm(PlanForm):

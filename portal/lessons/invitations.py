@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from portal.accounts.models import User
 from portal.audit import tracking
 from portal.lessons.models import MOST_PEOPLE, Seminar, SeminarInvitation
-from portal.lessons.seminars import SeminarRefused, check_organiser
+from portal.lessons.seminars import SeminarRefused, check_organiser, count_places_taken
 from portal.web.notify import notify
 
 BETWEEN = re.compile(r"[\n\r,;、，；]+")
@@ -40,9 +40,14 @@ def people_to_name(seminar: Seminar) -> QuerySet[User]:
     return found if seminar.is_company_wide else found.filter(memberships__tenant=seminar.tenant)
 
 
-def find_people(seminar: Seminar, typed: str) -> FoundPeople:
+def split_names(typed: str) -> list[str]:
+    """Return the names in what was typed into a field, one per line or with commas between them."""
+    return [name for part in BETWEEN.split(typed) if (name := part.strip())]
+
+
+def find_people(seminar: Seminar, typed: Sequence[str]) -> FoundPeople:
     """Return the people that user names, mail addresses or whole names mean. One query."""
-    names = list(dict.fromkeys(name for part in BETWEEN.split(typed[:MOST_TEXT]) if (name := part.strip())))
+    names = list(dict.fromkeys(typed))
     if len(names) > MOST_PEOPLE:
         raise SeminarRefused(
             _("At most %(most)d people can be invited at a time.") % {"most": MOST_PEOPLE}, code="many"
@@ -99,18 +104,18 @@ def name_people(by: User, seminar: Seminar, people: Iterable[User]) -> list[User
         there = {*row.invitations.values_list("user", flat=True), *row.participants.values_list("user", flat=True)}
         allowed = set(people_to_name(row).filter(pk__in=[one.pk for one in people]).values_list("pk", flat=True))
         new = [one for one in people if one.pk in allowed - there]
-        if len(there) + len(new) > row.places:
+        if count_places_taken(row) + len(new) > row.places:
             raise SeminarRefused(
                 _("The seminar has %(places)d places. Add places first.") % {"places": row.places}, code="places"
             )
         if not new:
             return []
-        SeminarInvitation.objects.bulk_create([SeminarInvitation(seminar=row, user=one) for one in new])
+        added = SeminarInvitation.objects.bulk_create([SeminarInvitation(seminar=row, user=one) for one in new])
         _record("seminar.invite", row, new)
         notify(
             [one for one in new if one != by],
             "seminar-invited",
-            str(row.pk),
+            f"{row.pk} {added[0].pk}",  # for who was taken off the list and is named again, another one
             path=f"/lessons/seminars/{row.pk}/join/",
             title=row.title,
             course=row.course,

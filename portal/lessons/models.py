@@ -77,12 +77,16 @@ class Seminar(models.Model):
 
 
 class SeminarParticipant(models.Model):
-    """A person who joined a seminar, which they were shown that its organiser sees their progress in."""
+    """A person who joined a seminar, which they were shown that its organiser sees their progress in.
+
+    `key`: the last one, of which those before it are predecessors.
+    """
 
     seminar = models.ForeignKey(Seminar, models.CASCADE, related_name="participants")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
     key = models.OneToOneField(ApiKey, models.SET_NULL, null=True, related_name="+")
     joined_at = models.DateTimeField(default=timezone.now)
+    taken_back_at = models.DateTimeField(null=True)  # by the organiser: it gets no successor
     added_to_tenant = models.BooleanField(default=False)  # by joining, and so until the end
 
     class Meta:

@@ -8,7 +8,7 @@ at is bounded: of one person's calls the newest MOST_CALLS, of several people's 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from typing import Any
 
 from django.db.models import Count, F, Max, Min, Q, QuerySet, Value
@@ -78,7 +78,7 @@ class CourseProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CourseCounts:
-    """How many members of a tenant did what. None: fewer than LEAST."""
+    """How many members of a tenant did what. None: fewer than LEAST did, or fewer than LEAST did not."""
 
     name: str
     members: int
@@ -192,26 +192,33 @@ def _find_new(users: Sequence[User], stored: Done, since: datetime | None) -> Do
     return new
 
 
-def count_members(tenant: Tenant) -> list[CourseCounts]:
+def count_members(tenant: Tenant, now: datetime) -> list[CourseCounts]:
     """Return how many active members of a tenant have done which steps, by course. Two queries.
 
-    Only stored steps count. Fewer than LEAST people are None; zero as well, for it would say it of each member. There
-    are no sums from which these could be computed: a person has done many steps.
+    Only stored steps count that were done before today, by the tenant's zone: a count that changed during the day would
+    say what a person does who is seen signing in just then. Fewer than LEAST people are None, and so are all but fewer
+    than LEAST: with the number of members they would say who has not. Zero and all as well, for they would say it of
+    each member. There are no sums from which these could be computed: a person has done many steps.
     """
+    today = datetime.combine(now.astimezone(tenant.zone), time(), tenant.zone)
     members = User.objects.filter(memberships__tenant=tenant, is_active=True)
     number_of_members = members.count()
     done: dict[int, set[str]] = defaultdict(set)
-    for number, step in StepDone.objects.filter(user__in=members).values_list("user_id", "step"):
+    for number, step in StepDone.objects.filter(user__in=members, at__lt=today).values_list("user_id", "step"):
         done[number].add(step)
     return [
         CourseCounts(
             name=course.name,
             members=number_of_members,
-            finished=_at_least(
-                sum(all(step.optional or step.code in steps for step in course.steps) for steps in done.values())
+            finished=_shown_count(
+                sum(all(step.optional or step.code in steps for step in course.steps) for steps in done.values()),
+                number_of_members,
             ),
             steps=[
-                {"code": step.code, "people": _at_least(sum(step.code in steps for steps in done.values()))}
+                {
+                    "code": step.code,
+                    "people": _shown_count(sum(step.code in steps for steps in done.values()), number_of_members),
+                }
                 for step in course.steps
             ],
         )
@@ -219,8 +226,8 @@ def count_members(tenant: Tenant) -> list[CourseCounts]:
     ]
 
 
-def _at_least(people: int) -> int | None:
-    return people if people >= LEAST else None
+def _shown_count(people: int, members: int) -> int | None:
+    return people if LEAST <= people <= members - LEAST else None
 
 
 def _recognise(users: Sequence[User], missing: set[str], since: datetime | None) -> Iterator[tuple[int, str, datetime]]:

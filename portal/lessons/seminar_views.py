@@ -110,7 +110,7 @@ def name_people(request: HttpRequest, pk: int) -> HttpResponse:
     if not form.is_valid():
         return render_seminar(request, seminar, form, 400)
     try:
-        found = invitations.find_people(seminar, form.cleaned_data["names"])
+        found = invitations.find_people(seminar, invitations.split_names(form.cleaned_data["names"]))
         new = invitations.name_people(user, seminar, found.people)
     except SeminarRefused as refusal:
         form.add_error("names", refusal.sentence)

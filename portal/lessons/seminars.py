@@ -6,7 +6,8 @@ code, or without it if the organiser named them (`invitations`).
 
 The code of a seminar is derived from a random number, which is stored, and API_KEY_SECRET, which no database holds. It
 is looked up by its digest. Keys end in two ways: `close_due_seminars` revokes them AFTERWARDS past the end, and their
-own expiry stops them LATEST past it, should no task run.
+own expiry stops them LATEST past it, should no task run. Participants may replace their key. What ends it, ends its
+predecessors as well, and then it gets no successor.
 """
 
 import base64
@@ -20,11 +21,13 @@ from typing import Any, TypedDict, Unpack
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, Min, OuterRef, Q, QuerySet
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from portal.accounts import permissions
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys import lifecycle
+from portal.keys.lineage import lineage_of
 from portal.keys.models import ApiKey
 from portal.keys.secret import digest_of
 from portal.lessons import progress
@@ -52,6 +55,10 @@ MISREAD = str.maketrans("018", "OIB")  # what base 32 has no digits for
 
 class SeminarRefused(Refused):
     """What was asked of a seminar cannot be."""
+
+
+class KeyOfTheSeminar(lifecycle.KeyRefused):
+    """The organiser took the key back, or its seminar is over: it gets no successor."""
 
 
 class SeminarChanges(TypedDict, total=False):
@@ -173,15 +180,15 @@ def change_seminar(by: User, seminar: Seminar, now: datetime, **changes: Unpack[
         if not changed:
             return row
         _check_plan(row, now)
-        if row.places < row.participants.count():
-            raise SeminarRefused(_("More people have joined already."), code="places")
+        if "places" in changed and row.places < count_places_taken(row):
+            raise SeminarRefused(_("More people have joined or are invited already."), code="places")
         row.save(update_fields=list(changed))
         if "ends_at" in changed:
             _move_ends_of_keys(row)
         if "tokens" in changed:
             _set_limits_of_keys(row)
         if {"begins_at", "ends_at"} & changed:
-            _notify_of_hours(row, by)
+            _notify_of_hours(row, by, now)
     return row
 
 
@@ -210,13 +217,13 @@ def _limit_key(key: ApiKey, tokens: int | None) -> None:
         )
 
 
-def _notify_of_hours(seminar: Seminar, by: User) -> None:
+def _notify_of_hours(seminar: Seminar, by: User, now: datetime) -> None:
     begins = seminar.begins_at.astimezone(seminar.tenant.zone).isoformat()
     concerned = Q(pk__in=seminar.participants.values("user")) | Q(pk__in=seminar.invitations.values("user"))
     notify(
         User.objects.filter(concerned, is_active=True).exclude(pk=by.pk),
         "seminar-moved",
-        f"{seminar.pk} {begins} {seminar.ends_at:%H%M}",
+        f"{seminar.pk} {now.isoformat()}",  # also where it is moved back to hours that were notified before
         path="/lessons/",
         title=seminar.title,
         course=seminar.course,
@@ -262,7 +269,7 @@ def _add_participant(seminar: Seminar, user: User) -> tuple[SeminarParticipant, 
     known = seminar.participants.select_related("key__tenant", "seminar__tenant").filter(user=user).first()
     if known is not None:
         return known, ""
-    if _places_taken(seminar, user) >= seminar.places:
+    if count_places_taken(seminar, but=user) >= seminar.places:
         raise SeminarRefused(_("The seminar is full. Ask the organiser."), code="full")
     added = False
     if seminar.is_company_wide:
@@ -280,10 +287,15 @@ def _add_participant(seminar: Seminar, user: User) -> tuple[SeminarParticipant, 
     return SeminarParticipant.objects.create(seminar=seminar, user=user, key=key, added_to_tenant=added), text
 
 
-def _places_taken(seminar: Seminar, user: User) -> int:
-    """Return how many places others have; people who are named keep theirs until they join."""
+def count_places_taken(seminar: Seminar, but: User | None = None) -> int:
+    """Return how many places people have, without the one that is kept for `but`.
+
+    Who is named has a place, joined or not.
+    """
     joined = seminar.participants.values("user")
-    awaited = seminar.invitations.exclude(user__in=joined).exclude(user=user)
+    awaited = seminar.invitations.exclude(user__in=joined)
+    if but is not None:
+        awaited = awaited.exclude(user=but)
     return seminar.participants.count() + awaited.count()
 
 
@@ -295,10 +307,29 @@ def _is_open(seminar: Seminar, user: User, now: datetime) -> bool:
 
 
 def take_back_key(by: User, participant: SeminarParticipant, reason: str = "") -> None:
-    """Revoke a participant's key for good; the person is notified, and gets no other one of this seminar."""
+    """Revoke a participant's keys for good; the person is notified, and gets no other one of this seminar."""
     check_organiser(by, participant.seminar)
-    if participant.key is not None:
-        lifecycle.revoke_on_behalf(participant.key, reason, by)
+    with transaction.atomic():
+        keys = _lock_keys(SeminarParticipant.objects.filter(pk=participant.pk))
+        SeminarParticipant.objects.filter(pk=participant.pk, taken_back_at=None).update(taken_back_at=timezone.now())
+        for key in keys:
+            if key.state == "active" or key is keys[-1]:
+                lifecycle.revoke_on_behalf(key, reason, by)
+            else:  # expired, but its person could make it last longer
+                lifecycle.revoke_silently(key, reason)
+
+
+def _lock_keys(participants: QuerySet[SeminarParticipant]) -> list[ApiKey]:
+    """Return all keys of these participants, oldest first, and lock them: none gets a successor meanwhile."""
+    locked: dict[int, ApiKey] = {}
+    while True:  # again while one is being replaced
+        last = set(participants.exclude(key=None).values_list("key", flat=True))
+        if last <= locked.keys():
+            return list(locked.values())
+        lineage = lineage_of(last)
+        chains = {number for key in last for number in lineage.chain(key)}
+        keys = ApiKey.objects.select_for_update(of=("self",)).select_related("tenant", "user")
+        locked = {key.pk: key for key in keys.filter(pk__in=chains).order_by("pk")}
 
 
 def end_seminar(seminar: Seminar, now: datetime) -> None:
@@ -309,10 +340,9 @@ def end_seminar(seminar: Seminar, now: datetime) -> None:
             return
         row.ended_at = now
         row.save(update_fields=["ended_at"])
-        people = list(row.participants.select_related("key", "user"))
-        for one in people:
-            if one.key is not None:
-                lifecycle.revoke_silently(one.key, _("The seminar is over."))
+        for key in _lock_keys(row.participants.all()):
+            lifecycle.revoke_silently(key, _("The seminar is over."))
+        people = list(row.participants.select_related("user"))
         added = {one.user_id for one in people if one.added_to_tenant}
         added -= _hand_on_memberships(row, added)
         Membership.objects.filter(
@@ -344,6 +374,17 @@ def close_due_seminars(now: datetime) -> int:
     for seminar in due:
         end_seminar(seminar, now)
     return len(due)
+
+
+def check_replacement(key: ApiKey, **_facts: Any) -> None:
+    """Raise KeyOfTheSeminar for a key that ended with its seminar, or that the organiser took back."""
+    row = SeminarParticipant.objects.select_related("seminar").filter(key=key).first()
+    if row is None:
+        return
+    if row.taken_back_at is not None:
+        raise KeyOfTheSeminar(_("The organiser of the seminar took this key back for good."), code="taken-back")
+    if row.seminar.ended_at is not None:
+        raise KeyOfTheSeminar(_("The seminar of this key is over. Create a key of your own."), code="over")
 
 
 def follow_key(old: ApiKey, new: ApiKey, **_facts: Any) -> None:

@@ -11,7 +11,7 @@ from portal.lessons import seminars
 from portal.lessons.courses import NAMES
 from portal.lessons.models import MOST_PEOPLE
 from portal.quotas.administration import MAX_AMOUNT
-from portal.web.rest.strict_fields import CharField, ChoiceField, KnownFields
+from portal.web.rest.strict_fields import CharField, ChoiceField, DateTimeField, KnownFields
 
 COURSES = [(name, name) for name in NAMES]
 LAST_YEAR = 9000  # later ones have no day in zones to the east
@@ -21,6 +21,12 @@ def check_year(value: datetime) -> None:
     """Raise ValidationError for a time that is no seminar's."""
     if not 2000 <= value.year <= LAST_YEAR:
         raise serializers.ValidationError(_("Choose a time within the next years."))
+
+
+def check_minute(value: datetime) -> None:
+    """Raise ValidationError for a time with seconds, which the page could not show."""
+    if value.second or value.microsecond:
+        raise serializers.ValidationError(_("Give a time without seconds."), code="seconds")
 
 
 class CourseStep(serializers.Serializer[Any]):
@@ -41,13 +47,13 @@ class Course(serializers.Serializer[Any]):
 
 class StepCount(serializers.Serializer[Any]):
     code = serializers.CharField()
-    people = serializers.IntegerField(allow_null=True, help_text="Null: fewer than five.")
+    people = serializers.IntegerField(allow_null=True, help_text="Null: fewer than five have, or have not.")
 
 
 class CourseCounts(serializers.Serializer[Any]):
     name = serializers.CharField()
     members = serializers.IntegerField(help_text="Active members of the tenant.")
-    finished = serializers.IntegerField(allow_null=True, help_text="Null: fewer than five.")
+    finished = serializers.IntegerField(allow_null=True, help_text="Null: fewer than five have, or have not.")
     steps = StepCount(many=True)
 
 
@@ -78,10 +84,12 @@ class SeminarFilter(KnownFields):
 
 
 class ChangedSeminar(KnownFields):
+    """Times are whole minutes with their offset, such as `2026-12-01T09:00:00+09:00`."""
+
     title = CharField(required=False, allow_blank=True, max_length=80, help_text="Empty: the title of the course.")
     course = ChoiceField(COURSES, required=False)
-    begins_at = serializers.DateTimeField(required=False, validators=[check_year])
-    ends_at = serializers.DateTimeField(required=False, validators=[check_year])
+    begins_at = DateTimeField(required=False, validators=[check_year, check_minute])
+    ends_at = DateTimeField(required=False, validators=[check_year, check_minute])
     places = serializers.IntegerField(required=False, min_value=1, max_value=MOST_PEOPLE)
     tokens = serializers.IntegerField(
         required=False,
@@ -93,14 +101,16 @@ class ChangedSeminar(KnownFields):
 
 
 class NewSeminar(ChangedSeminar):
+    """Times are whole minutes with their offset, such as `2026-12-01T09:00:00+09:00`."""
+
     tenant = CharField(max_length=50, help_text="Short name.")
     is_company_wide = serializers.BooleanField(required=False, default=False)
     title = CharField(
         required=False, allow_blank=True, default="", max_length=80, help_text="Empty: the title of the course."
     )
     course = ChoiceField(COURSES)
-    begins_at = serializers.DateTimeField(validators=[check_year])
-    ends_at = serializers.DateTimeField(validators=[check_year])
+    begins_at = DateTimeField(validators=[check_year, check_minute])
+    ends_at = DateTimeField(validators=[check_year, check_minute])
 
 
 class NamedPeople(KnownFields):

@@ -7,7 +7,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_safe
 
 from portal.accounts.permissions import current_user
-from portal.keys import model_access, queries
+from portal.keys import lifecycle, model_access, queries
 from portal.keys.forms import RevokeForm, RotateForm
 from portal.keys.key_example import make_example
 from portal.keys.models import ApiKey
@@ -25,11 +25,13 @@ def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
     now = timezone.now()
     [row] = queries.key_rows(ApiKey.objects.filter(pk=key.pk), now)
     month = periods.parse_period("this-month", now, key.tenant.zone)
+    may_manage = queries.manageable_by(current_user(request)).filter(pk=key.pk).exists()
     context: dict[str, object] = {
         "key": row,
         "zone": key.tenant.zone,
         "this_month": sum_all(month.filter_days(UsageDay.objects.filter(key=key))),
-        "may_manage": queries.manageable_by(current_user(request)).filter(pk=key.pk).exists(),
+        "may_manage": may_manage,
+        "may_be_replaced": may_manage and not row.replaced_by and lifecycle.may_be_replaced(key),
         "rotate": RotateForm(),
         "revoke": RevokeForm(),
     }

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+import time_machine
 from django.utils import timezone
 
 from portal.lessons import progress, seminars
@@ -16,6 +17,7 @@ from tests.seminars import seminar_of
 
 pytestmark = pytest.mark.django_db
 JSON = "application/json"
+SOON = timezone.now().date() + timedelta(days=2)
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def seminar(research, bob) -> Seminar:
 
 
 def plan(**more) -> dict:
-    begins = timezone.now() + timedelta(days=2)
+    begins = timezone.now().replace(second=0, microsecond=0) + timedelta(days=2)
     hours = {"begins_at": begins.isoformat(), "ends_at": (begins + timedelta(hours=2)).isoformat()}
     return {"tenant": "research", "course": "everyone", **hours, **more}
 
@@ -46,11 +48,12 @@ class TestCourses:
         assert not found["developers"]["is_finished"]
 
     def test_a_tenant_s_are_counts_of_five_or_more(self, as_bob, as_alice, research):
-        people = [person(f"p{number}", research) for number in range(5)]
-        for one in people:
-            progress.note_step(one, "curl")
-        for one in people[:4]:
-            progress.note_step(one, "openai")
+        people = [person(f"p{number}", research) for number in range(10)]
+        with time_machine.travel(timezone.now() - timedelta(days=1)):
+            for one in people[:5]:
+                progress.note_step(one, "curl")
+            for one in people[:4]:
+                progress.note_step(one, "openai")
         found = {one["name"]: one for one in as_bob.get("/api/v1/tenants/research/courses/").json()}
         steps = {step["code"]: step["people"] for step in found["developers"]["steps"]}
         assert (steps["curl"], steps["openai"], steps["stream"]) == (5, None, None)
@@ -59,13 +62,40 @@ class TestCourses:
         assert not {"p0", "p1"} & set(str(found).split("'"))
         assert as_alice.get("/api/v1/tenants/research/courses/").status_code == 404
 
+    def test_who_has_not_is_counted_by_none_either(self, as_bob, research):
+        people = list(research.users.all()) + [person(f"p{number}", research) for number in range(10)]
+        with time_machine.travel(timezone.now() - timedelta(days=1)):
+            for number, step in ((len(people), "key"), (len(people) - 4, "curl"), (len(people) - 5, "openai")):
+                for one in people[:number]:
+                    progress.note_step(one, step)
+        [found] = [one for one in as_bob.get("/api/v1/tenants/research/courses/").json() if one["name"] == "developers"]
+        steps = {step["code"]: step["people"] for step in found["steps"]}
+        assert found["members"] == len(people)
+        assert (steps["key"], steps["curl"], steps["openai"]) == (None, None, len(people) - 5)
+
+    def test_what_is_done_today_is_counted_tomorrow(self, research):
+        today = timezone.now().astimezone(research.zone).replace(hour=12)
+        people = [person(f"p{number}", research) for number in range(12)]
+        with time_machine.travel(today):
+            for one in people[:6]:
+                progress.note_step(one, "signed-in")
+
+        def count(days: int) -> int | None:
+            found = progress.count_members(research, today + timedelta(days=days))
+            return next(step["people"] for one in found for step in one.steps if step["code"] == "signed-in")
+
+        assert (count(0), count(1)) == (None, 6)
+
     def test_all_who_finished_are_counted(self, as_bob, research):
         course = all_courses()["everyone"]
         for number in range(5):
-            one = person(f"p{number}", research)
-            for step in course.steps:
-                if not step.optional:
-                    progress.note_step(one, step.code)
+            person(f"q{number}", research)
+        with time_machine.travel(timezone.now() - timedelta(days=1)):
+            for number in range(5):
+                one = person(f"p{number}", research)
+                for step in course.steps:
+                    if not step.optional:
+                        progress.note_step(one, step.code)
         [found] = [one for one in as_bob.get("/api/v1/tenants/research/courses/").json() if one["name"] == "everyone"]
         assert found["finished"] == 5
 
@@ -100,6 +130,9 @@ class TestSeminars:
             {"tokens": 0},
             {"begins_at": "9999-12-31T23:59:59Z"},
             {"begins_at": "never"},
+            {"begins_at": f"{SOON}T10:00:00", "ends_at": f"{SOON}T12:00:00"},
+            {"begins_at": f"{SOON}T10:00:01Z", "ends_at": f"{SOON}T12:00:00Z"},
+            {"begins_at": f"{SOON}T10:00:00Z", "ends_at": f"{SOON}T12:00:00.5Z"},
             {"colour": "red"},
         ],
     )
@@ -116,6 +149,14 @@ class TestSeminars:
         found = post(as_bob, f"seminars/{seminar.pk}/people/", {"people": ["alice", "charlie"]})
         assert found == {"invited": ["alice"], "unknown": ["charlie"], "ambiguous": []}
         assert notified("seminar-invited") == ["alice"]
+
+    def test_each_name_is_one_however_long_they_are_together(self, as_bob, research, seminar):
+        one = person("jones", research)
+        one.first_name, one.last_name = "Mary", "Jones, Jr."
+        one.save()
+        unknown = [f"{number:03}{'x' * 200}" for number in range(298)]
+        found = post(as_bob, f"seminars/{seminar.pk}/people/", {"people": [*unknown, "Mary Jones, Jr."]})
+        assert (found["invited"], found["unknown"]) == (["jones"], unknown)
 
     def test_progress_is_what_participants_agreed_to_show(self, as_bob, as_alice, alice, seminar):
         seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())

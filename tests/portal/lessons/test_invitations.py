@@ -40,21 +40,21 @@ class TestNames:
         taro = named("taro", research, "太郎", "鈴木")
         mary = named("mary", research, "Mary", "Jones")
         for typed in ("HANAKO", "hanako@example.com", "佐藤 花子", "佐藤花子", "佐藤\u3000花子"):
-            assert invitations.find_people(seminar, typed).people == [hanako]
-        assert invitations.find_people(seminar, "mary jones").people == [mary]
-        several = invitations.find_people(seminar, " hanako、鈴木 太郎\n\nmary; mary,")
+            assert invitations.find_people(seminar, invitations.split_names(typed)).people == [hanako]
+        assert invitations.find_people(seminar, invitations.split_names("mary jones")).people == [mary]
+        several = invitations.find_people(seminar, invitations.split_names(" hanako、鈴木 太郎\n\nmary; mary,"))
         assert several.people == [hanako, taro, mary]
         assert not several.unknown
 
     def test_a_name_of_two_people_is_no_one_s(self, seminar, research):
         for name in ("sato1", "sato2"):
             named(name, research, "花子", "佐藤")
-        found = invitations.find_people(seminar, "佐藤 花子, sato2")
+        found = invitations.find_people(seminar, invitations.split_names("佐藤 花子, sato2"))
         assert found.ambiguous == ["佐藤 花子"]
         assert [one.username for one in found.people] == ["sato2"]
 
     def test_people_of_elsewhere_read_as_unknown_ones(self, seminar, charlie):
-        found = invitations.find_people(seminar, "charlie, no-such-person")
+        found = invitations.find_people(seminar, invitations.split_names("charlie, no-such-person"))
         assert found.unknown == ["charlie", "no-such-person"]
         assert not found.people
 
@@ -63,7 +63,7 @@ class TestNames:
         gone = named("gone", research)
         gone.is_active = False
         gone.save()
-        found = invitations.find_people(seminar, "charlie, gone")
+        found = invitations.find_people(seminar, invitations.split_names("charlie, gone"))
         assert found.people == [charlie]
         assert found.unknown == ["gone"]
 
@@ -71,10 +71,10 @@ class TestNames:
         for number in range(30):
             named(f"p{number}", research)
         with django_assert_num_queries(1):
-            found = invitations.find_people(seminar, "\n".join(f"p{number}" for number in range(30)))
+            found = invitations.find_people(seminar, [f"p{number}" for number in range(30)])
         assert len(found.people) == 30
         with pytest.raises(SeminarRefused):
-            invitations.find_people(seminar, ",".join(map(str, range(301))))
+            invitations.find_people(seminar, list(map(str, range(301))))
 
 
 class TestNaming:
@@ -150,6 +150,12 @@ class TestJoining:
         Membership.objects.filter(user=alice).delete()
         with pytest.raises(SeminarRefused):
             seminars.join_as_named(alice, seminar, timezone.now())
+
+    def test_who_is_named_again_is_notified_again(self, alice, bob, carol, seminar):
+        for _ in range(2):
+            invitations.name_people(bob, seminar, [alice])
+            invitations.withdraw_name(bob, seminar, alice)
+        assert notified("seminar-invited") == ["alice", "alice"]
 
     def test_a_place_is_kept_for_each(self, alice, bob, carol, research):
         seminar = seminar_of(research, bob, places=1)

@@ -220,6 +220,17 @@ class TestEnd:
         assert notified("key-revoked") == []
         assert has(read(as_bob, f"/lessons/seminars/{seminar.pk}/"), "[data-ended]")
 
+    def test_it_stops_what_was_replaced_and_no_key_follows(self, as_alice, alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        lifecycle.rotate_key(ApiKey.objects.get(), timedelta(days=1), by=alice)
+        assert ApiKey.objects.usable().count() == 2
+        seminars.end_seminar(seminar, timezone.now())
+        assert not ApiKey.objects.usable().exists()
+        with pytest.raises(lifecycle.KeyRefused) as refused:
+            lifecycle.rotate_key(ApiKey.objects.latest("pk"), timedelta(), by=alice)
+        assert refused.value.code == "over"
+        assert ApiKey.objects.count() == 2
+
     def test_it_ends_by_itself_also_where_a_person_made_the_key_last_longer(self, as_alice, alice, seminar):
         join(as_alice, seminars.code_of(seminar))
         lifecycle.change_key(ApiKey.objects.get(), by=alice, expires_at=None)
@@ -286,6 +297,36 @@ class TestChanging:
         self.changed(seminar, bob, ends_at=seminar.ends_at + timedelta(hours=1))
         assert sorted(notified("seminar-moved")) == ["alice", "carol"]
 
+    def test_hours_that_come_back_are_notified_again(self, alice, bob, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        first, later = seminar.ends_at, seminar.ends_at + timedelta(hours=1)
+        for ends in (later, first, later):
+            self.changed(seminar, bob, ends_at=ends)
+        assert notified("seminar-moved") == ["alice"] * 3
+
+    def test_places_are_kept_for_people_who_are_invited(self, alice, bob, carol, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        invitations.name_people(bob, seminar, [alice, carol])
+        with pytest.raises(SeminarRefused) as refused:
+            self.changed(seminar, bob, places=1)
+        assert refused.value.code == "places"
+        assert self.changed(seminar, bob, places=2).places == 2
+
+    def test_one_over_midnight_is_saved_as_it_is(self, as_bob, bob, research):
+        day = (timezone.now() + timedelta(days=3)).astimezone(research.zone)
+        begins = day.replace(hour=22, minute=0, second=0, microsecond=0)
+        seminar = seminar_of(research, bob, begins_at=begins, ends_at=begins + timedelta(hours=3))
+        hours = {"day": str(begins.date()), "begins": "22:00", "ends": "01:00"}
+        page = f"/lessons/seminars/{seminar.pk}/edit/"
+        assert as_bob.post(page, form(**hours, title="Late")).status_code == 302
+        seminar.refresh_from_db()
+        assert (seminar.title, seminar.begins_at, seminar.ends_at) == ("Late", begins, begins + timedelta(hours=3))
+        assert as_bob.post(page, form(**{**hours, "day": "9999-12-31"})).status_code == 400
+        assert as_bob.post(page, form(**{**hours, "ends": "23:00"})).status_code == 302
+        seminar.refresh_from_db()
+        assert seminar.ends_at == begins + timedelta(hours=1)
+        assert as_bob.post(page, form(**hours)).status_code == 400  # as it was entered, it ends before it begins
+
     def test_what_cannot_be_is_refused(self, alice, bob, research, seminar):
         seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
         seminars.join_seminar(bob, seminars.code_of(seminar), timezone.now())
@@ -318,6 +359,37 @@ class TestTakingBack:
         assert has(join(as_alice, seminars.code_of(seminar)).content.decode(), "[data-taken-back]")
         assert ApiKey.objects.count() == 1
         assert as_bob.get(path).status_code == 302
+
+    def test_it_cannot_be_replaced_by_its_person(self, as_alice, alice, bob, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        key = ApiKey.objects.get()
+        assert has(read(as_alice, f"/keys/{key.prefix}/"), f"[action='/keys/{key.prefix}/rotate/']")
+        seminars.take_back_key(bob, SeminarParticipant.objects.get(), "passed on")
+        assert not has(read(as_alice, f"/keys/{key.prefix}/"), f"[action='/keys/{key.prefix}/rotate/']")
+        answer = as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "0"}, follow=True)
+        assert has(answer.content.decode(), ".notice.error")
+        api = as_alice.post(f"/api/v1/keys/{key.prefix}/rotate/", {"overlap_hours": 0}, "application/json")
+        assert api.status_code == 409
+        with pytest.raises(lifecycle.KeyRefused) as refused:
+            lifecycle.rotate_key(key, timedelta(), by=alice)
+        assert refused.value.code == "taken-back"
+        assert ApiKey.objects.get() == key
+
+    def test_those_that_it_replaced_stop_with_it(self, as_alice, alice, bob, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        lifecycle.rotate_key(ApiKey.objects.get(), timedelta(days=1), by=alice)
+        new, _ = lifecycle.rotate_key(ApiKey.objects.latest("pk"), timedelta(), by=alice)
+        assert ApiKey.objects.usable().count() == 2
+        seminars.take_back_key(bob, SeminarParticipant.objects.get())
+        assert not ApiKey.objects.filter(revoked_at=None).exists()  # nor the one that expired, whose date may change
+        assert SeminarParticipant.objects.get().key == new
+
+    def test_a_key_that_its_person_revoked_may_be_replaced(self, as_alice, alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        key = ApiKey.objects.get()
+        lifecycle.revoke_key(key, "lost", by=alice)
+        new, _ = lifecycle.rotate_key(key, timedelta(), by=alice)
+        assert SeminarParticipant.objects.get().key == new
 
     def test_others_keys_are_not_within_reach(self, as_bob, as_alice, alice, bob, research, seminar):
         join(as_alice, seminars.code_of(seminar))
