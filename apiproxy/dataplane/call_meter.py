@@ -60,6 +60,8 @@ class CallMeter:
     def open(self) -> None:
         self._record_open(Tokens(prompt=self.context.call.prompt_estimate))
         self.context.call.forget_body()
+        if self.lease is not None:
+            self.lease.prompt_read()
 
     def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None:
         """Record what was used. Whatever fails, nothing stays reserved, here or when the call is over."""

@@ -116,7 +116,7 @@ def replicas_for_batch(
 class Lease:
     """Permission to use a replica, from `Scheduler.acquire` to `release`. The call counts as in flight there."""
 
-    __slots__ = ("_charged", "_context", "_replica", "_scheduler", "_since", "call_class", "model", "waited")
+    __slots__ = ("_charged", "_context", "_replica", "_scheduler", "_since", "call_class", "model", "unread", "waited")
 
     def __init__(
         self, scheduler: "Scheduler", context: RequestContext, replica: Replica | None, *, waited: bool = False
@@ -129,6 +129,8 @@ class Lease:
         self._context = context
         self._replica = replica
         self._charged = 0.0
+        expected = context.expected
+        self.unread = 0 if expected is None or replica is None else expected.unread  # bytes of the prompt
         self.model = context.model.name
         self.call_class = class_of(context.key)
         self.waited = waited
@@ -156,17 +158,26 @@ class Lease:
 
     def move(self, replica: Replica) -> None:
         """Use another replica from now on."""
+        self.prompt_read()
         before, self._replica = self._replica, replica
         self._context.expected = None
         self._scheduler.on_move(self.model, before, replica)
 
+    def prompt_read(self) -> None:
+        """Note that the engine has read the prompt, or will not."""
+        if self.unread and self._replica is not None:
+            self._scheduler.on_prompt_read(self.model, self._replica.id, self.unread)
+            self.unread = 0
+
     def note_first_token(self, seconds: float) -> None:
         """Learn from how long the engine took to the first token."""
-        if self._context.expected is not None:
-            self._scheduler.on_first_token(self.model, self._context.expected, seconds)
+        context = self._context
+        if context.expected is not None and context.prefix is not None and context.prefix.is_whole:
+            self._scheduler.on_first_token(self.model, context.expected, seconds)
 
     def release(self) -> None:
         """Let others go in its place. Call it once, when the call is over."""
+        self.prompt_read()
         replica, self._replica = self._replica, None
         self._scheduler.on_end(self, replica, since=self._since, cost=self._charged)
 
@@ -333,7 +344,7 @@ class Scheduler:
         if not reachable:
             return None
         memory = self._prefixes.of(context.model.name)
-        replica, context.expected = memory.place(context.prefix, reachable, self._running_anywhere, self._clock())
+        replica, context.expected = memory.place(context.prefix, reachable, self._running_anywhere)
         return replica
 
     def _check_loading(self, context: RequestContext) -> None:
@@ -801,6 +812,8 @@ class Scheduler:
             self._in_flight[lease.model] += 1
         if replica is not None:
             self._balancer.add_call(replica)
+            if lease.unread:
+                self._prefixes.of(lease.model).add_unread(replica.id, lease.unread)
             if replica.slots is None:
                 self._shared.unbounded_used(lease.model, replica.id)
         return self._clock()
@@ -811,6 +824,9 @@ class Scheduler:
             queue[lease.call_class].charge(flow, cost)
         self._fairness.note_served(lease.model, lease.call_class.label, flow, cost)
         self._shared.charge(lease.model, lease.call_class, flow, cost)
+
+    def on_prompt_read(self, model: str, replica: int, size: int) -> None:
+        self._prefixes.of(model).add_unread(replica, -size)
 
     def on_first_token(self, model: str, expected: ExpectedCost, seconds: float) -> None:
         self._prefixes.of(model).learn(expected, seconds)

@@ -238,7 +238,7 @@ def placing() -> float:
     memory = PrefixMemory()
 
     def place() -> None:
-        memory.place(read_prefix(call, endpoint, 1), replicas, lambda _: 1, monotonic())
+        memory.place(read_prefix(call, endpoint, 1), replicas, lambda _: 1)
 
     return min(timeit.repeat(place, number=2000, repeat=7, timer=process_time)) / 2000
 

@@ -18,6 +18,7 @@ from apiproxy.dataplane.prefix_routing import (
     EDGES,
     KB,
     MAX_BITS,
+    PICTURED,
     SAMPLES,
     ExpectedCost,
     PrefixMemory,
@@ -54,15 +55,10 @@ class Place:
 
     def __init__(self) -> None:
         self.memory = PrefixMemory()
-        self.clock = Clock()
         self.running: dict[int, int] = {}
 
     def place(self, wanted: PromptPrefix, *replicas: Replica) -> tuple[Replica, ExpectedCost]:
-        return self.memory.place(wanted, replicas or REPLICAS, lambda id: self.running.get(id, 0), self.clock())
-
-    def later(self) -> None:
-        """Let every engine have read what it was sent."""
-        self.clock.now += 600
+        return self.memory.place(wanted, replicas or REPLICAS, lambda id: self.running.get(id, 0))
 
 
 @pytest.fixture
@@ -110,6 +106,7 @@ def test_nothing_of_another_tenant_or_another_salt_is_the_same():
 
 def test_a_prompt_of_any_length_has_few_marks():
     assert len(prefix("x" * 10_000_000).marks) == len(EDGES) < 40
+    assert prefix("x" * 10_000_000).size == EDGES[-1]
     assert prefix("short").marks == []
     assert sorted(set(EDGES)) == list(EDGES)
 
@@ -136,10 +133,8 @@ def test_where_nothing_is_kept_for_others_prompts_are_not_looked_at(changes, exp
 
 def test_the_next_turn_goes_where_the_last_one_was_read(place):
     first, _ = place.place(prefix(SYSTEM, "a"))
-    place.later()
     for _ in range(3):  # others that are equally idle
         place.place(prefix("something else" * 1000), *[one for one in REPLICAS if one is not first])
-        place.later()
     chosen, expected = place.place(prefix(SYSTEM, "a", "b"))
     assert chosen == first
     assert expected.unread < KB + 100
@@ -149,7 +144,6 @@ def test_prompts_that_nobody_has_read_are_dealt_out(place):
     chosen = []
     for number in range(6):
         chosen.append(place.place(prefix(f"{number} " * 4000))[0].id)
-        place.later()
     assert sorted(chosen) == [1, 1, 2, 2, 3, 3]
 
 
@@ -159,12 +153,10 @@ def test_a_burst_of_new_prompts_does_not_queue_at_one_replica(place):
 
 def test_a_popular_beginning_is_read_by_others_when_the_first_is_busy(place):
     first, _ = place.place(prefix(SYSTEM, "a"))
-    place.later()
     place.running[first.id] = 400  # more than reading the prompt once would cost
     second, expected = place.place(prefix(SYSTEM, "b"))
     assert second != first
     assert expected.unread > len(SYSTEM)
-    place.later()
     place.running[first.id] = 0
     place.running[second.id] = 1
     third, expected = place.place(prefix(SYSTEM, "c"))
@@ -174,22 +166,20 @@ def test_a_popular_beginning_is_read_by_others_when_the_first_is_busy(place):
 
 def test_what_a_replica_has_still_to_read_counts(place):
     long, _ = place.place(prefix(SYSTEM, "a"))
-    place.later()
-    place.place(prefix("z" * 2_000_000), long)  # minutes of reading
-    other, _ = place.place(prefix(SYSTEM, "b"))
-    assert other != long
+    place.memory.add_unread(long.id, 200_000)
+    assert place.place(prefix(SYSTEM, "b"))[0] != long
+    place.memory.add_unread(long.id, -200_000)
+    assert place.place(prefix(SYSTEM, "c"))[0] == long
 
 
 def test_only_replicas_that_are_offered_are_chosen(place):
     first, _ = place.place(prefix(SYSTEM))
-    place.later()
     others = [one for one in REPLICAS if one != first]
     assert place.place(prefix(SYSTEM), *others)[0] in others
 
 
 def test_a_replica_that_was_away_has_read_nothing(place):
     first, _ = place.place(prefix(SYSTEM))
-    place.later()
     place.memory.keep_only([one.id for one in REPLICAS if one != first])
     _, expected = place.place(prefix(SYSTEM), first)
     assert expected.unread == prefix(SYSTEM).size
@@ -199,7 +189,6 @@ def test_replicas_that_come_and_go_for_ever_are_forgotten(place):
     for id in range(1, 3 * MAX_BITS):
         coming = replace(ONE, id=id)
         place.place(prefix(SYSTEM), coming)
-        place.later()
         assert place.place(prefix(SYSTEM), coming)[1].unread < KB
         place.memory.keep_only([])
     assert place.place(prefix(SYSTEM))[1].unread == prefix(SYSTEM).size
@@ -211,7 +200,6 @@ def test_what_is_remembered_is_bounded_and_the_latest_is_kept(place, monkeypatch
     place.place(early, ONE)
     for number in range(100):
         place.place(prefix(f"{number} " * 4000), ONE)
-    place.later()
     assert place.place(early, ONE)[1].unread == early.size
     assert place.place(prefix("99 " * 4000), ONE)[1].unread < KB
 
@@ -354,23 +342,55 @@ async def test_a_model_with_one_replica_costs_nothing():
     assert (alone.prefix, alone.expected) == (None, None)
 
 
-async def test_the_first_token_teaches_unless_the_call_was_moved():
-    counter = Counter()
-    for seconds in (1.0, 50.0):
-        context = counter.call("x" * 100_000)
-        lease = await counter.scheduler.acquire(context)
-        if seconds == 50.0:
-            lease.move(next(one for one in REPLICAS if one != lease.replica))
+async def wait_after(*first_tokens: tuple[float, bool]) -> float:
+    """Return what a call is expected to wait while both replicas read, after calls with (seconds, whether moved)."""
+    counter = Counter(replace(MODEL, replicas=(ONE, TWO)))
+    for seconds, moved in first_tokens:
+        lease = await counter.lease(f"{seconds} {moved} " * 10_000)
+        if moved:
+            lease.move(TWO if lease.replica == ONE else ONE)
         lease.note_first_token(seconds)
         lease.release()
-        counter.clock.now += 60
-    call = counter.call("y" * 100_000)
+    for number in range(2):
+        await counter.lease(f"{number} " * 30_000)
+    call = counter.call("third " * 10_000)
     await counter.scheduler.acquire(call)
-    counter.clock.now += 2  # a prompt of this length was read within a second, and is now
-    again = counter.call("z" * 100_000)
-    await counter.scheduler.acquire(again)
-    assert again.expected is not None
-    assert again.expected.waited == 0
+    assert call.expected is not None
+    return call.expected.waited
+
+
+async def test_the_first_token_teaches_unless_the_call_was_moved():
+    learned = await wait_after((1.0, False))
+    assert learned < await wait_after((2.0, False))
+    assert learned > await wait_after((1.0, False), (0.01, False))
+    assert learned == await wait_after((1.0, False), (0.01, True))
+
+
+@pytest.mark.parametrize("end", ["read", "moved", "released"])
+async def test_a_call_that_ends_in_any_way_leaves_nothing_to_read(end):
+    model = replace(MODEL, replicas=(ONE,))
+    counter = Counter(replace(model, replicas=(ONE, TWO)))
+    known = await counter.serve(SYSTEM)
+    burdened = await counter.lease(SYSTEM, "z" * 200_000)
+    assert burdened.replica == known
+    assert (await counter.lease(SYSTEM, "b")).replica != known
+    if end == "read":
+        burdened.prompt_read()
+    elif end == "moved":
+        burdened.move(next(one for one in (ONE, TWO) if one != known))
+    burdened.release()
+    call = counter.call(SYSTEM, "c")
+    found = await counter.scheduler.acquire(call)
+    assert call.expected is not None
+    assert (found.replica, call.expected.waited) == (known, 0.0)
+
+
+async def test_pictures_are_not_counted_by_their_bytes():
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 900_000}}
+    sent = json.dumps({"model": "m", "messages": [{"role": "user", "content": [picture]}]}).encode()
+    found = read_prefix(requests.parse(sent), CHAT, 1)
+    assert found.size == PICTURED
+    assert not found.is_whole
 
 
 def test_models_that_are_no_more_are_forgotten():
@@ -379,4 +399,6 @@ def test_models_that_are_no_more_are_forgotten():
     router.keep_only(lambda _: MODEL)
     assert router.of("m") is memory
     router.keep_only(lambda _: replace(MODEL, replicas=(ONE,)))
+    assert router.of("m") is memory  # what the other replica has read is worth keeping until there are two again
+    router.keep_only(lambda _: None)
     assert router.of("m") is not memory

@@ -1,6 +1,7 @@
 """Periodic tasks: claimed by one of several hosts, run as child processes, never in the supervisor's way."""
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -138,8 +140,16 @@ class Children:
         return process
 
 
-def host(start, *periodic_tasks: PeriodicTask, clock=lambda: NINE) -> TaskRunner:
-    return TaskRunner(periodic_tasks or (HOURLY,), "here", clock=clock, start=start, first_check=0, check_every=0.05)
+def host(start, *periodic_tasks: PeriodicTask, clock=lambda: NINE, start_every: float = 0.0) -> TaskRunner:
+    return TaskRunner(
+        periodic_tasks or (HOURLY,),
+        "here",
+        clock=clock,
+        start=start,
+        first_check=0,
+        check_every=0.05,
+        start_every=start_every,
+    )
 
 
 @sync_to_async
@@ -165,6 +175,21 @@ async def test_it_runs_and_records_how_it_ended(transactional_db):
     await ended_tasks(keeping)
     assert (found.succeeded, found.output, found.claimed_by) == (True, "swept sweep", "here")
     assert len(children.started) == 1
+
+
+async def test_tasks_start_one_after_the_other_and_wait_for_no_end(transactional_db):
+    started: list[float] = []
+    children = Children("import time; time.sleep(60)")
+
+    async def start(argv: tuple[str, ...]) -> asyncio.subprocess.Process:
+        started.append(asyncio.get_running_loop().time())
+        return await children(argv)
+
+    several = [replace(HOURLY, name=name) for name in ("first", "second", "third")]
+    keeping = asyncio.create_task(host(start, *several, start_every=0.4).run())
+    await eventually(lambda: len(started) == 3)
+    await ended_tasks(keeping)
+    assert all(later - before >= 0.4 for before, later in itertools.pairwise(started))
 
 
 async def test_a_failure_is_recorded_with_its_last_output(transactional_db, caplog):
