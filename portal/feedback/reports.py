@@ -10,6 +10,7 @@ from django.db.models import Count, Q, QuerySet
 from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
 from portal.feedback.models import Feedback
+from portal.use_cases import gallery
 from portal.use_cases.models import UseCase
 
 PERIODS = (7, 30, 90)  # days
@@ -32,9 +33,9 @@ class FeedbackRow:
         return self.up + self.down
 
     @property
-    def share(self) -> int:
-        """Thumbs up, in per cent."""
-        return round(100 * self.up / self.count) if self.count else 0
+    def share(self) -> float:
+        """Thumbs up, from 0 to 1."""
+        return self.up / self.count if self.count else 0.0
 
 
 def readable_tenants(user: User) -> QuerySet[Tenant]:
@@ -74,15 +75,18 @@ def rows_by_alias(rows: QuerySet[Feedback]) -> list[FeedbackRow]:
 
 
 def rows_by_use_case(rows: QuerySet[Feedback], cases: QuerySet[UseCase]) -> list[FeedbackRow]:
-    """Return a row for each version of each of these use cases.
+    """Return a row for each version of each of these use cases, named in the reader's language.
 
     `cases`: those whose names the reader may see. Who is in two tenants may try one's case with the other's key.
     """
-    found = count_by(rows.filter(use_case__in=cases.values("pk")), "use_case", "use_case__name", "use_case_version")
+    found = count_by(rows.filter(use_case__in=cases.values("pk")), "use_case", "use_case_version")
+    titles = {
+        case.pk: case.title for case in gallery.with_texts(cases.filter(pk__in={one["use_case"] for one in found}))
+    }
     return [
         FeedbackRow(
             key=one["use_case"],
-            label=one["use_case__name"],
+            label=titles[one["use_case"]],
             version=one["use_case_version"],
             up=one["up"],
             down=one["down"],
@@ -98,7 +102,8 @@ def sum_up(rows: QuerySet[Feedback]) -> FeedbackRow:
 
 def comments_of(rows: QuerySet[Feedback]) -> QuerySet[Feedback]:
     """Return the feedback with comments, newest first."""
-    return rows.exclude(comment="").select_related("tenant", "use_case").order_by("-at", "-pk")
+    found = rows.exclude(comment="").select_related("tenant", "use_case__current")
+    return found.prefetch_related("use_case__current__texts").order_by("-at", "-pk")
 
 
 def use_case_feedback(case: UseCase, now: datetime) -> FeedbackRow:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, When, Window
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.timezone import localtime
@@ -42,6 +42,24 @@ class ReadableAnnouncement:
         return self.level == Level.MAINTENANCE
 
 
+@dataclass(frozen=True, slots=True)
+class Banners:
+    """The first of what is announced now, and how much of it there is."""
+
+    shown: list[ReadableAnnouncement]
+    count: int
+
+    @property
+    def after_all(self) -> int:
+        """How many more there are than a wide page shows."""
+        return self.count - len(self.shown)
+
+    @property
+    def after_first(self) -> int:
+        """How many more there are than a narrow page shows."""
+        return max(0, self.count - 1)
+
+
 def visible_announcements(user: User, now: datetime) -> QuerySet[Announcement]:
     """Return what this person may read: what is or was shown to their tenants; all of it for operators."""
     if user.is_staff:
@@ -56,8 +74,10 @@ def current_announcements(now: datetime) -> QuerySet[Announcement]:
     return Announcement.objects.filter(shown_from__lte=now, ends_at__gt=now)
 
 
-def banners(user: User, now: datetime) -> list[ReadableAnnouncement]:
-    """Return what the banners of a page show now: maintenance first, without news that the person closed.
+def banners(user: User, now: datetime) -> Banners:
+    """Return what the banners of a page show now, without news that the person closed.
+
+    Maintenance is first, the next of it before the later one; then news, the newest first.
 
     Operators see those for single tenants as well, which they are responsible for. One query, of which the frame of
     every page is made.
@@ -66,9 +86,11 @@ def banners(user: User, now: datetime) -> list[ReadableAnnouncement]:
     found = (
         (visible_announcements(user, now) & current_announcements(now))
         .exclude(Q(level=Level.INFO) & Exists(closed))
-        .order_by("-level", "begins_at", "pk")
+        .annotate(count=Window(Count("pk")))
+        .order_by("-level", Case(When(level=Level.MAINTENANCE, then=F("begins_at"))), "-begins_at", "-pk")
     )
-    return [readable(one, now) for one in found[:MOST_BANNERS]]
+    rows = list(found[:MOST_BANNERS])
+    return Banners([readable(one, now) for one in rows], rows[0].count if rows else 0)
 
 
 def readable(row: Announcement, now: datetime, tenants: Iterable[str] = ()) -> ReadableAnnouncement:

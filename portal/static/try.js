@@ -526,8 +526,10 @@ function startChat() {
     if (given.messages.length) await loadMarkdown().catch(() => {});
     show(other, given.system);
     prompt.value = given.prompt;
+    if (given.prompt) ideas.hidden = true;
     if (given.system || Object.keys(given.settings).length) part("settings").open = true;
     showCodeIfPossible();
+    composer.scrollIntoView({ block: "end", behavior: "instant" });
   }
 
   // --- What people do

@@ -92,6 +92,11 @@ class UseCase(models.Model):
         return f"#{self.pk} {self.name}"
 
     @property
+    def title(self) -> str:
+        """What people see as its name, in the reader's language if it has that."""
+        return self.current.text.title if self.current else self.name
+
+    @property
     def shown_minutes(self) -> int | None:
         """The minutes saved as people said; None: too few said so."""
         return self.minutes if self.minutes_said >= LEAST_SAID else None

@@ -1,8 +1,10 @@
 """Charts as they are drawn."""
 
 import pytest
+from django.template.loader import render_to_string
 from playwright.sync_api import Page, expect
 
+from portal.usage.chart import line_chart
 from tests.browser.pages import sign_in
 from tests.pages import key_of, serve, use
 from tests.waiting import until
@@ -97,3 +99,23 @@ def test_a_bar_leads_to_its_day(drawn):
     )
     drawn.mouse.click(box["x"] + middle[0], box["y"] + middle[1])
     drawn.wait_for_url("**/usage/?period=20*")
+
+
+def test_the_legend_has_each_line_as_it_is_drawn_whatever_its_colour(open_page):
+    shares = {f"curve {n}": {1: 80.0, 2: 60.0} for n in range(6)}
+    chart = line_chart(shares, [1, 2], "nth week", name="kept", measure="per cent", first_shade=3)
+    page = open_page()
+    page.goto("/sign-in/")
+    page.evaluate(
+        "html => document.querySelector('main').innerHTML = html",
+        render_to_string("usage/_chart.html", {"chart": chart, "label": "Kept"}),
+    )
+    lines = page.locator(".legend .swatch").evaluate_all(
+        "all => all.map(one => [one.offsetWidth > 6 * one.offsetHeight, getComputedStyle(one).maskImage,"
+        " getComputedStyle(one).backgroundColor])"
+    )
+    assert len(lines) == len({colour for _, _, colour in lines}) == 6
+    assert all(is_line for is_line, _, _ in lines)
+    dashes = [dash for _, dash, _ in lines]
+    assert len(set(dashes)) == 3
+    assert dashes[:3] == dashes[3:]

@@ -1,17 +1,29 @@
 """Pages fit the smallest phone, and what is to be pressed can be hit."""
 
-from datetime import timedelta
+import re
+from datetime import date, timedelta
 
 import pytest
 from django.urls import reverse
 from django.utils import timezone
 
+from portal.prices.models import TokenPrice
 from portal.quotas.models import Quota
 from tests.browser.pages import LONG_KEY, LONG_MODEL, LONG_TENANT, looks, sign_in
 from tests.fleet import fleet
+from tests.news import announce
 from tests.pages import key_of, serve, use
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+LINES = """
+one => {
+  const text = document.createRange();
+  text.selectNodeContents(one);
+  return text.getBoundingClientRect().height / parseFloat(getComputedStyle(one).fontSize) / 1.5;
+}
+"""
 
 
 @pytest.fixture
@@ -107,6 +119,34 @@ def test_paper_says_where_it_is_from_and_has_nothing_to_press(open_page, everyth
         assert path in page.locator(".printed").inner_text(), path
         pressed = page.locator(".top, footer, button, a.button, .back, details.more:not([open]) > summary")
         assert [one for one in pressed.all() if one.is_visible()] == [], path
+
+
+def test_paper_has_prices_with_whole_dates_and_neither_forms_nor_banners(open_page, olivia):
+    announce()
+    for number in range(1, 4):
+        TokenPrice.objects.create(
+            model=f"{number}-{LONG_MODEL}",
+            reference="A service, and the name of its model which is long",
+            first_day=date(2026, number, 1),
+            last_day=date(2026, number, 28),
+            input_price=1,
+            output_price=2,
+        )
+    page = open_page(width=PAPER)
+    sign_in(page, "olivia")
+    page.goto("/prices/")
+    page.emulate_media(media="print")
+    assert page.locator("tbody tr").count() == 3
+    assert [one for one in page.locator("main form, .banner").all() if one.is_visible()] == []
+    dates = page.locator("tbody").get_by_text(re.compile(r"^2026-"))
+    assert dates.count() == 6
+    assert {round(one.evaluate(LINES)) for one in dates.all()} == {1}
+    assert page.locator("h1").bounding_box()["y"] >= 16
+    page.goto("/feedback/")
+    assert page.locator("h1").bounding_box()["y"] >= 16
+    page.emulate_media(media="screen")
+    form, lead = page.locator("#days").bounding_box(), page.locator(".lead").bounding_box()
+    assert lead["y"] - form["y"] - form["height"] >= 8
 
 
 def test_paper_shows_the_hosts_of_the_operations_page(open_page, olivia):

@@ -19,6 +19,7 @@ from portal.usage.models import UsageRecord
 from tests.browser.pages import JAPANESE, LONG_MODEL, looks
 from tests.browser.playground.steps import answer_of, answered, calls, delta, open_settings, play, say
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
+from tests.news import announce
 from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -199,6 +200,35 @@ def test_a_link_fills_the_page_in_and_sends_nothing(page, serve, engine_):
     answered(tab)
     sent = calls(engine_)[before:]
     assert [[said["content"] for said in call["messages"]] for call in sent] == [["簡潔に。", "要約してください: …"]]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_sends_is_in_sight_of_a_page_that_a_link_filled_in_below_announcements(page, serve, width):
+    serve()
+    for n in range(3):
+        announce(title_en=f"A model with quite a long name, number {n}, is offered to everyone from today on")
+    text = "One line of a long text.\n" * 60
+    tab = page(width=width, path=playground_link(model="qwen", system="Be brief.", prompt=text))
+    expect(tab.locator("[data-prompt]")).to_have_value(text)
+    expect(tab.locator("[data-settings]")).to_have_attribute("open", "")
+    for part in ("[data-send]", "[data-prompt]"):
+        expect(tab.locator(part)).to_be_in_viewport(ratio=1)
+    assert tab.locator("[data-prompt]").bounding_box()["height"] <= 800 / 4
+    expect(tab.locator("[data-ideas]")).to_be_hidden()
+
+
+def test_on_a_telephone_one_announcement_leaves_room_to_write_and_send(page, serve):
+    serve()
+    for n in range(2):
+        announce(title_en=f"A model with quite a long name, number {n}, is offered to everyone from today on")
+    announce(level="maintenance", title_en="The computers of the data centre in Tokyo are repaired")
+    tab = page(width=390)
+    for path, part in (("/try/", "[data-send]"), ("/start/", "[data-ask-button]")):
+        tab.goto(path)
+        expect(tab.locator("[data-banner]").locator("visible=true")).to_have_count(1)
+        expect(tab.locator(part)).to_be_in_viewport(ratio=1)
+    tab.locator(".banner > a[href='/news/']").locator("visible=true").click()
+    expect(tab.locator("article")).to_have_count(3)
 
 
 def test_waiting_can_be_given_up(page, serve):

@@ -192,7 +192,7 @@ def test_operators_read_all_and_champions_their_tenants(as_olivia, as_bob, as_al
     assert one_of(page, "[data-count]")["data-count"] == "5"
     assert {row["data-row"] for row in all_of(page, "#by-model tbody tr")} == {"qwen", "small"}
     page = read(as_bob, "/feedback/")
-    assert one_of(page, "[data-share]")["data-share"] == "75"
+    assert one_of(page, "[data-share]")["data-share"] == "0.75"
     assert [row["data-row"] for row in all_of(page, "#by-model tbody tr")] == ["qwen"]
     assert [row["data-row"] for row in all_of(page, "#by-use-case tbody tr")] == [str(judged.pk)]
     assert "cut off" in page
@@ -201,6 +201,17 @@ def test_operators_read_all_and_champions_their_tenants(as_olivia, as_bob, as_al
     Membership.objects.filter(user=alice).update(is_champion=True)
     assert "cut off" in read(as_alice, "/feedback/")
     assert as_alice.get("/feedback/?of=sales").status_code == 404
+
+
+def test_use_cases_have_their_titles_in_the_language_of_the_reader(as_olivia, alice, bob, research):
+    titles = {"ja": "メールの返信", "en": "Reply to a mail"}
+    texts = [text_content(language, title=title) for language, title in titles.items()]
+    case = use_case(alice, research, *texts, publisher=bob)
+    give(alice, use(key_of(alice, research)).request_id, -1, comment="short", use_case=case.pk, use_case_version=1)
+    for language, title in titles.items():
+        page = as_olivia.get("/feedback/", headers={"accept-language": language})
+        assert one_of(page, "#by-use-case .row-link").text == title
+        assert one_of(page, "#comments a").text == title
 
 
 def test_odd_periods_and_pages_show_the_report(as_olivia, judged):

@@ -75,6 +75,17 @@ class TestBanners:
         found = shown(as_alice)
         assert (len(found), found[0]) == (announcements.MOST_BANNERS, urgent.pk)
 
+    def test_the_next_maintenance_and_the_newest_news_are_first_and_the_others_are_a_link_away(self, as_alice):
+        old, new, newest = (announce(begins=-days * 24 * HOUR) for days in (9, 2, 1))
+        later, soon = (announce(level="maintenance", begins=n * HOUR, ends=9 * HOUR, days_ahead=1) for n in (5, 3))
+        page = as_alice.get("/keys/")
+        assert shown(as_alice) == [soon.pk, later.pk, newest.pk]
+        assert [one_of(page, name).text.split()[0] for name in (".after-first", ".after-all")] == ["4", "2"]
+        for row in (new, newest):
+            as_alice.post(f"/news/{row.pk}/close/", {"next": "/keys/"})
+        assert shown(as_alice) == [soon.pk, later.pk, old.pk]
+        assert not has(as_alice.get("/keys/"), ".after-all")
+
     def test_who_is_not_signed_in_sees_none(self, client):
         announce()
         assert not has(client.get("/sign-in/"), "[data-banner]")
@@ -93,6 +104,13 @@ class TestList:
             page = as_alice.get("/news/", headers={"accept-language": language})
             assert title in one_of(page, "article h2").text
             assert texts(page, "article .prose strong") == ["本文"]
+
+    def test_what_is_over_is_marked_so_whatever_it_was(self, as_alice):
+        over = [announce(level=level, begins=-3 * HOUR, ends=-HOUR) for level in ("info", "maintenance")]
+        announce(level="maintenance")
+        page = as_alice.get("/news/")
+        assert {one["id"] for one in all_of(page, "[data-over]")} == {f"news-{row.pk}" for row in over}
+        assert len(texts(page, "[data-over] h2 .off")) == 3  # "Maintenance" is grey as well then
 
     def test_what_is_planned_is_for_operators_until_it_is_shown(self, as_alice, as_olivia):
         announce(begins=HOUR, ends=2 * HOUR)
