@@ -13,7 +13,7 @@ from portal.audit import tracking
 from portal.audit.models import AuditEvent
 from portal.demo import workdays
 from portal.demo.keyrings import Holder
-from portal.demo.plan import CHAT, CODE, LARGE, NEW, SMALL
+from portal.demo.plan import CHAT, CODE, LARGE, NEW, NEW_ADDED, SMALL
 from portal.demo.staff import Staff
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
@@ -28,7 +28,7 @@ DEEDS: tuple[tuple[float, str, str, dict[str, Any] | None, dict[str, Any] | None
     (40.5, "model.change", LARGE, {"replicas": 1}, {"replicas": 2}),
     (33.1, "model.change", CHAT, {"slots": 8, "replicas": 1}, {"slots": 16, "replicas": 2}),
     (23.0, "model.restart", LARGE, {"generation": 1}, {"generation": 2}),
-    (6.2, "model.add", NEW, None, {"name": NEW, "engine": "vllm", "task": "chat", "tensor_parallel": 2}),
+    (NEW_ADDED, "model.add", NEW, None, {"name": NEW, "engine": "vllm", "task": "chat", "tensor_parallel": 2}),
     (5.9, "model.change", NEW, {"context": None}, {"context": 32768}),
 )
 

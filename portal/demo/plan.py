@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 CHAT, CODE, LARGE = "ezo-9b", "qwen2.5-coder-32b", "llama-3.3-swallow-70b"
 EMBEDDING, BGE, RERANK, WHISPER = "ruri-v3-310m", "bge-m3", "bge-reranker-v2-m3", "whisper-large-v3-turbo"
 SMALL, VISION, OLD, NEW = "gemma-3-4b-it", "qwen2.5-vl-7b", "elyza-llama-3-8b", "gpt-oss-120b"
+NEW_ADDED = 6.2  # days ago
 
 OFFICE_MIX = {CHAT: 62, LARGE: 28, SMALL: 6, VISION: 3, OLD: 1}
 WRITERS_MIX = {LARGE: 55, CHAT: 38, VISION: 4, OLD: 3}

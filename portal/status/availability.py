@@ -33,7 +33,7 @@ LEAST_INCIDENT = timedelta(minutes=2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DayStatus:
-    """`share`: of the watched time, 0 to 1; None: the model was not offered or not watched."""
+    """`share`: of the watched time, 0 to 1; None: the model was not there, not offered or not watched."""
 
     day: date
     share: float | None
@@ -147,11 +147,13 @@ def _read_breaks(names: Sequence[str], first: datetime, now: datetime) -> Record
     """Read what was recorded of these models since `first`. Two queries."""
     rows = StatusInterval.objects.filter(
         Q(model__name__in=names) | Q(model=None), Q(ended_at=None) | Q(ended_at__gt=first)
-    ).values_list("model__name", "kind", "began_at", "ended_at")
+    ).values_list("model__name", "kind", "reason", "began_at", "ended_at")
     down: dict[str | None, list[Span]] = defaultdict(list)
     uncounted: dict[str | None, list[Span]] = defaultdict(list)
-    for name, kind, began_at, ended_at in rows:
-        (down if kind == Kind.DOWN else uncounted)[name].append((began_at, ended_at or now))
+    for name, kind, reason, began_at, ended_at in rows:
+        # Before its first answer, and before it was registered, nothing counts of a model.
+        begin = min(first, began_at) if reason == NEW else began_at
+        (down if kind == Kind.DOWN else uncounted)[name].append((begin, ended_at or now))
     watched = StatusWatch.objects.first()
     uncounted[None].append((first, watched.since if watched else now))
     return RecordedBreaks(down=down, uncounted=uncounted)

@@ -23,7 +23,7 @@ from portal.adoption.models import COMPANY, AdoptionJourney, AdoptionSummary
 from portal.audit import tracking
 from portal.audit.models import AuditEvent
 from portal.demo import company, machines, staff
-from portal.demo.plan import LARGE
+from portal.demo.plan import LARGE, NEW
 from portal.demo.workdays import closes_month
 from portal.guide.models import HouseRules
 from portal.keys.models import ApiKey, ManagementKey
@@ -78,8 +78,12 @@ def test_it_has_what_pages_show(filled):
 
 
 def test_the_status_of_its_models_and_the_programs_of_its_people_are_known(filled):
-    [down] = StatusInterval.objects.filter(kind=StatusInterval.Kind.DOWN)
+    downs = StatusInterval.objects.filter(kind=StatusInterval.Kind.DOWN)
+    [down] = downs.exclude(ended_at=None)
     assert (down.model.name, (NOW - down.began_at).days) == (LARGE, 23)
+    [added] = AuditEvent.objects.filter(action="model.add", object_name=NEW)
+    assert list(downs.filter(ended_at=None).values_list("model__name", "began_at")) == [(NEW, added.at)]
+    assert not StatusInterval.objects.filter(reason="new", began_at__gte=NOW).exists()
     assert (NOW - StatusWatch.objects.get().since).days == SMALL.days
     assert not StatusInterval.objects.filter(began_at=NOW, ended_at__isnull=False).exists()
     classes = set(UsageRecord.objects.values_list("client_class", flat=True))

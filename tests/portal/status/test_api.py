@@ -19,6 +19,7 @@ def models(sales):
     StatusWatch.objects.create(since=now - timedelta(days=3), last_at=now)
     qwen, secret = serve("qwen"), serve("secret")
     ModelAccess.objects.create(model=secret, tenant=sales)
+    StatusInterval.objects.update(began_at=now - timedelta(days=3), ended_at=now - timedelta(days=3))  # first answers
     hour = timedelta(hours=1)
     down = {"kind": StatusInterval.Kind.DOWN, "reason": "failed"}
     StatusInterval.objects.create(model=qwen, began_at=now - 2 * hour, ended_at=now - hour, **down)

@@ -203,6 +203,23 @@ class TestAvailability:
         StatusInterval.objects.create(model=model, kind="down", began_at=NOON - timedelta(days=1, hours=12))
         assert self.shares(NOON)[-3:] == [1, 0, 0]
 
+    @pytest.mark.parametrize("answers", [False, True])
+    def test_before_a_model_answered_for_the_first_time_there_is_no_data(self, clock, answers):
+        StatusWatch.objects.create(since=NOON - timedelta(days=60), last_at=NOON)
+        serve(state="failed")
+        clock.shift(HOUR)
+        if answers:
+            become("ready")
+        clock.shift(HOUR)
+        now = NOON + 2 * HOUR
+        assert self.shares(now) == [None] * (availability.DAYS - 1) + [1 if answers else None]
+        assert availability.read_shares(["qwen"], ZONE, now) == {"qwen": 1 if answers else None}
+
+    def test_a_model_that_answers_at_once_has_no_days_before_it_was_registered(self, clock):
+        StatusWatch.objects.create(since=NOON - timedelta(days=60), last_at=NOON)
+        serve()
+        assert self.shares(NOON + HOUR) == [None] * (availability.DAYS - 1) + [1]
+
     def test_without_a_watch_there_is_no_data(self, clock):
         serve()
         assert set(self.shares(NOON)) == {None}
