@@ -87,7 +87,8 @@ class Seminars(GenericViewSet[Seminar]):
 
     @extend_schema(summary=gettext_lazy("One seminar, with its code"), responses={200: shapes.SeminarWithCode})
     def retrieve(self, request: Request, pk: int) -> Response:
-        return Response(shapes.SeminarWithCode(self.get_object()).data)
+        """Return it. Its code is null for a management key that may only read."""
+        return Response(shapes.SeminarWithCode(self.get_object(), context={"request": request}).data)
 
     @extend_schema(
         summary=gettext_lazy("Open a seminar"),
@@ -102,7 +103,7 @@ class Seminars(GenericViewSet[Seminar]):
         if tenant is None:
             raise ValidationError({"tenant": [_("You do not administer this tenant.")]})
         seminar = seminars.open_seminar(by, Seminar(tenant=tenant, **values), timezone.now())
-        return Response(shapes.SeminarWithCode(seminar).data, status.HTTP_201_CREATED)
+        return Response(shapes.SeminarWithCode(seminar, context={"request": request}).data, status.HTTP_201_CREATED)
 
     @extend_schema(
         summary=gettext_lazy("Change a seminar"),
@@ -113,7 +114,7 @@ class Seminars(GenericViewSet[Seminar]):
         """Change what is sent. Keys of those who have joined follow; people are notified of new hours."""
         values = validated(shapes.ChangedSeminar, request.data)
         row = seminars.change_seminar(current_user(request), self.get_object(), timezone.now(), **values)
-        return Response(shapes.SeminarWithCode(row).data)
+        return Response(shapes.SeminarWithCode(row, context={"request": request}).data)
 
     @action(["post"], detail=True)
     @extend_schema(summary=gettext_lazy("End a seminar"), request=None, responses={200: shapes.SeminarWithCode})

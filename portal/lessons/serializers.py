@@ -11,6 +11,7 @@ from portal.lessons import seminars
 from portal.lessons.courses import NAMES
 from portal.lessons.models import MOST_PEOPLE
 from portal.quotas.administration import MAX_AMOUNT
+from portal.web.rest import scopes
 from portal.web.rest.strict_fields import CharField, ChoiceField, DateTimeField, KnownFields
 
 COURSES = [(name, name) for name in NAMES]
@@ -70,13 +71,17 @@ class Seminar(serializers.ModelSerializer[rows.Seminar]):
 
 
 class SeminarWithCode(Seminar):
-    code = serializers.SerializerMethodField(help_text="Who has it, and belongs to the tenant, may join.")
+    code = serializers.SerializerMethodField(
+        help_text="Who has it, and belongs to the tenant, may join. Null for a management key without `lessons:write`."
+    )
 
     class Meta(Seminar.Meta):
         fields = (*Seminar.Meta.fields, "code")  # type: ignore[assignment]
 
-    def get_code(self, seminar: rows.Seminar) -> str:
-        return seminars.code_of(seminar)
+    def get_code(self, seminar: rows.Seminar) -> str | None:
+        key = self.context["request"].auth  # a management key; None: a session
+        may_open = key is None or scopes.covers(key.scopes, "lessons:write")
+        return seminars.code_of(seminar) if may_open else None
 
 
 class SeminarFilter(KnownFields):

@@ -173,6 +173,15 @@ class TestSeminars:
         _, other = management_key_of(bob, "usage:read")
         assert client.get("/api/v1/seminars/", headers={"authorization": f"Bearer {other}"}).status_code == 403
 
+    def test_a_key_that_only_reads_gets_no_code(self, bob, client, seminar):
+        codes = []
+        for scope in ("lessons:read", "lessons:write"):
+            _, text = management_key_of(bob, scope)
+            found = client.get(f"/api/v1/seminars/{seminar.pk}/", headers={"authorization": f"Bearer {text}"})
+            codes.append(found.json()["code"])
+        assert codes == [None, seminars.code_of(seminar)]
+        assert client_of(bob).get(f"/api/v1/seminars/{seminar.pk}/").json()["code"] == codes[1]
+
     def test_more_participants_ask_no_more(self, bob, seminar, research, django_assert_max_num_queries):
         for number in range(8):
             seminars.join_seminar(person(f"p{number}", research), seminars.code_of(seminar), timezone.now())
