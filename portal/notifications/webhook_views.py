@@ -47,6 +47,8 @@ class WebhookForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its 
         if self.instance.pk is None:
             self.fields["url"].required = True
             self.initial["kinds"] = [*webhooks.OPERATOR_KINDS]
+        else:
+            self.fields["url"].help_text = _("Leave this empty to keep the address, which is not shown again.")
 
     def clean_url(self) -> str:
         url: str = self.cleaned_data["url"].strip()

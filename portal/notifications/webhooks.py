@@ -225,4 +225,5 @@ BODIES: Mapping[str, Callable[[NotificationRow], dict[str, Any]]] = {
 def shorten_url(url: str) -> str:
     """Return enough of an address to recognise it, without its secret part."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}/…{url[-3:]}"
+    host = parts.netloc.rpartition("@")[2]  # with its port, without a name and password
+    return f"{parts.scheme}://{host}/…{url[-3:]}"

@@ -48,7 +48,7 @@ class UseCases(GenericViewSet[UseCase]):
         """Return a published use case, or your own as it was saved last."""
         self.queryset = gallery.readable(current_user(request)).select_related("tenant", "current")
         case = self.get_object()
-        return Response(describe(case, case.current or gallery.newest_version(case)))
+        return Response(describe(case, case.current or gallery.newest_version(current_user(request), case)))
 
     @extend_schema(
         summary=gettext_lazy("Propose a use case"), request=shapes.NewUseCase, responses={201: shapes.UseCase}
@@ -67,7 +67,7 @@ class UseCases(GenericViewSet[UseCase]):
             elif values["propose"]:
                 publishing.propose(by, case)
         case.refresh_from_db()
-        return Response(describe(case, gallery.newest_version(case)), status.HTTP_201_CREATED)
+        return Response(describe(case, gallery.newest_version(by, case)), status.HTTP_201_CREATED)
 
 
 def with_all_texts(cases: QuerySet[UseCase]) -> QuerySet[UseCase]:

@@ -53,7 +53,8 @@ def readable(user: User) -> QuerySet[UseCase]:
     Who has left a tenant no longer reads what they wrote for it: what colleagues say about it goes on there.
     """
     if permissions.may_operate(user):
-        return UseCase.objects.all()
+        known = UseCaseVersion.objects.filter(~Q(state=State.DRAFT) | Q(author=user), use_case=OuterRef("pk"))
+        return UseCase.objects.filter(Exists(known))
     reachable = Q(is_company_wide=True) | Q(tenant__in=permissions.own_tenants(user))
     shown = Q(retired_at=None, current__isnull=False) & reachable
     own = Q(author=user) & reachable
@@ -92,8 +93,9 @@ def search(cases: QuerySet[UseCase], query: GalleryQuery) -> QuerySet[UseCase]:
 
 def own_versions(user: User) -> QuerySet[UseCaseVersion]:
     """Return the newest version of each case that the person proposed, if it is not simply published."""
-    newer = UseCaseVersion.objects.filter(use_case=OuterRef("use_case"), number__gt=OuterRef("number"))
-    found = UseCaseVersion.objects.filter(
+    known = UseCaseVersion.objects.filter(~Q(state=State.DRAFT) | Q(author=user))
+    newer = known.filter(use_case=OuterRef("use_case"), number__gt=OuterRef("number"))
+    found = known.filter(
         ~Exists(newer), use_case__author=user, use_case__in=readable(user).values("pk"), state__in=OPEN
     )
     return found.select_related("use_case", "author").prefetch_related("texts").order_by("-created_at")
@@ -120,8 +122,15 @@ def last_check(case: UseCase) -> UseCaseCheck | None:
     return UseCaseCheck.objects.filter(use_case=case).select_related("version").first()
 
 
-def newest_version(case: UseCase) -> UseCaseVersion | None:
-    return case.versions.select_related("author", "decided_by").prefetch_related("texts").order_by("number").last()
+def versions_for(reader: User, case: UseCase) -> QuerySet[UseCaseVersion]:
+    """Return the versions without the drafts of other people: before it is proposed, a text is its author's alone."""
+    return case.versions.filter(~Q(state=State.DRAFT) | Q(author=reader))
+
+
+def newest_version(reader: User, case: UseCase) -> UseCaseVersion | None:
+    """Return the newest version that this person may know of; None: there are only drafts of others."""
+    found = versions_for(reader, case).select_related("author", "decided_by").prefetch_related("texts")
+    return found.order_by("number").last()
 
 
 def most_helpful(user: User, most: int = 3) -> list[UseCase]:

@@ -16,7 +16,7 @@ from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
 from portal.audit import tracking
 from portal.use_cases.content import UseCaseContent, UseCaseRefused, check_content, content_of
-from portal.use_cases.gallery import Publisher
+from portal.use_cases.gallery import Publisher, versions_for
 from portal.use_cases.models import MAX_NOTE, UseCase, UseCaseText, UseCaseVersion, join_departments
 from portal.web.notify import notify
 
@@ -54,6 +54,8 @@ def create_case(by: User, tenant: Tenant | None, content: UseCaseContent) -> Use
 def save_version(by: User, case: UseCase, content: UseCaseContent, *, seen: int | None = None) -> UseCaseVersion:
     """Save an edit as a draft. The person's own draft is changed, everything else gets a newer version.
 
+    Drafts of others stay as they are: they are not known to this person.
+
     `seen`: the number of the version that was edited. Raises UseCaseChanged if it is no longer the newest.
     """
     check_content(content)
@@ -61,14 +63,15 @@ def save_version(by: User, case: UseCase, content: UseCaseContent, *, seen: int 
         case = lock_case(case)
         if not Publisher(by).may_edit(case):
             raise UseCaseForbidden(_("You may not change this use case."))
-        newest = case.versions.order_by("number").last()
+        known = versions_for(by, case)
+        newest = known.order_by("number").last()
         check_seen(newest, seen)
-        if newest is not None and newest.state == State.DRAFT and newest.author_id == by.pk:
+        if newest is not None and newest.state == State.DRAFT:
             newest.delete()
             number = newest.number
         else:
-            number = 1 + (case.versions.aggregate(most=Max("number"))["most"] or 0)
-            case.versions.filter(state__in=(State.PROPOSED, State.DRAFT)).update(state=State.REPLACED)
+            number = next_number(case)
+            known.filter(state__in=(State.PROPOSED, State.DRAFT)).update(state=State.REPLACED)
         if case.current_id is None:  # else others would read a title that is not published
             case.name = content.name
             case.save(update_fields=["name"])
@@ -115,15 +118,18 @@ def write_version(
 
 
 def propose(by: User, case: UseCase) -> None:
-    """Propose the newest version, a draft, to those who decide, and notify them."""
+    """Propose the person's draft to those who decide, and notify them."""
     with transaction.atomic():
-        case, version = lock_newest(case)
+        case, version = lock_newest(by, case)
         if version.state != State.DRAFT:
             raise UseCaseRefused(_("There is nothing new to propose."), code="state")
-        if not (version.author_id == by.pk or Publisher(by).may_publish(case)):
+        if not Publisher(by).may_edit(case):
             raise UseCaseForbidden(_("You may not change this use case."))
+        if case.versions.filter(number__gt=version.number).exists():
+            # Drafts that others began later. What is proposed comes before them for those who decide.
+            version.number = next_number(case)
         version.state = State.PROPOSED
-        version.save(update_fields=["state"])
+        version.save(update_fields=["number", "state"])
         record(case, "proposed", version)
         others = [person for person in deciders(case) if person.pk != by.pk]
         notify(
@@ -140,7 +146,7 @@ def publish(by: User, case: UseCase, *, company_wide: bool = False, seen: int | 
     `seen`: the number of the version that the person decides about: an author may propose another one meanwhile.
     """
     with transaction.atomic():
-        case, version = lock_newest(case)
+        case, version = lock_newest(by, case)
         check_seen(version, seen)
         if not Publisher(by).may_publish(case) or (company_wide and not permissions.may_operate(by)):
             raise UseCaseForbidden(_("You may not publish this use case."))
@@ -165,7 +171,7 @@ def send_back(by: User, case: UseCase, note: str, *, seen: int | None = None) ->
     if not note or len(note) > MAX_NOTE:
         raise UseCaseRefused(_("Write a comment, so that the author knows what to change."), code="note")
     with transaction.atomic():
-        case, version = lock_newest(case)
+        case, version = lock_newest(by, case)
         check_seen(version, seen)
         if not Publisher(by).may_publish(case):
             raise UseCaseForbidden(_("You may not decide about this use case."))
@@ -211,12 +217,17 @@ def lock_case(case: UseCase) -> UseCase:
     return locked
 
 
-def lock_newest(case: UseCase) -> tuple[UseCase, UseCaseVersion]:
+def lock_newest(by: User, case: UseCase) -> tuple[UseCase, UseCaseVersion]:
+    """Return the case, locked, and the newest version that this person may know of."""
     case = lock_case(case)
-    version = case.versions.select_related("author").order_by("number").last()
+    version = versions_for(by, case).select_related("author").order_by("number").last()
     if version is None:
         raise UseCaseRefused(_("This use case has no text."), code="gone")
     return case, version
+
+
+def next_number(case: UseCase) -> int:
+    return 1 + (case.versions.aggregate(most=Max("number"))["most"] or 0)
 
 
 def check_seen(newest: UseCaseVersion | None, seen: int | None) -> None:

@@ -32,6 +32,8 @@ def mark_helped(by: User, case: UseCase, minutes: int | None) -> None:
     """Note that the case helped this person; a second time replaces the first. Raises UseCaseRefused."""
     if minutes is not None and not 1 <= minutes <= MOST_MINUTES:
         raise UseCaseRefused(_("Give the minutes as a number from 1 to %(most)d.") % {"most": MOST_MINUTES})
+    if case.author_id == by.pk:
+        raise UseCaseRefused(_("You wrote this use case: only marks of others count."), code="own")
     with transaction.atomic():
         HelpedMark.objects.update_or_create(use_case=case, user=by, defaults={"minutes": minutes})
         sum_up(case)
@@ -44,9 +46,10 @@ def unmark_helped(by: User, case: UseCase) -> None:
 
 
 def sum_up(case: UseCase) -> None:
-    """Compute what the case's marks say."""
-    UseCase.objects.select_for_update().get(pk=case.pk)
-    said = list(HelpedMark.objects.filter(use_case=case).values_list("minutes", flat=True))
+    """Compute what the case's marks say, without one of its author from before these were refused."""
+    author = UseCase.objects.select_for_update().get(pk=case.pk).author_id
+    marks = HelpedMark.objects.filter(use_case=case)
+    said = list((marks.exclude(user=author) if author else marks).values_list("minutes", flat=True))
     known = [minutes for minutes in said if minutes is not None]
     UseCase.objects.filter(pk=case.pk).update(
         helped=len(said), minutes_said=len(known), minutes=round(median(known)) if known else None

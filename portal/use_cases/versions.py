@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from django.utils.text import capfirst
 from django.utils.translation import gettext
 
+from portal.accounts.models import User
 from portal.use_cases.content import LIMITS, UseCaseContent, content_of
+from portal.use_cases.gallery import versions_for
 from portal.use_cases.models import Language, TargetGroup, TaskKind, UseCase, UseCaseText, UseCaseVersion
 
 SHOWN = 30  # the newest versions
@@ -32,9 +34,14 @@ class VersionChanges:
     changes: tuple[ChangedText, ...]
 
 
-def read_history(case: UseCase, *, all_states: bool) -> list[VersionChanges]:
-    """Return the versions, newest first. Without `all_states` only those that were published. Two queries."""
-    found = case.versions.select_related("author", "decided_by").prefetch_related("texts").order_by("-number")
+def read_history(reader: User, case: UseCase, *, all_states: bool) -> list[VersionChanges]:
+    """Return the versions, newest first, without drafts of others; else than with `all_states` only published ones.
+
+    Two queries.
+    """
+    found = (
+        versions_for(reader, case).select_related("author", "decided_by").prefetch_related("texts").order_by("-number")
+    )
     if not all_states:
         found = found.filter(state__in=(State.PUBLISHED, State.REPLACED), decided_at__isnull=False) | found.filter(
             state__in=(State.PUBLISHED, State.REPLACED), starter_sum__gt=""

@@ -106,7 +106,7 @@ def render_case(
 ) -> HttpResponse:
     user = current_user(request)
     publisher = Publisher(user)
-    newest = gallery.newest_version(case)
+    newest = gallery.newest_version(user, case)
     may_edit, may_publish = publisher.may_edit(case), publisher.may_publish(case)
     wants_newest = request.GET.get("version") == "newest" or case.current is None
     shown = newest if wants_newest and may_edit else case.current
@@ -131,6 +131,7 @@ def render_case(
         "flag": gallery.find_flags([case]).get(case.pk, "") if may_publish else "",
         "check": gallery.last_check(case) if may_publish else None,
         "mark": mark,
+        "is_author": case.author_id == user.pk,
         "helped_form": helped_form or HelpedForm(initial={"minutes": mark.minutes if mark else None}),
         "comments": comment_rows(case, user, may_publish),
         "comment_form": comment_form or CommentForm(),
@@ -180,7 +181,7 @@ def edit_use_case(request: HttpRequest, pk: int) -> HttpResponse:
     case = find_case(user, pk)
     if not Publisher(user).may_edit(case):
         raise Http404
-    newest = gallery.newest_version(case)
+    newest = gallery.newest_version(user, case)
     content = content_of(newest) if newest else None
     if request.method != "POST":
         forms = UseCaseForms(user, content, is_new=False, seen=newest.number if newest else 0)
@@ -198,7 +199,7 @@ def edit_use_case(request: HttpRequest, pk: int) -> HttpResponse:
             return redirect("use-case", case.pk)
     except publishing.UseCaseChanged as refusal:
         forms.refuse(refusal)
-        newest = gallery.newest_version(case)
+        newest = gallery.newest_version(user, case)
         if newest is not None:
             forms.show_newest(newest.number)
         context = {"forms": forms, "case": case, "newest": newest, "is_outdated": True}
@@ -273,7 +274,7 @@ def use_case_history(request: HttpRequest, pk: int) -> HttpResponse:
     """Show the versions of a case with what each changed: the published ones to everyone who sees the case."""
     user = current_user(request)
     case = find_case(user, pk)
-    rows = versions.read_history(case, all_states=Publisher(user).may_edit(case))
+    rows = versions.read_history(user, case, all_states=Publisher(user).may_edit(case))
     return render(request, "use_cases/history.html", {"case": case, "rows": rows, "zone": zone_of(user)})
 
 
@@ -291,8 +292,12 @@ def helped(request: HttpRequest, pk: int) -> HttpResponse:
     form = HelpedForm(request.POST)
     if not form.is_valid():
         return render_case(request, find_case(user, pk), helped_form=form)
-    reactions.mark_helped(user, case, form.cleaned_data["minutes"])
-    messages.success(request, _("Thank you. That helps others to choose."))
+    try:
+        reactions.mark_helped(user, case, form.cleaned_data["minutes"])
+    except UseCaseRefused as refusal:
+        messages.error(request, refusal.sentence)
+    else:
+        messages.success(request, _("Thank you. That helps others to choose."))
     return redirect("use-case", case.pk)
 
 

@@ -204,8 +204,8 @@ def hidden(page: Page, site: str, case: UseCase, value: str) -> None:
 
 def marked(page: Page, site: str, case: UseCase, value: str) -> None:
     if value == "no":
-        mark_helped(case.author, case, None)
-    enter(page, site, "alice")
+        mark_helped(User.objects.get(username="bob"), case, None)
+    enter(page, site, "bob")
     press(page, f"/use-cases/{case.pk}/", "helped", value)
     case.refresh_from_db()
     assert case.helped == (value == "yes")

@@ -178,6 +178,11 @@ class TestAvailability:
         }
         assert {figure.strip() for figure in figures.values()} == {"90.00%"}, figures
 
+    def test_the_page_of_a_model_names_the_variable_that_its_calls_read(self, as_alice):
+        page = read(as_alice, "/models/qwen/")
+        assert "$OPENAI_API_KEY" in one_of(page, "#curl").text
+        assert "OPENAI_API_KEY" in texts(page, "section[aria-labelledby=call] .hint code")
+
     def test_the_page_of_a_model_has_every_day_of_it(self, as_alice):
         page = read(as_alice, "/models/qwen/")
         assert len(all_of(page, "[data-share] svg[role=img] rect")) == DAYS

@@ -18,6 +18,7 @@ from django.utils import timezone
 from portal.audit.models import AuditEvent
 from portal.notifications import posting, webhooks
 from portal.notifications.models import Webhook, WebhookMessage
+from portal.notifications.webhooks import shorten_url
 from portal.web.notify import notify
 from tests import nginx
 from tests.html import has, one_of
@@ -447,6 +448,22 @@ class TestPages:
         send(as_olivia, f"/notices/webhooks/{hook.pk}/", **{**self.FORM, "name": "new"}, url="")
         hook.refresh_from_db()
         assert (hook.name, hook.url) == ("new", channel.url)
+
+    def test_the_form_says_of_the_address_what_is_so_when_adding_and_when_editing(self, as_olivia, hook):
+        pages = [read(as_olivia, f"/notices/webhooks/{path}/") for path in ("new", hook.pk)]
+        new, edit = (one_of(page, "#id_url_helptext").text for page in pages)
+        assert new != edit
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("https://chat.example:8443/hooks/abc", "https://chat.example:8443/…abc"),
+            ("https://me:secret@chat.example/hooks/abc", "https://chat.example/…abc"),
+            ("http://[fd00::1]:80/hooks/abc", "http://[fd00::1]:80/…abc"),
+        ],
+    )
+    def test_a_shortened_address_has_host_and_port_and_no_secret(self, url, shown):
+        assert shorten_url(url) == shown
 
     @pytest.mark.parametrize(
         "url", ["", "ftp://x/y", "https://", "javascript:alert(1)", "http://a b/", "http://[::1", "x", "http://a\\@b/"]

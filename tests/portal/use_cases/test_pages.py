@@ -58,7 +58,7 @@ def test_odd_searches_show_a_page(as_alice, case, query):
 
 def test_most_helpful_and_most_used_come_first(as_alice, alice, bob, research):
     first, second = (use_case(alice, research, publisher=bob) for _ in range(2))
-    mark_helped(alice, first, None)
+    mark_helped(bob, first, None)
     reactions.count_tried(second)
     assert shown(as_alice) == [str(first.pk), str(second.pk)]
     assert shown(as_alice, sort="used") == [str(second.pk), str(first.pk)]
@@ -171,6 +171,17 @@ def test_others_see_no_versions_that_were_not_published(as_alice, case, alice, o
     assert "Secret draft" not in read(as_alice, f"/use-cases/{case.pk}/?version=newest")
 
 
+def test_who_publishes_does_not_read_the_draft_of_an_author(as_bob, as_olivia, case, alice):
+    publishing.save_version(alice, case, case_content(text_content(title="Secret draft")))
+    for client in (as_bob, as_olivia):
+        for path in ("?version=newest", "edit/", "history/"):
+            page = read(client, f"/use-cases/{case.pk}/{path}")
+            assert "Secret draft" not in page
+            assert not has(page, "[name=verdict][value=propose]")
+    send(as_bob, f"/use-cases/{case.pk}/edit/", **{**FORM, "ja-title": "ボブの版", "seen": "1"})
+    assert list(case.versions.order_by("number").values_list("state", flat=True)) == ["replaced", "draft", "published"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -210,13 +221,30 @@ def test_minutes_are_shown_once_enough_people_said_so(as_alice, case, research):
     assert has(read(as_alice, f"/use-cases/{case.pk}/"), "[data-minutes]")
 
 
-def test_a_mark_is_one_for_each_person_and_can_be_taken_back(as_alice, case):
+def test_the_author_marks_nothing(as_alice, as_bob, case, alice):
+    address = f"/use-cases/{case.pk}/"
+    assert has(read(as_bob, address), "#helped [value=yes]")
+    assert not has(read(as_alice, address), "#helped [value=yes]")
+    assert has(send(as_alice, f"{address}helped/", helped="yes", minutes="5"), ".notice.error")
+    assert not HelpedMark.objects.exists()
+
+
+def test_a_mark_that_an_author_set_before_counts_no_more_and_can_be_taken_back(as_alice, case, alice, bob):
+    HelpedMark.objects.create(use_case=case, user=alice, minutes=60)
+    mark_helped(bob, case, None)
+    case.refresh_from_db()
+    assert (case.helped, case.minutes) == (1, None)
+    send(as_alice, f"/use-cases/{case.pk}/helped/", helped="no")
+    assert list(HelpedMark.objects.values_list("user", flat=True)) == [bob.pk]
+
+
+def test_a_mark_is_one_for_each_person_and_can_be_taken_back(as_bob, case):
     for minutes in ("5", "20"):
-        send(as_alice, f"/use-cases/{case.pk}/helped/", helped="yes", minutes=minutes)
+        send(as_bob, f"/use-cases/{case.pk}/helped/", helped="yes", minutes=minutes)
     assert HelpedMark.objects.get().minutes == 20
     for wrong in ("-1", "9999", "x"):
-        assert has(as_alice.post(f"/use-cases/{case.pk}/helped/", {"helped": "yes", "minutes": wrong}), ".error")
-    send(as_alice, f"/use-cases/{case.pk}/helped/", helped="no")
+        assert has(as_bob.post(f"/use-cases/{case.pk}/helped/", {"helped": "yes", "minutes": wrong}), ".error")
+    send(as_bob, f"/use-cases/{case.pk}/helped/", helped="no")
     case.refresh_from_db()
     assert (case.helped, HelpedMark.objects.count()) == (0, 0)
 

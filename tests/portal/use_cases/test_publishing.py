@@ -134,12 +134,49 @@ def test_only_ones_own_draft_is_overwritten(alice, bob, research):
     publishing.propose(alice, case)
     publishing.save_version(bob, case, case_content(text_content(title="By Bob")))
     publishing.save_version(alice, case, case_content(text_content(title="By Alice")))
-    assert states(case) == [State.REPLACED, State.REPLACED, State.DRAFT]
+    assert states(case) == [State.REPLACED, State.DRAFT, State.DRAFT]
     assert list(case.versions.order_by("number").values_list("author__username", flat=True)) == [
         "alice",
         "bob",
         "alice",
     ]
+
+
+def test_the_draft_of_an_author_is_proposed_published_and_replaced_by_no_one_else(alice, bob, olivia, research):
+    case = use_case(alice, research, publisher=bob)
+    draft = publishing.save_version(alice, case, case_content(text_content(title="Not ready")))
+    for other in (bob, olivia):
+        for verb in (publishing.propose, publishing.publish):
+            with pytest.raises(UseCaseRefused):
+                verb(other, case)
+    publishing.save_version(bob, case, case_content(text_content(title="By Bob")), seen=1)
+    publishing.publish(bob, case)
+    draft.refresh_from_db()
+    assert (draft.state, states(case)) == (State.DRAFT, [State.REPLACED, State.DRAFT, State.PUBLISHED])
+
+
+def test_a_proposal_comes_before_a_draft_that_who_decides_began(alice, bob, research):
+    case = use_case(alice, research, publisher=bob)
+    publishing.save_version(alice, case, case_content(text_content(title="By Alice")))
+    publishing.save_version(bob, case, case_content(text_content(title="By Bob")))
+    publishing.propose(alice, case)
+    publishing.publish(bob, case)
+    case.refresh_from_db()
+    assert case.current.text.title == "By Alice"
+
+
+def test_operators_open_no_case_that_is_only_a_draft(alice, olivia, research):
+    case = publishing.create_case(alice, research, case_content()).use_case
+    assert not gallery.readable(olivia).filter(pk=case.pk).exists()
+    publishing.propose(alice, case)
+    assert gallery.readable(olivia).filter(pk=case.pk).exists()
+
+
+def test_ones_own_list_has_no_draft_of_another(alice, bob, research):
+    case = use_case(alice, research, publisher=bob)
+    draft = publishing.save_version(alice, case, case_content(text_content(title="By Alice")))
+    publishing.save_version(bob, case, case_content(text_content(title="By Bob")))
+    assert list(gallery.own_versions(alice)) == [draft]
 
 
 def test_a_return_needs_a_comment_and_reaches_the_author(alice, bob, research):
