@@ -37,11 +37,11 @@ from tests.installation import Installation, installed
 from tests.waiting import until
 
 REPLICAS = 4
-SYSTEMS, TURNS = 12, (1, 12)
+SYSTEMS, TURNS = 12, (1, 8)
 SYSTEM, QUESTION, ANSWER = (3200, 12_000), (120, 1600), (16, 160)  # bytes, bytes, tokens
-THINKS = 4.0  # seconds on average between an answer and the next question
+THINKS = 2.0  # seconds on average between an answer and the next question
 LOADS = {"low": 0.6, "middle": 1.2, "high": 2.0}  # conversations that begin in a second
-LASTS = 45.0  # seconds in which they begin
+LASTS = 40.0  # seconds in which they begin
 ENDS = 120.0  # seconds after which the last is given up
 WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he")
 PREPARE = """
@@ -258,7 +258,7 @@ def share(seen: Seen) -> float:
 
 
 def part(rounds: int) -> Part:
-    """Return some fifteen minutes for each round."""
+    """Return some twelve minutes for each round."""
     found = measure(rounds, float(os.environ.get("PREFIXES_SECONDS", LASTS)))
     lines, fewer, later = [], [], []
     for load in LOADS:
