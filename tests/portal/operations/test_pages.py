@@ -77,7 +77,7 @@ class TestOverview:
     def test_its_cost_does_not_grow_with_models_and_hosts(self, as_olivia, django_assert_num_queries):
         serve("qwen-0")
         # session, user, the bar on top, news, zone; usage; models, replicas, aliases; hosts; unrecorded; loops
-        with django_assert_num_queries(13):
+        with django_assert_num_queries(12):
             as_olivia.get("/operations/")
         fleet()
         for number in range(1, 20):
