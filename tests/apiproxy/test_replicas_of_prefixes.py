@@ -59,6 +59,7 @@ def cached(usage: dict) -> float:
     return usage["prompt_tokens_details"]["cached_tokens"] / usage["prompt_tokens"]
 
 
+@pytest.mark.timeout(400)
 def test_turns_of_a_conversation_are_read_once(talk, llama, research):
     ModelAccess.objects.create(model=llama.model, tenant=research)  # else llama.cpp is asked to keep nothing
     llama.wait_for_catalogue()
@@ -69,5 +70,6 @@ def test_turns_of_a_conversation_are_read_once(talk, llama, research):
     assert len(replicas) == 2
 
 
+@pytest.mark.timeout(400)
 def test_a_model_of_all_tenants_lets_its_engine_keep_nothing(talk):
     assert max(map(cached, talk(["subject"]))) == 0

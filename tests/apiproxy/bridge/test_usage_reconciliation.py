@@ -3,6 +3,7 @@
 import json
 
 import httpx2
+import pytest
 from django.conf import settings
 
 from apiproxy.bridge.usage_reconciliation import CounterReading, compare_by_model, read_counters
@@ -23,6 +24,7 @@ def differences(row: dict) -> tuple[int, int]:
     return row["prompt_tokens"]["difference"], row["completion_tokens"]["difference"]
 
 
+@pytest.mark.timeout(400)
 def test_the_ledger_agrees_with_a_real_engine_but_for_the_supervisors_questions(tmp_path):
     with engine.running() as fake, installed(tmp_path / "var") as installation:
         # One thread: several wait for each other by spinning, and on a busy machine a token may take a second.

@@ -30,7 +30,7 @@ def open_settings(page: Page) -> None:
 
 def answered(page: Page, count: int = 1) -> None:
     """Return once so many answers are complete."""
-    expect(page.locator(".turn.model .figures[data-tokens-out]")).to_have_count(count)
+    expect(page.locator(".turn.model .figures[data-tokens-out]")).to_have_count(count, timeout=60_000)
     expect(page.locator("[data-stop]")).to_be_hidden()
 
 
