@@ -149,7 +149,7 @@ def test_a_champion_returns_a_proposal_publishes_the_next_one_and_reads_what_col
     theirs.goto("/use-cases/")
     theirs.locator("main a[href='/feedback/']").click()
     row = theirs.locator(f"#by-use-case [data-row='{case.pk}']")
-    expect(row.locator(".num.share")).to_have_text("100 %")
+    expect(row.locator(".num.share")).to_have_text("100%")
     expect(row).to_contain_text(str(published.current.number))
 
 
