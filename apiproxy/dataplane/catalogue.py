@@ -126,6 +126,11 @@ class Model:
     presets: tuple[ParameterPreset, ...] = ()
     no_room: bool = False
 
+    @property
+    def has_one_tenant(self) -> bool:
+        """Return whether one tenant alone may use it: llama.cpp has one cache for all callers."""
+        return self.tenants is not None and len(self.tenants) == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:

@@ -74,7 +74,7 @@ def has_prefixes(model: Model, endpoint: Endpoint) -> bool:
     if len(model.replicas) < 2 or model.external or endpoint.costs != "prompt and answer":
         return False
     # llama.cpp keeps what it read only for a model of a single tenant, see `requests.cache_members`.
-    return model.stops_unary or (model.tenants is not None and len(model.tenants) == 1)
+    return model.stops_unary or model.has_one_tenant
 
 
 def read_prefix(call: Call, endpoint: Endpoint, tenant: int) -> PromptPrefix:

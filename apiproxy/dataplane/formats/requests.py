@@ -244,7 +244,7 @@ def cache_members(call: Call, model: Model, policy: RequestPolicy, tenant: int) 
     if model.external or not policy.salt_key:
         return {}
     if not model.stops_unary:  # llama.cpp
-        return {"cache_prompt": model.tenants is not None and len(model.tenants) == 1}
+        return {"cache_prompt": model.has_one_tenant}
     own = call.fields.get("cache_salt")
     if isinstance(own, str):
         return {"cache_salt": digest(f"{tenant}:{own}", policy.salt_key)}
