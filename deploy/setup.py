@@ -1,4 +1,4 @@
-"""python deploy/setup.py run|test|bench: everything that a target of the Makefile needs, quick when nothing changed.
+"""python deploy/setup.py run|test|bench|host: all that a target of the Makefile needs, quick when nothing changed.
 
 Run by the Python that `deploy/find-python` found, before there is anything else: standard library only.
 """
@@ -15,8 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 # Each kind of set-up needs the packages of these marks and this lock; the second lock holds the first.
-MARKS = {"run": ("run",), "test": ("run", "test"), "bench": ("run", "bench")}
-LOCKS = {"run": "requirements.lock", "test": "requirements-dev.lock", "bench": "requirements-dev.lock"}
+# A GPU host of a cluster needs Ray and nothing of the portal, so the whole of its .venv/ is what that lock lists.
+MARKS = {"run": ("run",), "test": ("run", "test"), "bench": ("run", "bench"), "host": ("host",)}
+RAY_LOCK = "modelregistry/install/locks/ray/ray.lock"
+LOCKS = {
+    "run": "requirements.lock",
+    "test": "requirements-dev.lock",
+    "bench": "requirements-dev.lock",
+    "host": RAY_LOCK,
+}
 
 
 def say(text: str) -> None:
@@ -104,8 +111,8 @@ def digest(*paths: Path) -> str:
 def dependencies(lock: str) -> None:
     """Install what the lock lists, by its checksums. Remembered in .venv/, so the same lock is not installed again."""
     stamp = VENV / ".installed"
-    locks = ["requirements.lock", "requirements-dev.lock"]
-    current = {name: f"{name} {digest(ROOT / name)}" for name in locks}
+    held = ["requirements.lock", lock] if lock == "requirements-dev.lock" else [lock]
+    current = {name: f"{name} {digest(ROOT / name)}" for name in held}
     installed = stamp.read_text().splitlines() if stamp.exists() else []
     if current[lock] in installed:
         return
@@ -113,7 +120,6 @@ def dependencies(lock: str) -> None:
     stamp.unlink(missing_ok=True)
     pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--progress-bar=on")
     run(*pip, "--require-hashes", "--requirement", lock)
-    held = locks if lock == "requirements-dev.lock" else [lock]
     stamp.write_text("".join(f"{current[name]}\n" for name in held))
 
 
@@ -157,10 +163,11 @@ def state() -> None:
 
 
 def engines_and_models() -> None:
-    """Fetch what the tests need in MADOGUCHI_CACHE; a first run fetches all but vLLM by itself."""
-    say("llama.cpp, vLLM for CPUs and the demo models")
+    """Fetch what the tests need in MADOGUCHI_CACHE; a first run fetches all but vLLM and Ray by itself."""
+    say("llama.cpp, vLLM for CPUs, Ray and the demo models")
     run(PYTHON, "manage.py", "installengine", "xllamacpp")
     run(PYTHON, "manage.py", "installengine", "vllm", "--cpu")
+    run(PYTHON, "manage.py", "installray")
     run(PYTHON, "manage.py", "fetchdemomodels")
 
 
@@ -174,6 +181,8 @@ def main(kind: str) -> None:
     system_packages(kind)
     environment()
     dependencies(LOCKS[kind])
+    if kind == "host":
+        return
     messages()
     libraries()
     if kind == "test":
@@ -187,6 +196,6 @@ def main(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["run"], ["test"], ["bench"]):
+    if sys.argv[1:] not in ([kind] for kind in MARKS):
         raise SystemExit(__doc__)
     main(sys.argv[1])

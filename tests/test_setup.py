@@ -257,3 +257,10 @@ def test_links_between_the_documents_lead_somewhere(page):
 def test_the_readme_opens_with_the_two_commands(page):
     opening = (ROOT / page).read_text()[:900]
     assert opening.index("make run") < opening.index("make test")
+
+
+def test_a_gpu_host_needs_ray_and_nothing_of_the_portal(setup):
+    assert setup.LOCKS["host"] == "modelregistry/install/locks/ray/ray.lock"
+    lock = (ROOT / setup.LOCKS["host"]).read_text()
+    assert "\nray==" in lock
+    assert "django" not in lock.lower()

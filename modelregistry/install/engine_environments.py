@@ -122,6 +122,16 @@ VLLM_CUDA = EngineEnvironment(
     megabytes=3_950,
     disk=9_500,
 )
+# No engine: what joins GPU hosts to a cluster, and what the host agent and the controller's link to it run in. It is
+# pinned exactly, as Ray lets no other version join; `deploy/setup.py host` installs the same lock on a GPU host.
+RAY = EngineEnvironment(
+    name="ray",
+    version="2.60.0",
+    module="ray",
+    lock=LOCKS / "ray" / "ray.lock",
+    megabytes=85,
+    disk=300,
+)
 
 
 def install(environment: EngineEnvironment, cache: Path, say: Report, *, folder: Path | None = None) -> Path:

