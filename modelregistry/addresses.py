@@ -1,10 +1,7 @@
-"""The address of a host, where its engines listen and gateways reach them: what is valid, and if the host has it."""
+"""The address of a host, where its engines listen and gateways reach them: what is valid."""
 
 import re
-import socket
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import Literal
 
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
@@ -37,43 +34,6 @@ def validate(address: str) -> None:
     unassignable = found.is_multicast or (not found.is_loopback and any(found in network for network in _UNASSIGNABLE))
     if unassignable or "%" in address:
         raise ValidationError(_unreachable(address), code="bad-address")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddressFault:
-    """Why engines cannot listen at the host's address. `reason`: the system's words, or seconds."""
-
-    code: Literal["address-unknown", "address-missing", "address-slow"]
-    address: str
-    reason: str = ""
-
-    def __str__(self) -> str:
-        """Return the sentence for logs and the command line; pages show it in the reader's language."""
-        return IN_ENGLISH[self.code] % {"address": self.address, "reason": self.reason}
-
-
-IN_ENGLISH = {
-    "address-unknown": "The host’s address %(address)s cannot be looked up.",
-    "address-missing": "This machine does not have the host’s address %(address)s (%(reason)s).",
-    "address-slow": "The host’s address %(address)s could not be looked up within %(reason)s s.",
-}
-
-
-def find_fault(address: str) -> AddressFault | None:
-    """Return why engines on this machine cannot listen at this address; None: they can.
-
-    Resolves a name, which may block for as long as name servers take. A wildcard (0.0.0.0), which earlier releases
-    allowed, serves the gateway of this machine, so engines with it keep running; `validate` refuses it now.
-    """
-    try:
-        family, _kind, _protocol, _canonical, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            trial.bind(place)
-    except (UnicodeError, socket.gaierror):
-        return AddressFault(code="address-unknown", address=address)
-    except OSError as error:
-        return AddressFault(code="address-missing", address=address, reason=error.strerror or str(error))
-    return None
 
 
 def _unreachable(address: str) -> str:

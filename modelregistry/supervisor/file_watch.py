@@ -9,8 +9,9 @@ from pathlib import Path
 
 from modelregistry.files import model_files
 from modelregistry.files.unreadable import UnreadableModel
+from modelregistry.hostside.surface import FileFacts
 from modelregistry.supervisor.faults import describe_exception
-from modelregistry.supervisor.repository import DesiredModel, FileFacts
+from modelregistry.supervisor.repository import DesiredModel
 
 log = logging.getLogger(__name__)
 

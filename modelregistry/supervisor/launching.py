@@ -15,8 +15,9 @@ from modelregistry.engines.base import STOP, CallerIsolation, EngineEndpoint, Sp
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine, select_engine
 from modelregistry.engines.version_trials import NoVersion, Trial
+from modelregistry.hostside.surface import HostRoom
 from modelregistry.memory import allocation, placement
-from modelregistry.memory.allocation import Allocation, HostedReplica, Occupant
+from modelregistry.memory.allocation import Allocation, HostedReplica
 from modelregistry.memory.estimate import Measured, Prediction, Unpredictable
 from modelregistry.memory.placement import Space
 from modelregistry.process import gpus, process
@@ -165,20 +166,6 @@ def allocate(
     if found.allocation is None:
         raise DoesNotFit(placement_messages.explain_refusal(found), found.need, found.spaces)
     return found.allocation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostRoom:
-    """The memory of this host now. `occupants`: in the order in which they were given; `free`: by device."""
-
-    devices: Sequence[Device]
-    occupants: Sequence[Occupant]
-    free: Mapping[int, int]
-
-    def spaces_for(self, granted: Allocation, spec: Spec) -> tuple[Space, ...]:
-        """Return where a replica that runs could go another time."""
-        kind = "gpu" if granted.devices else "ram"
-        return placement.find_spaces(granted.prediction, kind, self.devices, gpus=spec.gpus)
 
 
 def measure_room(before: Sequence[Device], hosted: Iterable[HostedReplica]) -> HostRoom:

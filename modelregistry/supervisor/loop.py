@@ -27,6 +27,7 @@ from modelregistry.engines import programs, version_trials
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import FAILED, NOT_ITS_FAULT, PROVEN, UNTRIED, Installed, Trial
+from modelregistry.hostside.surface import HostRoom
 from modelregistry.memory.allocation import HostedReplica
 from modelregistry.memory.placement import Space
 from modelregistry.process import gpus, probe, process, stopping
@@ -39,7 +40,7 @@ from modelregistry.supervisor.executor import Executor
 from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.file_watch import FileWatch
 from modelregistry.supervisor.inspection import Inspector
-from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, HostRoom, SupervisorConfig
+from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, SupervisorConfig
 from modelregistry.supervisor.managed_replica import ManagedReplica
 from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import ReplicaFacts, Report

@@ -20,6 +20,7 @@ from modelregistry.database_clock import database_now
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import engine_named
 from modelregistry.engines.version_trials import UNTRIED, Trial
+from modelregistry.hostside.surface import FileFacts
 from modelregistry.memory.allocation import Allocation, MemoryUse
 from modelregistry.memory.estimate import Measured
 from modelregistry.models import (
@@ -133,15 +134,6 @@ class Report:
     default_versions: dict[str, str]
     problems: list[dict[str, str]]
     at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileFacts:
-    """What the files of a model say, as `FileReport`, without its time."""
-
-    facts: Mapping[str, Any] | None
-    fault: str
-    stamp: str = ""
 
 
 def get_or_create_host(name: str) -> HostRow:

@@ -16,10 +16,11 @@ from datetime import datetime
 from django.db import DataError, Error, close_old_connections, connections
 from django.utils import timezone
 
-from modelregistry import addresses
-from modelregistry.addresses import AddressFault
 from modelregistry.engines.version_trials import UNTRIED, Trial
 from modelregistry.failure_advice import NO_ROOM
+from modelregistry.hostside import own_address
+from modelregistry.hostside.own_address import AddressFault
+from modelregistry.hostside.surface import FileFacts
 from modelregistry.memory import allocation
 from modelregistry.memory.estimate import Measured
 from modelregistry.process import process
@@ -34,7 +35,7 @@ from modelregistry.supervisor.launching import SupervisorConfig
 from modelregistry.supervisor.lease import HeldElsewhere, HostLease
 from modelregistry.supervisor.managed_replica import ManagedReplica
 from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
-from modelregistry.supervisor.repository import DesiredModel, FileFacts, ReplicaFacts, Report
+from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts, Report
 from modelregistry.supervisor.wake_demand import WakeDemands
 
 log = logging.getLogger(__name__)
@@ -250,7 +251,7 @@ class StateSync:
             return
         before = self.address, self.address_fault
         try:
-            lookup = self.executor.run(addresses.find_fault, address)
+            lookup = self.executor.run(own_address.find_fault, address)
             fault = await asyncio.wait_for(lookup, ADDRESS_WITHIN)
         except TimeoutError:
             fault = AddressFault(code="address-slow", address=address, reason=f"{ADDRESS_WITHIN:g}")

@@ -10,10 +10,10 @@ from django.utils import timezone, translation
 from django.utils.html import escape
 
 from modelregistry import sampling
-from modelregistry.addresses import AddressFault
 from modelregistry.engines.registry import engine_named
 from modelregistry.failure_advice import ADVICE
 from modelregistry.fit import estimate
+from modelregistry.hostside.own_address import AddressFault
 from modelregistry.models import Host, LogSubscription, LogTail, Replica, ServedModel
 from modelregistry.sampling import check_sampling
 from portal.audit.models import AuditEvent
