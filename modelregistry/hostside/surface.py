@@ -171,6 +171,14 @@ class FilesRead:
     facts: FileFacts
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSnapshot:
+    """The runs that a host has now, by their ids, and `HostSurface.oom_kills`."""
+
+    lives: Mapping[str, Life]
+    oom_kills: int
+
+
 class HostSurface(Protocol):
     """One host. Each coroutine raises HostSilent or HostFault; the other methods answer at once and never raise."""
 
@@ -199,6 +207,9 @@ class HostSurface(Protocol):
 
     async def close(self) -> None:
         """Stop listening. Engines keep running."""
+
+    async def take_snapshot(self) -> HostSnapshot:
+        """Return the lives of all runs; `life_of` of a remote host is its last snapshot."""
 
     # --- The machine
 

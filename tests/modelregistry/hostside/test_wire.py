@@ -1,0 +1,156 @@
+"""Values on their way between a supervisor and a host: they arrive as they were, and nothing else arrives."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelregistry.engines.arguments import ArgumentFault
+from modelregistry.engines.base import CallerIsolation, Spec
+from modelregistry.engines.selection import ChosenEngine
+from modelregistry.engines.version_trials import Choice, Installed, NoVersion, Trial
+from modelregistry.files.unreadable import UnreadableModel
+from modelregistry.hostside import wire
+from modelregistry.hostside.own_address import AddressFault
+from modelregistry.hostside.surface import HostedRun, HostSnapshot, LaunchOrder, LaunchRefusal, PlacedReplica, RunEnd
+from modelregistry.hostside.wire import WireFault
+from modelregistry.memory.allocation import Allocation, FitResult
+from modelregistry.memory.estimate import Prediction, Unpredictable
+from modelregistry.memory.placement import NoRoom, NoSuchDevice, Room, Space
+from modelregistry.process.process import ExitStatus, Life
+from modelregistry.supervisor.plan import ReplicaKey
+from modelregistry.supervisor.sleeping import SleepRecord
+
+NEED = Prediction(
+    **dict.fromkeys(("weights", "cache", "cache_least", "overhead", "total", "rule_of_thumb"), 2**40),
+    devices=2,
+    context=4096,
+    sequences=3,
+)
+GRANTED = Allocation(
+    prediction=NEED,
+    formula=NEED,
+    devices=(0, 2),
+    visible=("0", "2"),
+    fraction=0.8125,
+    forced=False,
+    fingerprint="f",
+    launcher="vllm",
+    version="1.2",
+    device="NVIDIA 1",
+)
+INSTALLED = Installed(launcher="vllm", version="1.2", stamp="7 8", program=("/a/python", "-m", "vllm"))
+SPEC = Spec(engine="vllm", name="モデル", path="/m", args=("--a", "b\udcff"), gpus=(1,), context=None, slots=3)
+ENGINE = ChosenEngine(launcher="vllm", program=INSTALLED.program, choice=Choice(installed=INSTALLED, trial=True))
+RECORD = SleepRecord(answer={"text": "はい", "vector": [0.5, 1.0]}, level="level1", ram=7)
+VALUES = [
+    LaunchOrder(
+        run_id="r",
+        key=ReplicaKey(3, 1),
+        spec=SPEC,
+        engine=ENGINE,
+        address="::1",
+        grace=3.0,
+        granted=GRANTED,
+        isolation=CallerIsolation(media_domains=("a.example",), shared_cache=True),
+    ),
+    HostedRun(run_id="r", label={"model": 1, "list": [1, None]}, pid=7, of_this_boot=True, life=Life.ENDING),
+    HostedRun(run_id="r", label={}, pid=7, of_this_boot=False, life=Life.LOST, sleep_record=RECORD),
+    RunEnd(exit=ExitStatus(code=0, signal=9, asked=False), log="最後\n", oom_kills=2),
+    RunEnd(exit=None, log="", oom_kills=0),
+    PlacedReplica(name="m #0", allocation=GRANTED, run_id="", settled=False),
+    HostSnapshot(lives={"a": Life.RUNNING, "b": Life.ENDED}, oom_kills=3),
+    AddressFault(code="address-slow", address="h", reason="2"),
+    Space(needs={0: 5, -1: 7}),
+    Trial(launcher="vllm", version="1", stamp="s", state="proven", answer={"best": 1}),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_values_arrive_as_they_were(value):
+    message = wire.read_message(wire.write_message({"value": value}))
+    assert wire.decode(type(value), message["value"]) == value
+
+
+ROOM = Room(device=0, name="NVIDIA 1", total=10, ours=(("m #0", 3),), strangers=1, free=6)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoRoom(NEED, [ROOM], fits=512, sequences=2, in_ram=True),
+        NoSuchDevice([3], 2, 1),
+        Unpredictable(("head_dim",)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_why_there_is_no_room_arrives_whole(error):
+    found = FitResult(launcher="vllm", need=NEED, spaces=(Space(needs={0: 1}),), refusal=error, to_go=("m #0",))
+    arrived = wire.decode(FitResult, json.loads(wire.write_message(found)))
+    assert vars(arrived.refusal) == vars(error)
+    assert replace(arrived, refusal=None) == replace(found, refusal=None)
+
+
+def test_other_refusals_arrive_whole():
+    refusals = [
+        LaunchRefusal(unreadable=UnreadableModel("cut-off", path="/m", actual=1, expected=2), path_exists=True),
+        LaunchRefusal(no_version=NoVersion("vllm", "1", ["2", "3"])),
+        LaunchRefusal(bad_argument=ArgumentFault(code="unknown", arg="--x", more=("--y",))),
+        LaunchRefusal(no_port=(18100, 18999)),
+    ]
+    for refusal in refusals:
+        arrived = wire.decode(LaunchRefusal, json.loads(wire.write_message(refusal)))
+        assert str(arrived.unreadable) == str(refusal.unreadable)
+        assert _parts(arrived.no_version) == _parts(refusal.no_version)
+        assert (arrived.bad_argument, arrived.no_port) == (refusal.bad_argument, refusal.no_port)
+
+
+def _parts(error: Exception | None) -> dict[str, object]:
+    return vars(error) if error else {}
+
+
+def test_fields_of_another_release_do_not_matter():
+    data = wire.encode(INSTALLED) | {"later": 1}
+    assert wire.decode(Installed, data) == INSTALLED
+    trial = wire.encode(Trial(launcher="a", version="1", stamp="", state="failed", cause="x"))
+    del trial["cause"]
+    assert wire.decode(Trial, trial).cause == ""
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON, st.sampled_from([LaunchOrder, HostedRun, RunEnd, HostSnapshot, FitResult, LaunchRefusal]))
+def test_whatever_is_sent_is_a_value_of_its_type_or_a_fault(data, kind):
+    try:
+        found = wire.decode(kind, data)
+    except WireFault:
+        return
+    assert isinstance(found, kind)
+
+
+@given(st.data())
+def test_a_value_with_one_wrong_part_is_refused(data):
+    whole = wire.encode(VALUES[0])
+    name = data.draw(st.sampled_from(["run_id", "key", "spec", "engine", "address", "granted", "isolation"]))
+    wrong = data.draw(st.sampled_from([1.5, [[]], {"x": 1}]))
+    with pytest.raises(WireFault):
+        wire.decode(LaunchOrder, whole | {name: wrong} if name != "isolation" or wrong != {"x": 1} else 7)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"{", b'"' + b"[" * 100_000, b"[" * 100_000])
+def test_what_is_no_message_is_a_fault(data):
+    with pytest.raises(WireFault):
+        wire.read_message(data)
+
+
+def test_other_objects_are_not_sent():
+    with pytest.raises(WireFault):
+        wire.write_message({"value": object()})
+    with pytest.raises(WireFault):
+        wire.write_message({"value": OSError("disk")})
