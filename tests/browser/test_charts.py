@@ -52,7 +52,7 @@ def drawn(open_page, alice, research) -> Page:
     use(key, tokens=(1, 1), model="=1+1")
     page = open_page()
     sign_in(page)
-    page.goto("/usage/")
+    page.goto("/usage/?period=30")  # this month is shown by hours on its first day
     return page
 
 

@@ -30,7 +30,8 @@ TOLD = {
     503: {"model_loading", "model_unavailable", "shutting_down", "engine_busy", "model_busy"},
     502: {"engine_error"},
     504: {"engine_timeout"},
-    None: {"engine_error", "engine_timeout", "shutting_down"},
+    # A stream that waits in the queue has begun, and may hear that its model has not come back.
+    None: {"engine_error", "engine_timeout", "shutting_down", "model_unavailable"},
 }
 
 

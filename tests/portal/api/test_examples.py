@@ -61,7 +61,7 @@ def test_the_commands(run):
 def test_the_program(run):
     sales = Tenant.objects.get()
     key, _ = issue_key(tenant=sales, user=sales.users.get(username="yamada"), name="laptop")
-    last_month = timezone.now().replace(day=1) - timedelta(days=10)
+    last_month = timezone.now().astimezone(sales.zone).replace(day=1) - timedelta(days=10)
     use(key, tokens=(1000, 234), at=last_month)
     program = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert program

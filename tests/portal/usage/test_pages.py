@@ -141,7 +141,7 @@ class TestPage:
 
     def test_it_can_be_had_as_csv(self, as_alice, key):
         use(key, tokens=(10, 5), model="a,b")
-        [row] = exported(as_alice)
+        [row] = exported(as_alice, "?period=30")
         assert row["day"] == str(timezone.now().astimezone(TOKYO).date())
         assert (row["model"], row["prompt_tokens"], row["completion_tokens"]) == ("a,b", "10", "5")
 
