@@ -266,8 +266,9 @@ def _wake_demand(row: ServedModel) -> WakeDemand | None:
     found: WakeRequest | None = getattr(row, "wake_request", None)
     if found is None:
         return None
-    since = found.since or found.at
-    return WakeDemand(at=found.at, since=since, calls=found.calls, interactive_at=found.interactive_at)
+    if found.since is None:  # of a gateway of version 1.0, which knows no batches
+        return WakeDemand(at=found.at, since=found.at, calls=found.calls, interactive_at=found.at)
+    return WakeDemand(at=found.at, since=found.since, calls=found.calls, interactive_at=found.interactive_at)
 
 
 def clear_wake_requests(model_id: int, since: datetime) -> None:
