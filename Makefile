@@ -27,7 +27,7 @@ demo-data: setup
 	@.venv/bin/python manage.py demodata
 
 test: test-setup check
-	.venv/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
+	.venv/bin/pytest -n auto --dist loadfile --no-loadscope-reorder || { [ $$? = 1 ] && .venv/bin/python -m tests.alone; }
 
 test-setup:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py test
