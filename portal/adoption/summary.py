@@ -8,7 +8,10 @@ totals are those of the cohorts of which all are, up to WEEKS of them.
 
 `suppression` says which counts are hidden. The tables of weeks and of channels share their totals, so they are hidden
 together; what is hidden for a tenant is hidden on every page. Retention has no totals over weeks, but those of its
-weeks that are steps are hidden with them. One thing remains: who keeps the pages of several weeks can subtract them.
+weeks that are steps are hidden with them.
+
+What is left is stored in multiples of five (`suppression.round_people`), since the totals of one Monday less those of
+the next would say how many are in the week that left them.
 """
 
 from collections import defaultdict
@@ -23,7 +26,7 @@ from django.utils import timezone
 from portal.accounts.models import Tenant
 from portal.adoption import channels, journeys
 from portal.adoption.models import COMPANY, AdoptionJourney, AdoptionRun, AdoptionSummary
-from portal.adoption.suppression import LEAST, TOTAL, Cell, hide_small
+from portal.adoption.suppression import LEAST, TOTAL, Cell, hide_small, round_people
 from portal.feedback.models import Feedback
 from portal.keys.canary_key import TENANT as CANARY_TENANT
 from portal.keys.models import ApiKey
@@ -170,10 +173,10 @@ def _without_totals(counted: Counter, empty: Iterable[Cell] = ()) -> tuple[Count
 
 
 def _store(table: dict[Any, Any], counted: Counter, hidden: set[Cell], step: str = "") -> None:
-    """Write what may be shown into the tables of scopes: by column, and by step if there is one. None: hidden."""
+    """Write what may be shown, rounded, into the tables of scopes: by column, and by step if any. None: hidden."""
     for (scope, column), number in counted.items():
         name = column.isoformat() if isinstance(column, date) else str(column)
-        value = None if (scope, column) in hidden or number < LEAST else number
+        value = None if (scope, column) in hidden or number < LEAST else round_people(number)
         if step:
             table[scope].setdefault(name, {})[step] = value
         else:

@@ -8,6 +8,9 @@ edge is a bridge: if no cycle passes through it. So cycles are closed, each by t
 people, until there is no bridge. Where the hidden counts of a row or column add up to less than five while its total is
 shown, one more is hidden, for then the sum would say almost as much.
 
+This holds within one table. Tables of different weeks have people in common, of whom others join and leave the totals
+each week; against that what is shown is rounded. No sum or difference of multiples of five is one to four.
+
 A cell of None is not shown anywhere, such as a total that the page does not have. One in which no person is counted at
 all, as no person arrived, is a zero that says nothing of anyone.
 """
@@ -97,6 +100,11 @@ class _Table:
                 rest = [cell for cell in parts if cell not in self.hidden and cell not in self.fixed]
                 found.append(min(rest or total, key=lambda cell: self.values[cell] or 0))
         return found
+
+
+def round_people(number: int) -> int:
+    """Return the nearest multiple of LEAST."""
+    return (number + LEAST // 2) // LEAST * LEAST
 
 
 def find_bridges(cells: Iterable[Cell]) -> list[Cell]:
