@@ -265,6 +265,8 @@ SPECTACULAR_SETTINGS = {
         "Liveness": "portal.keys.model_access.Liveness",
         "QuotaUnit": "portal.quotas.units.unit_choices",
         "QuotaRequestState": "portal.quotas.models.QuotaRequest.State",
+        "QuotaCaution": "portal.quotas.cautions.CODES",
+        "PriceCaution": "portal.prices.cautions.CODES",
         "PriceKind": "portal.prices.models.TokenPrice.Kind",
         "UseCaseTask": "portal.use_cases.models.TaskKind",
         "UseCaseFieldKind": "portal.use_cases.variables.VariableKind",

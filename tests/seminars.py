@@ -14,5 +14,6 @@ def seminar_of(tenant: Tenant, by: User, **columns: Any) -> Seminar:
     """Return a seminar that goes on now."""
     now = timezone.now()
     hours = {"begins_at": now - timedelta(minutes=5), "ends_at": now + timedelta(hours=2)}
-    row = Seminar(**{"tenant": tenant, "title": "Begin", "course": "everyone", **hours, **columns})
+    usual = {"title": "Begin", "course": "everyone", "places": seminars.USUAL_PLACES}
+    row = Seminar(**{"tenant": tenant, **usual, **hours, **columns})
     return seminars.open_seminar(by, row, now)

@@ -8,8 +8,8 @@ edge is a bridge: if no cycle passes through it. So cycles are closed, each by t
 people, until there is no bridge. Where the hidden counts of a row or column add up to less than five while its total is
 shown, one more is hidden, for then the sum would say almost as much.
 
-This holds within one table. Tables of different weeks have people in common, of whom others join and leave the totals
-each week; against that what is shown is rounded. No sum or difference of multiples of five is one to four.
+This holds within one table. The totals of two Mondays differ by the people of the week that is new in them and of the
+week that has left; against that what is shown is rounded. No sum or difference of multiples of five is one to four.
 
 A cell of None is not shown anywhere, such as a total that the page does not have. One in which no person is counted at
 all, as no person arrived, is a zero that says nothing of anyone.

@@ -63,6 +63,7 @@ urlpatterns = [
         name="api-member",
     ),
     path("v1/tenants/<slug:slug>/courses/", lessons.TenantCoursesView.as_view(), name="api-tenant-courses"),
+    path("v1/seminars/join/", lessons.JoinSeminarView.as_view(), name="api-seminars-join"),
     path("v1/courses/", lessons.CoursesView.as_view(), name="api-courses"),
     path("v1/usage/", usage.UsageTotalsView.as_view(), name="api-usage"),
     path("v1/usage/series/", usage.UsageSeriesView.as_view(), name="api-usage-series"),

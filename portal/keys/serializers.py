@@ -14,7 +14,7 @@ from portal.keys.api_fields import AnyModel
 from portal.keys.model_access import AvailableModel, Liveness, open_to
 from portal.keys.models import ApiKey, check_expiry
 from portal.web.rest import scopes
-from portal.web.rest.strict_fields import CharField
+from portal.web.rest.strict_fields import CharField, DateTimeField
 
 LONGEST_OVERLAP = 90 * 24  # hours
 
@@ -121,7 +121,7 @@ class KeySettings(serializers.Serializer[Any]):
         allow_empty=False,
         help_text="Null: all that the tenant may use.",
     )
-    expires_at = serializers.DateTimeField(required=False, allow_null=True, help_text="Null: never.")
+    expires_at = DateTimeField(required=False, allow_null=True, help_text="Null: never.")
     responsible = Colleague(
         required=False, allow_null=True, help_text="User name of a member of the tenant. For service keys only."
     )
@@ -153,7 +153,7 @@ class NewKey(KeySettings):
     name = CharField(max_length=60)
     tenant = AnyTenant()
     service = CharField(max_length=60, required=False, default="", allow_blank=True)
-    expires_at = serializers.DateTimeField(
+    expires_at = DateTimeField(
         required=False, allow_null=True, help_text="Null: never. Left out: after as many days as the tenant proposes."
     )
 
@@ -243,4 +243,4 @@ class NewManagementKey(serializers.Serializer[Any]):
     scopes = serializers.ListField(
         child=serializers.ChoiceField([(name, scope.label) for name, scope in scopes.SCOPES.items()]), allow_empty=False
     )
-    expires_at = serializers.DateTimeField(help_text="Within a year.")
+    expires_at = DateTimeField(help_text="Within a year.")

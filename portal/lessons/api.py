@@ -1,15 +1,17 @@
 """Courses and seminars in the API: one's own progress, a tenant's as counts, and seminars for their organisers."""
 
+from datetime import datetime
 from typing import Any
 
 from django.http import Http404
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
+from django.views.decorators.debug import sensitive_variables
 from drf_spectacular.utils import extend_schema
 from rest_framework import status
 from rest_framework.decorators import action
-from rest_framework.exceptions import ValidationError
+from rest_framework.exceptions import Throttled, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -17,10 +19,11 @@ from rest_framework.viewsets import GenericViewSet
 
 from portal.accounts import permissions
 from portal.accounts.api_permissions import SignedIn
+from portal.accounts.models import User
 from portal.accounts.permissions import current_user
-from portal.lessons import invitations, progress, seminars
+from portal.lessons import code_throttle, invitations, progress, seminars
 from portal.lessons import serializers as shapes
-from portal.lessons.models import Seminar
+from portal.lessons.models import Seminar, SeminarParticipant
 from portal.lessons.progress import CourseProgress
 from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.validation import validated
@@ -148,6 +151,89 @@ class Seminars(GenericViewSet[Seminar]):
         unknown, ambiguous = list(found.unknown), list(found.ambiguous)
         invited = [one.get_username() for one in new]
         return Response({"invited": invited, "unknown": unknown, "ambiguous": ambiguous})
+
+    @action(["post"], detail=True)
+    @extend_schema(
+        summary=gettext_lazy("Withdraw an invitation"), request=shapes.OnePerson, responses={200: shapes.Withdrawal}
+    )
+    def withdraw(self, request: Request, pk: int) -> Response:
+        """Take a person off the list who has not joined. `withdrawn` is false for who was not on it."""
+        seminar = self.get_object()
+        person = validated(shapes.OnePerson, request.data)["person"]
+        invited = seminar.invitations.select_related("user").filter(user__username=person).first()
+        if invited is not None:
+            invitations.withdraw_name(current_user(request), seminar, invited.user)
+        return Response({"withdrawn": invited is not None})
+
+    @action(["post"], detail=True, url_path="take-back")
+    @extend_schema(
+        summary=gettext_lazy("Take a participant’s key back"),
+        request=shapes.TakingBack,
+        responses={200: shapes.Participant},
+    )
+    def take_back(self, request: Request, pk: int) -> Response:
+        """Revoke a participant's keys of this seminar for good. The person is notified of the reason."""
+        seminar = self.get_object()
+        values = validated(shapes.TakingBack, request.data)
+        rows = SeminarParticipant.objects.select_related("user", "seminar__tenant", "key__tenant", "key__user")
+        participant = rows.filter(seminar=seminar, user__username=values["person"]).first()
+        if participant is None:
+            raise ValidationError({"person": [_("This person does not take part.")]})
+        if participant.taken_back_at is None:
+            seminars.take_back_key(current_user(request), participant, values["reason"])
+        found = seminars.read_participants(participant.seminar)
+        return Response(describe_participant(next(row for row in found if row.pk == participant.pk)))
+
+
+class JoinSeminarView(APIView):
+    """Joining makes an API key, so it is among what may create keys."""
+
+    subject = "keys"
+    permission_classes = [SignedIn]
+
+    @extend_schema(
+        operation_id="seminars_join",
+        summary=gettext_lazy("Join a seminar"),
+        request=shapes.SeminarToJoin,
+        responses={200: shapes.JoinedSeminar, 201: shapes.JoinedSeminar},
+    )
+    @sensitive_variables("text")
+    def post(self, request: Request) -> Response:
+        """Join by the code, or by number where the organiser named you. Return the key with its text, this once.
+
+        Its organiser then sees your name, which steps of the course you have done and when, and no texts. Who joins
+        again gets 200 and no text.
+        """
+        user, now = current_user(request), timezone.now()
+        wanted = validated(shapes.SeminarToJoin, request.data)
+        if "code" in wanted:
+            participant, text = join_by_code(request, user, wanted["code"], now)
+        else:
+            seminar = seminars.seminars_of(user, now).filter(pk=wanted["seminar"]).first()
+            if seminar is None:
+                raise ValidationError({"seminar": [_("You are not invited to a seminar of this number.")]})
+            participant, text = seminars.join_as_named(user, seminar, now)
+        key = participant.key
+        joined = {
+            "seminar": participant.seminar,
+            "key": key.prefix if key else None,
+            "expires_at": key.expires_at if key else None,
+            "text": text or None,
+        }
+        code = status.HTTP_201_CREATED if text else status.HTTP_200_OK
+        return Response(shapes.JoinedSeminar(joined).data, code)
+
+
+def join_by_code(request: Request, user: User, code: str, now: datetime) -> tuple[SeminarParticipant, str]:
+    """Join as `seminars.join_seminar`. Raises Throttled after many wrong codes."""
+    if wait := code_throttle.seconds_to_wait(request, user):
+        raise Throttled(wait, code_throttle.sentence(wait))
+    try:
+        return seminars.join_seminar(user, code, now)
+    except seminars.SeminarRefused as refusal:
+        if refusal.code == "unknown-code":
+            code_throttle.count_wrong_code(request, user)
+        raise
 
 
 def describe_course(mine: CourseProgress) -> dict[str, Any]:

@@ -11,9 +11,6 @@ from portal.lessons.models import MOST_PEOPLE, Seminar
 from portal.lessons.seminars import SeminarChanges
 from portal.quotas.administration import MAX_AMOUNT
 
-TOKENS = 100_000  # of a participant: some hours of questions
-PLACES = 40  # of a room
-
 
 class JoinForm(forms.Form):
     code = forms.CharField(
@@ -53,7 +50,7 @@ class PlanForm(forms.Form):
         label=_("Places"),
         min_value=1,
         max_value=MOST_PEOPLE,
-        initial=PLACES,
+        initial=seminars.USUAL_PLACES,
         help_text=_("So many people may join. People that you invite keep theirs."),
     )
     tokens = forms.IntegerField(
@@ -61,8 +58,8 @@ class PlanForm(forms.Form):
         required=False,
         min_value=1,
         max_value=MAX_AMOUNT,
-        initial=TOKENS,
-        help_text=_("Empty: no limit but the tenant’s."),
+        initial=seminars.USUAL_TOKENS,
+        help_text=_("Empty: no limit, for up to 40 places."),
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -50,11 +50,17 @@ def new_seminar(request: HttpRequest) -> HttpResponse:
         try:
             seminar = seminars.open_seminar(user, form.seminar(), timezone.now())
         except SeminarRefused as refusal:
-            form.add_error(None, refusal.sentence)
+            add_refusal(form, refusal)
         else:
             return redirect("seminar", seminar.pk)
     status = 400 if form.is_bound else 200
     return render(request, "lessons/new_seminar.html", {"form": form}, status=status)
+
+
+def add_refusal(form: PlanForm, refusal: SeminarRefused) -> None:
+    """Let the fields that it is about say why, or the form as a whole."""
+    for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
+        form.add_error(name or None, list(sentences))
 
 
 @login_required
@@ -92,7 +98,7 @@ def edit(request: HttpRequest, pk: int) -> HttpResponse:
         try:
             seminars.change_seminar(user, seminar, timezone.now(), **form.plan(seminar.tenant))
         except SeminarRefused as refusal:
-            form.add_error(None, refusal.sentence)
+            add_refusal(form, refusal)
         else:
             messages.success(request, _("Saved."))
             return redirect("seminar", seminar.pk)

@@ -49,7 +49,10 @@ AFTERWARDS = timedelta(minutes=30)
 LATEST = timedelta(hours=1)
 LONGEST = timedelta(hours=12)
 MOST_AHEAD = timedelta(days=366)
-PER_DAY = QuotaKind(unit=TOKENS.name, window="day")
+PER_DAY, PER_MONTH = (QuotaKind(unit=TOKENS.name, window=window) for window in ("day", "month"))
+USUAL_PLACES = 40  # of a room: also the most without a limit of tokens
+USUAL_TOKENS = 100_000  # of a participant: some hours of questions
+MOST_TOKENS = 10_000_000  # of a participant: a hundred times that, which no one uses in LONGEST
 MISREAD = str.maketrans("018", "OIB")  # what base 32 has no digits for
 
 
@@ -133,7 +136,8 @@ def check_organiser(by: User, seminar: Seminar) -> None:
 def open_seminar(by: User, seminar: Seminar, now: datetime) -> Seminar:
     """Store a new seminar, which gets its code. Raises SeminarRefused and PermissionDenied."""
     check_organiser(by, seminar)
-    _check_plan(seminar, now)
+    _check_hours(seminar, now)
+    _check_tokens(seminar)
     seminar.opened_by = by
     assign_code(seminar)
     seminar.save()
@@ -146,21 +150,37 @@ def assign_code(seminar: Seminar) -> None:
     seminar.code_digest = _digest(_derive_code(seminar.nonce))
 
 
-def _check_plan(seminar: Seminar, now: datetime) -> None:
-    """Raise SeminarRefused for hours and limits that cannot be."""
+def _check_hours(seminar: Seminar, now: datetime) -> None:
+    """Raise SeminarRefused for hours that cannot be."""
     if seminar.ends_at <= seminar.begins_at:
         raise SeminarRefused(_("The seminar ends before it begins."), code="order")
     if seminar.ends_at <= now:
         raise SeminarRefused(_("This day and hour are past."), code="past")
     if seminar.ends_at - seminar.begins_at > LONGEST or seminar.begins_at > now + MOST_AHEAD:
         raise SeminarRefused(_("A seminar lasts 12 hours at most and begins within a year."), code="too-long")
-    most = effective_amount(QuotaTarget(tenant=seminar.tenant), PER_DAY)
-    if most is not None and (seminar.tokens is None or seminar.tokens > most):
-        raise SeminarRefused(
-            _("%(tenant)s itself has %(amount)s tokens per day. Give each participant at most that.")
-            % {"tenant": seminar.tenant, "amount": figure(most)},
-            code="more-than-tenant",
+
+
+def _check_tokens(seminar: Seminar) -> None:
+    """Raise SeminarRefused for more tokens than the tenant has, than a person uses, or no limit for many people."""
+    for what, sentence in (
+        (PER_DAY, _("%(tenant)s itself has %(amount)s tokens per day. Give each participant at most that.")),
+        (PER_MONTH, _("%(tenant)s itself has %(amount)s tokens per month. Give each participant at most that.")),
+    ):
+        most = effective_amount(QuotaTarget(tenant=seminar.tenant), what)
+        if most is not None and (seminar.tokens is None or seminar.tokens > most):
+            raise _refuse_tokens("more-than-tenant", sentence % {"tenant": seminar.tenant, "amount": figure(most)})
+    if seminar.tokens is None and seminar.places > USUAL_PLACES:
+        sentence = _(
+            "Without a limit of tokens a seminar has at most %(places)d places. Give each participant a limit."
         )
+        raise _refuse_tokens("no-limit", sentence % {"places": USUAL_PLACES})
+    if seminar.tokens is not None and seminar.tokens > MOST_TOKENS:
+        sentence = _("Give each participant at most %(amount)s tokens: no one uses more in a day.")
+        raise _refuse_tokens("too-many-tokens", sentence % {"amount": figure(MOST_TOKENS)})
+
+
+def _refuse_tokens(code: str, sentence: str) -> SeminarRefused:
+    return SeminarRefused(sentence, {"tokens": [sentence]}, code=code)
 
 
 def change_seminar(by: User, seminar: Seminar, now: datetime, **changes: Unpack[SeminarChanges]) -> Seminar:
@@ -179,9 +199,7 @@ def change_seminar(by: User, seminar: Seminar, now: datetime, **changes: Unpack[
         changed = {name for name, value in before.items() if getattr(row, name) != value}
         if not changed:
             return row
-        _check_plan(row, now)
-        if "places" in changed and row.places < count_places_taken(row):
-            raise SeminarRefused(_("More people have joined or are invited already."), code="places")
+        _check_changes(row, changed, now)
         row.save(update_fields=list(changed))
         if "ends_at" in changed:
             _move_ends_of_keys(row)
@@ -190,6 +208,15 @@ def change_seminar(by: User, seminar: Seminar, now: datetime, **changes: Unpack[
         if {"begins_at", "ends_at"} & changed:
             _notify_of_hours(row, by, now)
     return row
+
+
+def _check_changes(seminar: Seminar, changed: Collection[str], now: datetime) -> None:
+    """Raise SeminarRefused. A limit that older versions took stays until it, or the places, are changed."""
+    _check_hours(seminar, now)
+    if "tokens" in changed or "places" in changed:
+        _check_tokens(seminar)
+    if "places" in changed and seminar.places < count_places_taken(seminar):
+        raise SeminarRefused(_("More people have joined or are invited already."), code="places")
 
 
 def _working_keys(seminar: Seminar) -> QuerySet[ApiKey]:

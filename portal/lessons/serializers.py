@@ -101,7 +101,7 @@ class ChangedSeminar(KnownFields):
         allow_null=True,
         min_value=1,
         max_value=MAX_AMOUNT,
-        help_text="Per day and participant. Null: no limit but the tenant’s.",
+        help_text="Per day and participant. Null: no limit, for up to 40 places.",
     )
 
 
@@ -116,6 +116,15 @@ class NewSeminar(ChangedSeminar):
     course = ChoiceField(COURSES)
     begins_at = DateTimeField(validators=[check_year, check_minute])
     ends_at = DateTimeField(validators=[check_year, check_minute])
+    places = serializers.IntegerField(required=False, default=seminars.USUAL_PLACES, min_value=1, max_value=MOST_PEOPLE)
+    tokens = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        default=seminars.USUAL_TOKENS,
+        min_value=1,
+        max_value=MAX_AMOUNT,
+        help_text="Per day and participant. Null: no limit, for up to 40 places.",
+    )
 
 
 class NamedPeople(KnownFields):
@@ -126,6 +135,41 @@ class NamingResult(serializers.Serializer[Any]):
     invited = serializers.ListField(child=serializers.CharField(), help_text="User names, of those invited now.")
     unknown = serializers.ListField(child=serializers.CharField(), help_text="Not among those who may join.")
     ambiguous = serializers.ListField(child=serializers.CharField(), help_text="Names of several people.")
+
+
+class OnePerson(KnownFields):
+    person = CharField(max_length=150, help_text="User name.")
+
+
+class Withdrawal(serializers.Serializer[Any]):
+    withdrawn = serializers.BooleanField()
+
+
+class TakingBack(OnePerson):
+    reason = CharField(
+        required=False, allow_blank=True, default="", max_length=200, help_text="The participant is notified of it."
+    )
+
+
+class SeminarToJoin(KnownFields):
+    """Give one of them."""
+
+    code = CharField(required=False, max_length=40, help_text="Capitals and hyphens do not matter.")
+    seminar = serializers.IntegerField(
+        required=False, min_value=1, max_value=2**31 - 1, help_text="`id` of one that its organiser named you for."
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if len(attrs) != 1:
+            raise serializers.ValidationError({"code": [_("Give the code, or the number of the seminar.")]})
+        return attrs
+
+
+class JoinedSeminar(serializers.Serializer[Any]):
+    seminar = Seminar()
+    key = serializers.CharField(allow_null=True, help_text="The first 12 characters of its text, which identify it.")
+    expires_at = serializers.DateTimeField(allow_null=True)
+    text = serializers.CharField(allow_null=True, help_text="The key itself, shown once. Null: you have joined before.")
 
 
 class Participant(serializers.Serializer[Any]):

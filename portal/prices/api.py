@@ -15,7 +15,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from portal.accounts.models import Tenant
 from portal.accounts.permissions import current_user
-from portal.prices import price_list
+from portal.prices import cautions, price_list
 from portal.prices.models import MOST_BUDGET, TenantBudget, TokenPrice
 from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.strict_fields import CharField, KnownFields, ModelSerializer
@@ -29,6 +29,22 @@ class Price(ModelSerializer[TokenPrice]):
             *("id", "kind", "model", "first_day", "last_day"),
             *("input_price", "output_price", "cached_price", "reference"),
         ]
+
+
+class SavedPrice(Price):
+    """A price that was saved just now."""
+
+    caution = serializers.ChoiceField(
+        cautions.CODES,
+        allow_blank=True,
+        help_text=(
+            "What the page asks about first. `no-model`: no model has this name now. `dear`: 1,000 yen or more. Empty:"
+            " nothing."
+        ),
+    )
+
+    class Meta(Price.Meta):
+        fields: ClassVar = [*Price.Meta.fields, "caution"]
 
 
 class NewPrice(ModelSerializer[TokenPrice]):
@@ -88,18 +104,18 @@ class Prices(GenericViewSet[TokenPrice]):
     def retrieve(self, request: Request, pk: int) -> Response:
         return Response(Price(self.get_object()).data)
 
-    @extend_schema(summary=_("Add a price"), request=NewPrice, responses={201: Price})
+    @extend_schema(summary=_("Add a price"), request=NewPrice, responses={201: SavedPrice})
     def create(self, request: Request) -> Response:
         """Let a model's tokens cost so much from a day on. Past days are computed with it as well."""
         price = TokenPrice(**validated(NewPrice, request.data))
-        return Response(Price(self._save(request, price)).data, status.HTTP_201_CREATED)
+        return Response(self._save(request, price), status.HTTP_201_CREATED)
 
-    @extend_schema(summary=_("Change a price"), request=ChangedPrice, responses={200: Price})
+    @extend_schema(summary=_("Change a price"), request=ChangedPrice, responses={200: SavedPrice})
     def partial_update(self, request: Request, pk: int) -> Response:
         price = self.get_object()
         for name, value in validated(ChangedPrice, request.data).items():
             setattr(price, name, value)
-        return Response(Price(self._save(request, price)).data)
+        return Response(self._save(request, price))
 
     @extend_schema(summary=_("Delete a price"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
@@ -110,12 +126,13 @@ class Prices(GenericViewSet[TokenPrice]):
             raise ValidationError(error.message_dict) from error
         return Response(status=status.HTTP_204_NO_CONTENT)
 
-    def _save(self, request: Request, price: TokenPrice) -> TokenPrice:
+    def _save(self, request: Request, price: TokenPrice) -> dict[str, Any]:
+        caution = cautions.find_caution(price)
         try:
             price_list.save_price(price, by=current_user(request), today=timezone.localdate())
         except WrongValue as error:
             raise ValidationError(error.message_dict) from error
-        return price
+        return {**Price(price).data, "caution": caution.code if caution else ""}
 
 
 class PriceSettingsView(APIView):

@@ -6,8 +6,9 @@ from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import without_internal
-from portal.prices import price_list
+from portal.prices import cautions, price_list
 from portal.prices.models import MOST_BUDGET, TokenPrice
+from portal.web.cautions import Caution
 
 
 class DateInput(forms.DateInput):
@@ -30,6 +31,7 @@ class PriceForm(forms.ModelForm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, models: list[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.models = models
+        self.caution: Caution | None = None
         self.fields["model"].widget.attrs["list"] = "known-models"
         for name in ("input_price", "output_price", "cached_price"):
             self.fields[name].label = _("%(what)s, yen per 1,000") % {"what": self.fields[name].label}
@@ -37,9 +39,19 @@ class PriceForm(forms.ModelForm):  # type: ignore[type-arg]
     def validate_unique(self) -> None:
         """Leave it to `price_list.check_price`, whose error says what to do."""
 
+    def confirmation(self) -> str:
+        """Return what the page sends back when the caution about exactly this price was read."""
+        return "/".join([self.instance.model, *self.instance.texts.values()])
+
     def store(self, by: User) -> bool:
-        """Save the price if it is sound; return whether it was. Otherwise its fields have errors."""
+        """Save the price if it is sound; return whether it was. Otherwise its fields have errors, or it a `caution`.
+
+        The same numbers sent again with `confirmed` are saved.
+        """
         if not self.is_valid():
+            return False
+        self.caution = cautions.find_caution(self.instance)
+        if self.caution and self.data.get("confirmed") != self.confirmation():
             return False
         try:
             price_list.save_price(self.instance, by=by, today=timezone.localdate())

@@ -4,7 +4,6 @@ A script says exactly what it wants, so the API and `setquota` obey and name the
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 
 from django.utils.translation import gettext as _
@@ -13,6 +12,7 @@ from portal.quotas import policy
 from portal.quotas.administration import QuotaKind, QuotaTarget, quota_kind, quota_target
 from portal.quotas.models import Quota, QuotaRequest
 from portal.quotas.units import UNITS
+from portal.web.cautions import Caution
 from portal.web.templatetags.formatting import figure
 
 # A hundred times as much as before is more often a slip (50万 for 50, two zeros too many) than meant.
@@ -21,16 +21,8 @@ WINDOWS = {"": 0, Quota.Window.MINUTE: 1, Quota.Window.DAY: 2, Quota.Window.MONT
 CODES = ("blocks-all", "never-reached", "leap")
 
 
-@dataclass(frozen=True, slots=True)
-class Caution:
-    """`code` is one of CODES; `sentence` says in the reader's language what will happen."""
-
-    code: str
-    sentence: str
-
-
 def find_caution(to: QuotaTarget, what: QuotaKind, amount: int) -> Caution | None:
-    """Return what to ask about before this quota is saved; None: nothing, or it is as it was. Two queries."""
+    """Return what to ask about before this quota is saved, its code one of CODES; None: nothing. Two queries."""
     own = Quota.objects.filter(**to.columns, **what.columns).first()
     if own is not None and own.amount == amount:
         return None

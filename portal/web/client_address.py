@@ -4,9 +4,10 @@ import ipaddress
 
 from django.conf import settings
 from django.http import HttpRequest
+from rest_framework.request import Request
 
 
-def client_address(request: HttpRequest) -> str | None:
+def client_address(request: HttpRequest | Request) -> str | None:
     """Return the address of the person's computer, as seen by the outermost proxy that is ours.
 
     A client may write anything into X-Forwarded-For; each proxy appends the address that it saw. So with

@@ -202,6 +202,9 @@ RULES = {
     "api/v1/seminars/<int:pk>/end/": Rule(ADMINS.who, "POST"),
     "api/v1/seminars/<int:pk>/people/": Rule(ADMINS.who, "POST"),
     "api/v1/seminars/<int:pk>/progress/": ADMINS,
+    "api/v1/seminars/<int:pk>/withdraw/": Rule(ADMINS.who, "POST"),
+    "api/v1/seminars/<int:pk>/take-back/": Rule(ADMINS.who, "POST"),
+    "api/v1/seminars/join/": Rule(PEOPLE.who, "POST"),
     "api/v1/news/": PEOPLE,
     "api/v1/news/<int:pk>/": MEMBERS,  # for her tenant
     "api/v1/house-rules/": PEOPLE,
@@ -276,7 +279,7 @@ MODEL_FORM = {
     **{"slots": "1", "replicas": "1", "tensor_parallel": "1", "upstream_model": "theirs"},
 }
 PRICE_FORM = {
-    **{"kind": "internal", "model": "other", "first_day": "2026-04-01", "input_price": "0.5", "output_price": "1.5"},
+    **{"kind": "internal", "model": "qwen", "first_day": "2026-05-01", "input_price": "0.5", "output_price": "1.5"},
 }
 KEY_FORM = {"name": "desk", "every_model": "yes", "key_class": "interactive"}
 QUOTA_FORM = {"kind": "requests/day", "model": "", "amount": "1"}
@@ -325,7 +328,7 @@ WRITES = {
     ("POST", "prices/"): Write(OPERATORS.who, PRICE_FORM),
     ("POST", "prices/budgets/"): Write(OPERATORS.who, {"tenant": "research", "yen": "5000"}),
     ("POST", "prices/display/"): Write(OPERATORS.who, {"people": "hide"}),
-    ("POST", "prices/<id:pk>/"): Write(OPERATORS.who, {**PRICE_FORM, "model": "qwen"}),
+    ("POST", "prices/<id:pk>/"): Write(OPERATORS.who, PRICE_FORM),
     ("POST", "prices/<id:pk>/remove/"): Write(OPERATORS.who, {}),
     ("POST", "keys/new/"): Write(PEOPLE.who),
     ("POST", "keys/found/"): Write(PEOPLE.who),
@@ -368,6 +371,9 @@ WRITES = {
     ("PATCH", "api/v1/seminars/<int:pk>/"): Write(ADMINS.who, {"places": 7}),
     ("POST", "api/v1/seminars/<int:pk>/end/"): Write(ADMINS.who, {}),
     ("POST", "api/v1/seminars/<int:pk>/people/"): Write(ADMINS.who, {"people": ["bob"]}),
+    ("POST", "api/v1/seminars/<int:pk>/withdraw/"): Write(ADMINS.who, {"person": "alice"}),
+    ("POST", "api/v1/seminars/<int:pk>/take-back/"): Write(ADMINS.who, {"person": "guest"}),
+    ("POST", "api/v1/seminars/join/"): Write(PEOPLE.who, None),
     ("POST", "lessons/interest/"): Write(PEOPLE.who, {"interest": "off"}),
     ("POST", "api/v1/use-cases/"): Write(frozenset({"alice", "bob"}), USE_CASE),
     ("POST", "tenants/new/"): Write(OPERATORS.who, TENANT_FORM),

@@ -1,4 +1,4 @@
-"""Who keeps the pages of many weeks, and adds and subtracts what they show, finds no number of people from one to four."""
+"""Who keeps the pages of many weeks and subtracts what they show finds no number of people from one to four."""
 
 import math
 import random
@@ -19,7 +19,7 @@ WEEKS = summary.WEEKS + summary.RECENT + PAGES
 
 
 def arrive(chance: random.Random, tenants: list[Tenant]) -> None:
-    """Let a few people arrive in each week and tenant, of whom some go on."""
+    """Let a few people arrive in each week and tenant; some go on."""
     rows = []
     for week in range(WEEKS):
         for tenant in tenants:

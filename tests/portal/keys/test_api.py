@@ -167,6 +167,7 @@ def test_what_is_wrong_is_told_with_its_place(call, bob, charlie, research, sale
         ({"service": "Dify", "responsible": "charlie"}, "#/responsible"),
         ({"models": []}, "#/models"),
         ({"key_class": "canary"}, "#/key_class"),
+        ({"expires_at": f"{timezone.now().year + 1}-01-01T09:00:00"}, "#/expires_at"),  # of which zone
     ):
         answer = call(bob)("POST", "keys/", {"tenant": "research", "name": "x", **more})
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, pointer)
@@ -269,6 +270,8 @@ def test_management_keys_are_made_and_ended_in_a_session(call, alice, bob, descr
     body = {"name": "report", "scopes": ["usage:read"], "expires_at": (timezone.now() + timedelta(days=9)).isoformat()}
     made = call(alice)("POST", "management-keys/", body)
     assert made.status_code == 201, made.content
+    naive = {**body, "expires_at": body["expires_at"].partition("+")[0]}
+    assert call(alice)("POST", "management-keys/", naive).status_code == 400
     text, prefix = made.json()["text"], made.json()["prefix"]
     (listed,) = call(alice).get("management-keys/")["results"]
     assert (listed["prefix"], "text" in listed) == (prefix, False)

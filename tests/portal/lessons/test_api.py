@@ -4,11 +4,16 @@ from datetime import timedelta
 
 import pytest
 import time_machine
+from django.core.cache import cache
 from django.utils import timezone
 
-from portal.lessons import progress, seminars
+from portal.keys import lifecycle
+from portal.keys.models import ApiKey
+from portal.lessons import code_throttle, invitations, progress, seminars
 from portal.lessons.courses import all_courses
+from portal.lessons.forms import PlanForm
 from portal.lessons.models import Seminar
+from portal.quotas.models import Quota
 from tests.conftest import person
 from tests.pages import key_of, management_key_of, use
 from tests.portal.browsing import client_of
@@ -111,6 +116,21 @@ class TestSeminars:
         assert post(as_bob, f"seminars/{seminar.pk}/end/", {})["ended_at"]
         assert as_bob.patch(f"/api/v1/seminars/{seminar.pk}/", {"places": 21}, JSON).status_code == 409
 
+    def test_what_is_left_out_is_as_the_page_suggests(self, as_bob, research):
+        made = post(as_bob, "seminars/", plan(), 201)
+        suggested = {name: field.initial for name, field in PlanForm.base_fields.items()}
+        assert (made["places"], made["tokens"]) == (suggested["places"], suggested["tokens"])
+
+    def test_many_places_without_a_limit_and_absurd_limits_are_refused_by_name(self, as_bob, research):
+        Quota.objects.create(tenant=research, unit="tokens", window="month", amount=20_000_000)
+        for wrong in ({"tokens": 20_000_001}, {"tokens": seminars.MOST_TOKENS + 1}):
+            refused = post(as_bob, "seminars/", plan(**wrong), 400)
+            assert [fault["pointer"] for fault in refused["errors"]] == ["#/tokens"]
+        Quota.objects.all().delete()
+        refused = post(as_bob, "seminars/", plan(places=300, tokens=None), 400)
+        assert [fault["pointer"] for fault in refused["errors"]] == ["#/tokens"]
+        assert not Seminar.objects.exists()
+
     def test_the_list_has_those_that_one_organises_and_no_code(self, as_bob, as_alice, as_olivia, seminar):
         for client, number in ((as_bob, 1), (as_alice, 0), (as_olivia, 1)):
             found = client.get("/api/v1/seminars/").json()
@@ -157,6 +177,60 @@ class TestSeminars:
         unknown = [f"{number:03}{'x' * 200}" for number in range(298)]
         found = post(as_bob, f"seminars/{seminar.pk}/people/", {"people": [*unknown, "Mary Jones, Jr."]})
         assert (found["invited"], found["unknown"]) == (["jones"], unknown)
+
+    def test_a_name_is_withdrawn_once(self, as_bob, alice, seminar):
+        invitations.name_people(seminar.opened_by, seminar, [alice])
+        for withdrawn in (True, False):
+            found = post(as_bob, f"seminars/{seminar.pk}/withdraw/", {"person": "alice"})
+            assert found == {"withdrawn": withdrawn}
+        assert not seminar.invitations.exists()
+
+    def test_a_key_is_taken_back_for_good(self, as_bob, alice, seminar):
+        assert post(as_bob, f"seminars/{seminar.pk}/take-back/", {"person": "alice"}, 400)["errors"]
+        participant, _text = seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        for _again in range(2):
+            body = {"person": "alice", "reason": "passed on"}
+            row = post(as_bob, f"seminars/{seminar.pk}/take-back/", body)
+            assert (row["username"], row["has_key"]) == ("alice", False)
+        assert notified("key-revoked") == ["alice"]
+        with pytest.raises(seminars.KeyOfTheSeminar):
+            lifecycle.rotate_key(participant.key, timedelta(0), by=alice)
+
+    def test_a_person_joins_by_code_and_gets_the_key_once(self, as_alice, alice, seminar):
+        joined = post(as_alice, "seminars/join/", {"code": seminars.code_of(seminar).lower()}, 201)
+        assert joined["key"] == joined["text"][:12] == ApiKey.objects.get(user=alice).prefix
+        assert joined["seminar"]["id"] == seminar.pk
+        assert "code" not in joined["seminar"]
+        again = post(as_alice, "seminars/join/", {"code": seminars.code_of(seminar)})
+        assert (again["key"], again["text"]) == (joined["key"], None)
+
+    def test_who_is_named_joins_by_number(self, as_alice, alice, charlie, seminar):
+        post(as_alice, "seminars/join/", {"seminar": seminar.pk}, 400)
+        invitations.name_people(seminar.opened_by, seminar, [alice])
+        assert post(as_alice, "seminars/join/", {"seminar": seminar.pk}, 201)["text"]
+        post(client_of(charlie), "seminars/join/", {"seminar": seminar.pk}, 400)
+
+    @pytest.mark.parametrize("body", [{}, {"code": ""}, {"code": "A", "seminar": 1}, {"seminar": 0}, {"seminar": "x"}])
+    def test_joining_needs_a_code_or_a_number(self, as_alice, body):
+        post(as_alice, "seminars/join/", body, 400)
+
+    def test_wrong_codes_are_throttled_with_those_of_the_page(self, as_alice, alice, seminar):
+        cache.clear()
+        for _ in range(code_throttle.MOST_OF_PERSON):
+            post(as_alice, "seminars/join/", {"code": "AAAA-AAAA-AAAA-AAAA"}, 409)
+        code = seminars.code_of(seminar)
+        refused = as_alice.post("/api/v1/seminars/join/", {"code": code}, JSON)
+        assert (refused.status_code, refused["Retry-After"]) == (429, str(code_throttle.PERIOD))
+        assert as_alice.post("/lessons/join/", {"code": code}).status_code == 429
+        cache.clear()
+        assert post(as_alice, "seminars/join/", {"code": code}, 201)["text"]
+
+    def test_a_management_key_joins_only_if_it_may_create_keys(self, alice, client, seminar):
+        for scope, status in (("keys:read", 403), ("lessons:read", 403), ("keys:write", 201)):
+            _, text = management_key_of(alice, scope)
+            headers = {"authorization": f"Bearer {text}"}
+            body = {"code": seminars.code_of(seminar)}
+            assert client.post("/api/v1/seminars/join/", body, JSON, headers=headers).status_code == status
 
     def test_progress_is_what_participants_agreed_to_show(self, as_bob, as_alice, alice, seminar):
         seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())

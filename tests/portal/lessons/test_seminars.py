@@ -106,16 +106,43 @@ class TestOpening:
 
     def test_reasons_have_names(self, research, bob):
         Quota.objects.create(tenant=research, unit="tokens", window="day", amount=2000)
+        Quota.objects.create(tenant=research, unit="tokens", window="month", amount=1500)
         now = timezone.now()
         for code, columns in {
             "past": {"begins_at": now - timedelta(hours=3), "ends_at": now - timedelta(hours=1)},
             "order": {"ends_at": now - timedelta(hours=1)},
             "too-long": {"ends_at": now + timedelta(hours=13)},
-            "more-than-tenant": {"tokens": 2001},
+            "more-than-tenant": {"tokens": 1501},  # of the month
         }.items():
             with pytest.raises(SeminarRefused) as refused:
                 seminar_of(research, bob, **columns)
             assert refused.value.code == code
+        Quota.objects.filter(window="month").delete()
+        with pytest.raises(SeminarRefused) as refused:
+            seminar_of(research, bob, tokens=2001)
+        assert refused.value.code == "more-than-tenant"
+        assert seminar_of(research, bob, tokens=2000).tokens == 2000
+
+    def test_where_the_tenant_has_no_limit_the_seminar_has(self, research, bob):
+        for code, columns in {
+            "no-limit": {"tokens": None, "places": seminars.USUAL_PLACES + 1},
+            "too-many-tokens": {"tokens": seminars.MOST_TOKENS + 1},
+        }.items():
+            with pytest.raises(SeminarRefused) as refused:
+                seminar_of(research, bob, **columns)
+            assert refused.value.code == code
+        open_ = seminar_of(research, bob, tokens=None)
+        with pytest.raises(SeminarRefused) as refused:
+            seminars.change_seminar(bob, open_, timezone.now(), places=seminars.USUAL_PLACES + 1)
+        assert refused.value.code == "no-limit"
+        Seminar.objects.filter(pk=open_.pk).update(places=300)  # as older versions opened them
+        later = open_.ends_at + timedelta(minutes=5)
+        assert seminars.change_seminar(bob, open_, timezone.now(), ends_at=later).ends_at == later
+
+    def test_the_page_names_the_field_of_a_limit_that_cannot_be(self, as_bob, research):
+        answer = as_bob.post("/lessons/seminars/new/", form(tokens="", places="300"))
+        assert set(answer.context["form"].errors) == {"tokens"}
+        assert not Seminar.objects.exists()
 
     def test_only_operators_open_one_for_the_company(self, research, bob, olivia):
         with pytest.raises(PermissionDenied):

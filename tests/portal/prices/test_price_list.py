@@ -14,9 +14,11 @@ from django.db import connections
 from django.db.models.signals import pre_save
 from hypothesis import HealthCheck, given, settings, strategies
 
+from modelregistry.models import ServedModel
 from portal.prices import price_list
 from portal.prices.models import PriceOptions, TenantBudget, TokenPrice
 from portal.prices.price_list import PriceList
+from tests.pages import serve
 from tests.portal.recorded import audited
 
 pytestmark = pytest.mark.django_db
@@ -140,6 +142,12 @@ def test_changes_are_recorded_and_only_operators_make_them(bob, olivia, research
     assert audited(object_kind="budget") == ["budget.add", "budget.remove"]
 
 
+@pytest.fixture
+def qwen() -> ServedModel:
+    return serve("qwen")
+
+
+@pytest.mark.usefixtures("qwen")
 class TestPages:
     FORM = {"kind": "internal", "model": "qwen", "first_day": "2026-04-01", "input_price": "0.5", "output_price": "1.5"}
 
@@ -151,6 +159,20 @@ class TestPages:
         assert one.output_price == Decimal("2.25")
         as_olivia.post(f"/prices/{one.pk}/remove/")
         assert not TokenPrice.objects.exists()
+
+    @pytest.mark.parametrize(("change", "code"), [({"model": "gwen"}, "no-model"), ({"output_price": "1000"}, "dear")])
+    def test_what_may_not_be_meant_is_asked_once(self, as_olivia, change, code):
+        answer = as_olivia.post("/prices/", {**self.FORM, **change})
+        assert answer.context["form"].caution.code == code
+        assert not TokenPrice.objects.exists()
+        confirmed = {"confirmed": answer.context["form"].confirmation()}
+        other = {"input_price": "1000"} if code == "dear" else {"model": "owen"}
+        assert as_olivia.post("/prices/", {**self.FORM, **change, **other, **confirmed}).status_code == 200
+        assert not TokenPrice.objects.exists()  # the answer was about another price
+        assert as_olivia.post("/prices/", {**self.FORM, **change, **confirmed}).status_code == 302
+        one = TokenPrice.objects.get()
+        asked = as_olivia.post(f"/prices/{one.pk}/", {**self.FORM, **change, "first_day": "2026-05-01"})
+        assert asked.status_code == (200 if code == "dear" else 302)  # a deleted model may keep its price
 
     @pytest.mark.parametrize(
         "wrong", [{"input_price": "-1"}, {"first_day": "x"}, {"output_price": "1e9"}, {"model": ""}]
@@ -176,18 +198,25 @@ class TestPages:
         assert not TenantBudget.objects.exists()
 
 
+@pytest.mark.usefixtures("qwen")
 class TestApi:
     def test_prices_are_read_added_changed_and_removed(self, call, olivia):
         send = call(olivia)
         new = {"model": "qwen", "first_day": "2026-04-01", "input_price": "0.5", "output_price": "1.5"}
         answer = send("POST", "prices/", new)
-        assert answer.status_code == 201
+        assert (answer.status_code, answer.json()["caution"]) == (201, "")
         number = answer.json()["id"]
         assert send("POST", "prices/", new).status_code == 400
         wrong = send("PATCH", f"prices/{number}/", {"last_day": "2026-03-01"}).json()["errors"]
         assert [fault["pointer"] for fault in wrong] == ["#/last_day"]
         assert send("PATCH", f"prices/{number}/", {"output_price": "3"}).json()["output_price"] == "3.000000"
         assert send("DELETE", f"prices/{number}/").status_code == 204
+
+    @pytest.mark.parametrize(("change", "code"), [({"model": "gwen"}, "no-model"), ({"output_price": "1000"}, "dear")])
+    def test_what_may_not_be_meant_is_saved_and_named(self, call, olivia, change, code):
+        new = {"model": "qwen", "first_day": "2026-04-01", "input_price": "0.5", "output_price": "1.5"}
+        answer = call(olivia)("POST", "prices/", {**new, **change})
+        assert (answer.status_code, answer.json()["caution"]) == (201, code)
 
     def test_budgets_and_the_display_are_set(self, call, olivia, research):
         answer = call(olivia)("PATCH", "prices/settings/", {"tenant": "research", "yen": 7, "shown_to_people": True})

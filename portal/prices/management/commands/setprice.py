@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from portal.prices import price_list
+from portal.prices import cautions, price_list
 from portal.prices.models import TokenPrice
 
 
@@ -55,7 +55,10 @@ class Command(BaseCommand):
                 raise CommandError("give --input and --output")
             price = TokenPrice(pk=known.pk if known else None, kind=kind, **values)
             price._state.adding = known is None
+            caution = cautions.find_caution(price)
             price_list.save_price(price, by=None, today=timezone.localdate())
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from error
+        if caution:
+            self.stderr.write(f"warning ({caution.code}): {caution.sentence}")
         return "set"
