@@ -141,7 +141,7 @@ class PrefixMemory:
             unread = size - read if size > read else 0
             waited, beside = unread_of.get(id, 0) * per_byte, running(id)
             # Of those that cost the same, to the millisecond, the one that has been sent least.
-            cost, sent = int((unread * per_byte + waited + beside * per_call) * 1000 + 0.5), sent_of.get(id, 0)
+            cost, sent = (unread * per_byte + waited + beside * per_call) * 1000 // 1, sent_of.get(id, 0)
             if cost < best or (cost == best and sent < least_sent):
                 best, least_sent, chosen = cost, sent, replica
                 expected = unread, waited, beside
@@ -188,7 +188,7 @@ class PrefixMemory:
     @property
     def seconds_per_call(self) -> float:
         """What a call takes longer for each other one beside it."""
-        return self._excess / max(1.0, self._beside)
+        return self._excess / self._beside if self._beside > 1 else self._excess
 
     def _bit(self, replica: int) -> int:
         found = self._bits.get(replica)
@@ -202,7 +202,10 @@ class PrefixMemory:
         recent, older, found = self._recent, self._older, []
         alive, size = -1, 0
         for mark, edge in zip(prefix.marks, EDGES, strict=False):
-            still = alive & (recent.get(mark, 0) | older.get(mark, 0))
+            bits = recent.get(mark, 0)
+            if bits != alive:  # it is on most marks of a prompt that goes on
+                bits |= older.get(mark, 0)
+            still = alive & bits
             if still != alive:
                 found.append((size, alive))
                 alive = still
