@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-FAILED = Path(__file__).parents[1] / ".venv/pytest-cache/v/cache/lastfailed"  # as pytest's --last-failed has it
+FAILED = Path(__file__).parents[1] / ".pytest_cache/v/cache/lastfailed"  # as pytest's --last-failed has it
 MOST = 12  # of some 10,000: more are no accident
 
 
