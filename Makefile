@@ -10,10 +10,12 @@ help:
 	@echo 'make test-engines  all three llama.cpp launchers, two of them compiled first (25 minutes, later 3)'
 	@echo 'make test-clients  real clients, Open WebUI among them (1.2 GB; some minutes, later 2)'
 	@echo 'make test-gpu  what is planned for GPUs beside what this machine has (one is needed; 5 minutes)'
+	@echo 'make test-ray  a cluster of GPU hosts whose parts die, in networks of its own (as root; 10 minutes)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway; pages (50 minutes)'
 	@echo 'make chaos   kill -9 every part at random under load, vLLM included (MINUTES=20, SEED=…)'
 	@echo 'make fuzz    send malformed input to every part (SECONDS=600, SEED=…)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
+	@echo 'make host    set up a GPU host of a cluster (deploy/RAY.md)'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'
 
 setup:
@@ -45,6 +47,14 @@ test-clients: test-setup
 # Needs no network. Its engines are those that the host has (`manage.py installengine`).
 test-gpu: test-setup
 	.venv/bin/python -m tests.gpu.check
+
+# Real Ray, in network namespaces: parts die, nodes are cut off. Shows what it measured.
+test-ray: test-setup
+	.venv/bin/pytest tests/ray
+
+# All that a GPU host needs to join a cluster; see deploy/RAY.md.
+host:
+	@python=$$(deploy/find-python) && "$$python" deploy/setup.py host
 
 check: lint language types imports schema
 
@@ -102,4 +112,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 
-.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu check lint types imports schema bench chaos fuzz lock
+.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu test-ray host check lint types imports schema bench chaos fuzz lock

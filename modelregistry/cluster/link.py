@@ -1,0 +1,238 @@
+"""`ClusterLink`: a controller's side of `driver`. Knows no Ray: it starts a Python that has it, and again when it ends.
+
+Every request has a limit. What does not answer within it is silent, which says nothing about what was done.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelregistry.cluster import limits
+from modelregistry.cluster.access import ClusterAccess, ray_environment
+from modelregistry.cluster.node import CODE
+
+log = logging.getLogger(__name__)
+
+
+class ClusterSilent(Exception):
+    """The host, or all of the cluster, did not answer in time; what was asked may have been done, or be done later."""
+
+
+class HostRefused(Exception):
+    """The host's agent answered that it will not. `kind`: the class of what it raised."""
+
+    def __init__(self, sentence: str, kind: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterNode:
+    """A node as the cluster's head knows it. `host`: its name, "" if it is not one of ours."""
+
+    node: str
+    address: str
+    alive: bool
+    host: str
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    """Who renews the lease of a host; see `modelregistry.cluster.lease`."""
+
+    term: int
+    holder: str
+    seconds: float
+
+
+class ClusterLink:
+    """Start it, use it from one event loop, close it. Raises NotSecured where the cluster would be open to others.
+
+    `python`: one that has Ray. `server`: `module:name` of what answers messages on hosts; see `host_server`. `log`:
+    where the driver writes.
+    """
+
+    def __init__(self, python: Path, *, access: ClusterAccess, server: str, log: Path | None = None) -> None:
+        self.argv: tuple[str, ...] = (str(python), "-m", "modelregistry.cluster.driver", access.address, server)
+        self.environment = ray_environment(access, CODE)
+        self.log = log
+        self.numbers = itertools.count(1)
+        self.waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.process: Process | None = None
+        self.keeper: asyncio.Task[None] | None = None
+        self.ready = asyncio.Event()
+
+    async def open(self) -> None:
+        """Begin to reach the cluster; returns at once."""
+        self.keeper = asyncio.create_task(self._keep())
+
+    async def wait_until_ready(self, within: float) -> None:
+        """Wait for the driver to be in the cluster. Raises ClusterSilent."""
+        try:
+            async with asyncio.timeout(within):
+                await self.ready.wait()
+        except TimeoutError:
+            raise ClusterSilent(f"the cluster did not let the controller in within {within:g} s") from None
+
+    async def close(self) -> None:
+        """End the driver. Agents and engines stay."""
+        if self.keeper:
+            self.keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.keeper
+        await self._end()
+
+    # --- Requests
+
+    async def list_nodes(self, *, within: float = limits.NODES) -> list[ClusterNode]:
+        """Return the cluster's nodes. Raises ClusterSilent."""
+        return [ClusterNode(**found) for found in await self._ask({"do": "nodes"}, within)]
+
+    async def open_host(self, host: str, *, within: float = limits.OPEN) -> None:
+        """Create the agent of a host unless it has one, and wait for it to answer. Raises ClusterSilent."""
+        await self._ask({"do": "open", "host": host}, within)
+
+    async def describe(self, host: str, *, within: float = limits.CALL) -> dict[str, Any]:
+        """Return what `HostAgent.describe` does."""
+        found: dict[str, Any] = await self._ask({"do": "describe", "host": host}, within)
+        return found
+
+    async def renew(self, host: str, renewal: Renewal, *, within: float = limits.CALL) -> float:
+        """Extend the lease of a host. Raises ClusterSilent, or HostRefused when a newer controller has it."""
+        request = {
+            "do": "renew",
+            "host": host,
+            "term": renewal.term,
+            "holder": renewal.holder,
+            "seconds": renewal.seconds,
+        }
+        return float(await self._ask(request, within))
+
+    async def exchange(self, host: str, term: int, message: str, *, within: float) -> str:
+        """Send a message to a host's agent and return its answer. Raises ClusterSilent or HostRefused."""
+        request = {"do": "exchange", "host": host, "term": term, "message": message}
+        return str(await self._ask(request, within))
+
+    async def dismiss(self, host: str, *, within: float = limits.CALL) -> None:
+        """End the agent of a host for good; its engines run until its lease is over."""
+        await self._ask({"do": "dismiss", "host": host}, within)
+
+    async def _ask(self, request: dict[str, Any], within: float) -> Any:
+        process, number = self.process, next(self.numbers)
+        if not self.ready.is_set() or process is None or process.stdin is None:
+            raise ClusterSilent("the controller is not in the cluster")
+        answer = self.waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            process.stdin.write(json.dumps(request | {"id": number, "within": within}).encode() + b"\n")
+            async with asyncio.timeout(within + limits.DRIVER):
+                found = await answer
+        except (TimeoutError, OSError) as error:
+            # The driver itself answers within its limit, unless it hangs.
+            self._kill()
+            raise ClusterSilent(f"the link to the cluster hangs: {error or 'no answer'}") from error
+        finally:
+            self.waiting.pop(number, None)
+        if "silent" in found:
+            raise ClusterSilent(found["silent"])
+        if "fault" in found:
+            raise HostRefused(found["fault"], found["kind"])
+        return found["result"]
+
+    # --- The driver
+
+    async def _keep(self) -> None:
+        """Start the driver, and again whenever it ends."""
+        failures = ended = 0
+        while True:
+            began = time.monotonic()
+            lived = await self._run_driver(limits.PATIENCE[min(ended, len(limits.PATIENCE) - 1)])
+            ended = 0 if time.monotonic() - began > limits.SETTLED else ended + lived
+            failures = 0 if lived else failures + 1
+            await asyncio.sleep(limits.PAUSES[min(failures, len(limits.PAUSES) - 1)])
+
+    async def _run_driver(self, patience: float) -> bool:
+        """Run one driver to its end, and return whether it was in the cluster."""
+        with (self.log or Path(os.devnull)).open("wb") as errors:
+            self.process = process = await asyncio.create_subprocess_exec(
+                *self.argv,
+                str(patience),
+                env=self.environment,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=errors,
+                limit=limits.LONGEST_LINE,
+                start_new_session=True,
+            )
+        assert process.stdout
+        lived = False
+        watch = asyncio.create_task(self._watch())
+        try:
+            starting = asyncio.timeout(limits.START)
+            async with starting:
+                while line := await process.stdout.readline():
+                    found = json.loads(line)
+                    if found.get("ready"):
+                        lived = True
+                        starting.reschedule(None)
+                        self.ready.set()
+                    elif (answer := self.waiting.get(found.get("id"))) and not answer.done():
+                        answer.set_result(found)
+        except (TimeoutError, ValueError) as error:
+            log.warning("the link to the cluster is started again: %s", error or "it did not get in")
+        finally:
+            watch.cancel()
+            self.ready.clear()
+            await self._end()
+            for answer in self.waiting.values():
+                if not answer.done():
+                    answer.set_result({"silent": "the link to the cluster ended"})
+        return lived
+
+    async def _watch(self) -> None:
+        """Ask the driver itself every few seconds; `_ask` kills one that hangs."""
+        await self.ready.wait()
+        while True:
+            with contextlib.suppress(ClusterSilent):
+                await self._ask({"do": "ping"}, limits.PING)
+            await asyncio.sleep(limits.PING_EVERY)
+
+    def _kill(self) -> None:
+        if self.process and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+
+    async def _end(self) -> None:
+        self._kill()
+        if self.process:
+            await self.process.wait()
+
+
+class ClusterChannel:
+    """Carries the messages of one host's `RemoteHost` to its agent: a `modelregistry.hostside.remote.Channel`.
+
+    `term`: of the controller, whose messages a host refuses once another one has a later term.
+    """
+
+    def __init__(self, link: ClusterLink, host: str, term: int) -> None:
+        self.link = link
+        self.host = host
+        self.term = term
+
+    async def send(self, request: bytes) -> bytes:
+        """Return the answer. Raises ClusterSilent or HostRefused."""
+        message = request.decode("utf-8", "surrogatepass")
+        answer = await self.link.exchange(self.host, self.term, message, within=limits.LONGEST)
+        return answer.encode("utf-8", "surrogatepass")
+
+    async def close(self) -> None:
+        """Leave the link to the other hosts."""

@@ -1,0 +1,123 @@
+"""The fence: engines end when no controller has renewed the lease in time, whatever else is dead."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from modelregistry.cluster import fence
+from modelregistry.cluster.fence import LOCK, RECORD, Fence
+from modelregistry.cluster.lease import FILE, FencingLease
+from modelregistry.process import process, shim
+from modelregistry.process.process import Life
+from tests.waiting import until
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "lease").mkdir()
+    return tmp_path / "lease"
+
+
+@pytest.fixture
+def clock():
+    class Clock:
+        now = 1000.0
+
+        def __call__(self):
+            return self.now
+
+    return Clock()
+
+
+@pytest.fixture
+def lease(directory, clock):
+    return FencingLease(directory, clock=clock)
+
+
+def test_engines_run_while_the_lease_is_renewed_and_end_when_it_is_over(lease, clock, runs, sleeper, directory):
+    guard = Fence(lease, runs, wall_clock=lambda: 5.0)
+    lease.renew(term=4, holder="one", seconds=30)
+    run = runs.start("r1", sleeper, label={}, grace=1.0)
+    for _ in range(3):
+        clock.now += 20
+        lease.renew(term=4, holder="one", seconds=30)
+        assert guard.check() == []
+    clock.now += 31
+    assert [each.run_id for each in guard.check()] == ["r1"]
+    assert process.life_of(run) is Life.ENDED
+    assert json.loads((directory / RECORD).read_text()) == {"at": 5.0, "term": 4, "runs": ["r1"]}
+
+
+def test_what_is_started_after_the_lease_was_over_is_ended_too(lease, clock, runs, sleeper):
+    guard = Fence(lease, runs)
+    lease.renew(term=1, holder="one", seconds=30)
+    clock.now += 31
+    assert guard.check() == []
+    runs.start("late", sleeper, label={}, grace=1.0)
+    assert [each.run_id for each in guard.check()] == ["late"]
+
+
+def test_a_lease_that_cannot_be_read_is_good_for_as_long_as_it_was(lease, clock, runs, sleeper, directory):
+    guard = Fence(lease, runs)
+    lease.renew(term=1, holder="one", seconds=30)
+    runs.start("r1", sleeper, label={}, grace=1.0)
+    guard.check()
+    (directory / FILE).write_text("damaged")
+    clock.now += 29
+    assert guard.check() == []
+    clock.now += 2
+    assert len(guard.check()) == 1
+
+
+def fence_pids(directory) -> list[int]:
+    found = []
+    for pid in shim.list_processes():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"modelregistry.cluster.fence" in words and str(directory).encode() in words:
+            found.append(pid)
+    return found
+
+
+@pytest.fixture
+def fenced(directory, runs):
+    """Start a real fence; it is gone afterwards."""
+    fence.start(directory, runs.root)
+    yield
+    for pid in fence_pids(directory):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_the_process_ends_engines_when_all_else_is_dead(fenced, directory, runs, sleeper):
+    FencingLease(directory).renew(term=1, holder="one", seconds=1.5)
+    run = runs.start("r1", sleeper, label={}, grace=1.0)
+    assert process.life_of(run) is Life.RUNNING
+    until(lambda: process.life_of(run) is Life.ENDED, 20)
+
+
+def test_there_is_one_fence_however_often_it_is_started(fenced, directory, runs):
+    [pid] = fence_pids(directory)
+    fence.start(directory, runs.root)
+    assert fence_pids(directory) == [pid]
+    assert fence.is_running(directory)
+
+
+def test_a_fence_that_was_killed_is_started_again(fenced, directory, runs):
+    [pid] = fence_pids(directory)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not fence.is_running(directory), 10)
+    fence.start(directory, runs.root)
+    assert fence.is_running(directory)
+    assert fence_pids(directory) != [pid]
+
+
+def test_a_fence_ends_with_its_host(fenced, directory):
+    for name in (LOCK, fence.LOG, FILE, RECORD):
+        (directory / name).unlink(missing_ok=True)
+    directory.rmdir()
+    until(lambda: not fence_pids(directory), 10)

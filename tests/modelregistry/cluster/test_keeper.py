@@ -1,0 +1,62 @@
+"""The keeper: Ray runs on a host for as long as its service does, and no longer."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from modelregistry.cluster import keeper
+from modelregistry.cluster.keeper import Keeper
+from modelregistry.cluster.node import NodeCommand
+from modelregistry.process import shim
+from tests.waiting import until
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Provide a keeper of a shell with a child; `starts` counts."""
+    monkeypatch.setattr(keeper, "PAUSES", (0.05,))
+    starts = []
+
+    def command():
+        starts.append(1)
+        return NodeCommand(("/bin/sh", "-c", "sleep 300 & wait"), {"PATH": os.defpath})
+
+    made = Keeper(command)
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    yield made, starts
+    made.stop()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def family(made: Keeper) -> list[shim.Identity]:
+    """Return the shell and its child, once both are there."""
+
+    def both():
+        shell = made.process and shim.identify(made.process.pid)
+        below = shim.descendants(made.process.pid) if shell else []
+        return [shell, *below] if below else None
+
+    return until(both, 10)
+
+
+def test_what_ended_is_started_again_and_leaves_nothing(kept):
+    made, starts = kept
+    shell, child = family(made)
+    # The children are noted twice a second.
+    until(lambda: child in made.below, 10)
+    os.kill(shell.pid, signal.SIGKILL)
+    until(lambda: len(starts) == 2, 10)
+    assert not shim.is_alive(child)
+    assert family(made)[0] != shell
+
+
+def test_stopping_ends_all_of_it(kept):
+    made, starts = kept
+    members = family(made)
+    made.stop()
+    until(lambda: not any(shim.is_alive(who) for who in members), 20)
+    assert len(starts) == 1
