@@ -1,0 +1,253 @@
+"""Joining a cluster, through a real door with real certificates: all that is wrong is said, and nothing is kept."""
+
+import asyncio
+import contextlib
+import json
+import platform
+import ssl
+
+import pytest
+
+from modelregistry.cluster import certificates, door, host_home, join
+from modelregistry.cluster.door import Door, JoinProblem, Knock
+from modelregistry.cluster.invitation import FILES, Invitation, NoInvitation
+from modelregistry.cluster.join import SENTENCES, NotJoined
+from modelregistry.cluster.link import ClusterNode, ClusterSilent
+from tests.ports import unused_port
+
+RAY = "2.60.0"
+PYTHON = platform.python_version()
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def _ray(monkeypatch):
+    """Pretend to be in Ray's own environment, in which this runs on a host."""
+    monkeypatch.setattr(join, "ray_version", lambda: RAY)
+
+
+@pytest.fixture
+def port():
+    return unused_port()
+
+
+@pytest.fixture
+def invite(issue, port):
+    def invite(name="gpu2", **other):
+        secrets = issue(name)
+        values = {
+            "name": name,
+            "address": "127.0.0.1",
+            "cluster": "127.0.0.1:6379",
+            "door": port,
+            "ray": RAY,
+            "python": platform.python_version(),
+            "gpus": 0,
+            "files": {each: (secrets / each).read_text() for each in FILES},
+        }
+        return Invitation(**values | other)
+
+    return invite
+
+
+@pytest.fixture
+def opened(issue, port):
+    """Return a function that opens a door: `async with opened(ray=…)`."""
+
+    @contextlib.asynccontextmanager
+    async def opened(*, ray=RAY, python=PYTHON, nodes=(), clock=lambda: NOW):
+        async def list_nodes():
+            if nodes is None:
+                raise ClusterSilent("no answer within 5 s")
+            return nodes
+
+        made = Door(issue("head"), ray=ray, python=python, list_nodes=list_nodes, clock=clock)
+        async with await made.listen("127.0.0.1", port):
+            yield made
+
+    return opened
+
+
+async def try_to_join(invitation, directory, *, gpus=0, clock=lambda: NOW):
+    return await asyncio.to_thread(join.join, invitation, directory, count_gpus=lambda: gpus, clock=clock)
+
+
+async def codes_of(invitation, directory, **how):
+    with pytest.raises(NotJoined) as refused:
+        await try_to_join(invitation, directory, **how)
+    assert not directory.exists()  # nothing is half joined
+    assert all(words for words in str(refused.value).splitlines())
+    return {problem.code for problem in refused.value.problems}
+
+
+async def test_a_machine_with_an_invitation_joins(invite, opened, tmp_path):
+    async with opened():
+        home = await try_to_join(invite(), tmp_path / "host")
+    assert host_home.load(tmp_path / "host") == home
+    assert home.cluster == "127.0.0.1:6379"
+    assert {each.name for each in home.secrets.iterdir()} == set(FILES)
+    assert all(each.stat().st_mode & 0o077 == 0 for each in home.secrets.iterdir())
+
+
+async def test_an_invitation_survives_being_printed(invite):
+    made = invite()
+    assert Invitation.read(f"\n  {made.written()}\r\n") == made
+
+
+@pytest.mark.parametrize("text", ["", "!", "e30=", "WzFd", "A" * 65_537])
+def test_what_is_no_invitation_is_refused(text):
+    with pytest.raises(NoInvitation):
+        Invitation.read(text)
+
+
+def test_half_an_invitation_is_refused(invite):
+    with pytest.raises(NoInvitation):
+        Invitation.read(invite().written()[:-100])
+
+
+async def test_a_wrong_token_is_named_and_nothing_else(invite, opened, tmp_path):
+    made = invite()
+    wrong = invite(files=made.files | {"token": "x" * 40})
+    async with opened(ray="1.0", python="2.7"):
+        assert await codes_of(wrong, tmp_path / "host") == {"wrong-token"}
+
+
+async def test_certificates_of_another_cluster_are_named(invite, opened, tmp_path, issue):
+    certificates.create_authority(tmp_path / "other")
+    secrets = issue("gpu3", signer=tmp_path / "other")
+    foreign = invite(files={each: (secrets / each).read_text() for each in FILES})
+    async with opened():
+        assert await codes_of(foreign, tmp_path / "host") == {"other-cluster"}
+
+
+async def test_another_ray_is_named_before_the_cluster_is_asked(invite, tmp_path):
+    assert await codes_of(invite(ray="2.59.0"), tmp_path / "host") == {"other-ray"}
+
+
+async def test_another_python_is_named_before_the_cluster_is_asked(invite, tmp_path):
+    assert await codes_of(invite(python="3.9.1"), tmp_path / "host") == {"other-python"}
+
+
+async def test_a_cluster_that_was_upgraded_since_is_named(invite, opened, tmp_path):
+    async with opened(ray="2.61.0", python="3.99.0"):
+        assert await codes_of(invite(), tmp_path / "host") == {"other-ray", "other-python"}
+
+
+async def test_a_name_that_is_taken_is_named(invite, opened, tmp_path):
+    node = ClusterNode(node="n", address="10.0.0.9", alive=True, host="gpu2", resources={})
+    async with opened(nodes=[node]):
+        assert await codes_of(invite(), tmp_path / "host") == {"name-taken"}
+
+
+async def test_the_name_of_a_host_that_is_dead_is_free(invite, opened, tmp_path):
+    node = ClusterNode(node="n", address="10.0.0.9", alive=False, host="gpu2", resources={})
+    async with opened(nodes=[node]):
+        await try_to_join(invite(), tmp_path / "host")
+
+
+async def test_a_certificate_serves_its_own_host_only(invite, opened, tmp_path):
+    async with opened():
+        assert await codes_of(invite(files=invite("gpu7").files), tmp_path / "host") == {"other-name"}
+
+
+async def test_an_address_that_this_machine_does_not_have_is_named(invite, opened, tmp_path):
+    async with opened():
+        assert await codes_of(invite(address="192.0.2.1"), tmp_path / "host") == {"address-missing"}
+
+
+async def test_an_address_that_leads_elsewhere_is_unreachable(opened, issue):
+    """As behind a translation of addresses: another program answers there, and not with the nonce."""
+
+    async def answer(_reader, writer):
+        writer.write(b"something else\n")
+        writer.close()
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    secrets = issue("gpu2")
+    async with opened() as made, other:
+        knock = Knock(
+            token=(secrets / "token").read_text().strip(),
+            name="gpu2",
+            address="127.0.0.1",
+            port=other.sockets[0].getsockname()[1],
+            nonce="0" * 32,
+            ray=RAY,
+            python=platform.python_version(),
+            clock=NOW,
+        )
+        assert [problem.code for problem in await made.find_problems(knock, "gpu2")] == ["unreachable"]
+
+
+@pytest.mark.parametrize("apart", [-300, -31, 31, 300])
+async def test_clocks_that_are_apart_are_named(invite, opened, tmp_path, apart):
+    async with opened():
+        assert await codes_of(invite(), tmp_path / "host", clock=lambda: NOW + apart) == {"clocks-apart"}
+
+
+async def test_clocks_may_be_a_little_apart(invite, opened, tmp_path):
+    async with opened():
+        await try_to_join(invite(), tmp_path / "host", clock=lambda: NOW + 20)
+
+
+async def test_a_gpu_that_was_promised_and_is_not_there_is_named(invite, tmp_path):
+    assert await codes_of(invite(gpus=2), tmp_path / "host", gpus=1) == {"no-gpu"}
+
+
+async def test_a_machine_without_ray_is_named(invite, tmp_path, monkeypatch):
+    monkeypatch.setattr(join, "ray_version", lambda: "")
+    assert await codes_of(invite(), tmp_path / "host") == {"no-ray"}
+
+
+async def test_a_machine_joins_once(invite, opened, tmp_path):
+    async with opened():
+        await try_to_join(invite(), tmp_path / "host")
+        with pytest.raises(NotJoined) as refused:
+            await try_to_join(invite(), tmp_path / "host")
+    assert [problem.code for problem in refused.value.problems] == ["joined-before"]
+
+
+async def test_a_door_that_is_closed_is_named(invite, tmp_path):
+    assert await codes_of(invite(), tmp_path / "host") == {"no-door"}
+
+
+async def test_a_head_that_does_not_answer_is_named(invite, opened, tmp_path):
+    async with opened(nodes=None):
+        assert await codes_of(invite(), tmp_path / "host") == {"no-head"}
+
+
+async def test_all_that_is_wrong_is_said_at_once(invite, opened, tmp_path):
+    node = ClusterNode(node="n", address="10.0.0.9", alive=True, host="gpu2", resources={})
+    async with opened(nodes=[node], ray="2.61.0"):
+        found = await codes_of(invite(), tmp_path / "host", clock=lambda: NOW + 99)
+    assert found == {"name-taken", "other-ray", "clocks-apart"}
+
+
+@pytest.mark.parametrize("line", [b"\n", b"[]\n", b"{}\n", b"x" * 20_000 + b"\n", b'{"token": 1}\n'])
+async def test_a_door_outlives_what_is_no_knock(opened, port, issue, line):
+    secrets = issue("gpu2")
+    context = ssl.create_default_context(cafile=str(secrets / "ca.crt"))
+    context.load_cert_chain(secrets / "host.crt", secrets / "host.key")
+    async with opened():
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            writer.write(line)
+            answer = await reader.read()
+            writer.close()
+            assert not answer or json.loads(answer)["problems"] == [{"code": "other-form", "here": "", "there": ""}]
+
+
+async def test_a_door_opens_only_with_a_certificate(opened, port, issue):
+    context = ssl.create_default_context(cafile=str(issue("gpu2") / "ca.crt"))
+    async with opened():
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):  # noqa: PT012 - in TLS 1.3 the first read shows it
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            writer.write(b"{}\n")
+            if not await reader.read():
+                raise ConnectionResetError
+
+
+def test_every_problem_has_words():
+    for code in SENTENCES:
+        assert "{" not in join.describe(JoinProblem(code=code, here="this", there="that"))
+    assert join.describe(JoinProblem(code="of-a-later-release"))
+    assert door.CLOCKS < 60
