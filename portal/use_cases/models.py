@@ -274,6 +274,16 @@ class CheckSession(models.Model):
         return f"{self.seen_at}"
 
 
+class CountedToday(models.Model):
+    """That one person opened, or tried, one case on this day: only a keyed digest, until the next day."""
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    day = models.DateField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.day}"
+
+
 def join_departments(codes: Any) -> str:
     """Return the codes as a version stores them, in the order of TargetGroup."""
     return "," + "".join(f"{code}," for code in TargetGroup.values if code in set(codes))

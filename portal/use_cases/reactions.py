@@ -1,31 +1,57 @@
 """What people do with use cases: open, try, find helpful, comment on.
 
-Counters change by single updates: no row says who opened or tried what, and nothing that was filled in is kept.
+Who opens or tries a case counts once a day. So that this can be known and no row says who it was, a keyed digest of
+the person, the case and the day is kept until the next day. Nothing that was filled in is kept.
 """
 
 from statistics import median
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import F
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from portal.accounts.models import User
 from portal.audit import tracking
+from portal.keys.secret import digest_of
 from portal.use_cases.content import UseCaseRefused
 from portal.use_cases.gallery import Publisher
-from portal.use_cases.models import MAX_COMMENT, MOST_MINUTES, HelpedMark, UseCase, UseCaseComment
+from portal.use_cases.models import (
+    MAX_COMMENT,
+    MOST_MINUTES,
+    CountedToday,
+    HelpedMark,
+    UseCase,
+    UseCaseComment,
+)
 
 # Comments of one person on one case: a flood of them would bury those of others.
 MOST_COMMENTS = 20
 
 
-def count_opened(case: UseCase) -> None:
-    UseCase.objects.filter(pk=case.pk).update(opened=F("opened") + 1)
+def count_opened(by: User, case: UseCase) -> None:
+    """Count that this person opened the case, once a day. Its author is not counted."""
+    if _is_first_today(by, case, "opened"):
+        UseCase.objects.filter(pk=case.pk).update(opened=F("opened") + 1)
 
 
-def count_tried(case: UseCase) -> None:
-    UseCase.objects.filter(pk=case.pk).update(tried=F("tried") + 1)
+def count_tried(by: User, case: UseCase) -> None:
+    """Count that this person tried the case, once a day. Its author is not counted."""
+    if _is_first_today(by, case, "tried"):
+        UseCase.objects.filter(pk=case.pk).update(tried=F("tried") + 1)
+
+
+def _is_first_today(by: User, case: UseCase, what: str) -> bool:
+    if case.author_id == by.pk:
+        return False
+    day = timezone.localdate()
+    digest = digest_of(f"use-case:{what}:{case.pk}:{by.pk}:{day}", settings.API_KEY_SECRET)
+    _row, created = CountedToday.objects.get_or_create(digest=digest, defaults={"day": day})
+    if created:
+        CountedToday.objects.filter(day__lt=day).delete()
+    return created
 
 
 def mark_helped(by: User, case: UseCase, minutes: int | None) -> None:

@@ -73,8 +73,8 @@ def use_case_page(request: HttpRequest, pk: int) -> HttpResponse:
     """Show a case: `?version=proposed` the newest version to its author and to those who decide."""
     case = find_case(current_user(request), pk)
     response = render_case(request, case)
-    if request.method == "GET" and case.current_id and case.author_id != current_user(request).pk:
-        reactions.count_opened(case)
+    if request.method == "GET" and case.current_id:
+        reactions.count_opened(current_user(request), case)
     return response
 
 
@@ -87,7 +87,7 @@ def try_use_case(request: HttpRequest, pk: int) -> HttpResponse:
     """
     case = find_case(current_user(request), pk)
     if case.current_id:
-        reactions.count_tried(case)
+        reactions.count_tried(current_user(request), case)
         if case.author_id != current_user(request).pk:
             use_case_tried.send(sender=None, user=current_user(request))
     if request.headers.get("x-requested-with") == "fetch":

@@ -1,12 +1,22 @@
 """The pages of use cases, as people read and fill them in."""
 
 import json
+from datetime import timedelta
 
 import pytest
+import time_machine
 from django.utils import timezone
 
 from portal.use_cases import publishing, reactions
-from portal.use_cases.models import LEAST_SAID, MAX_COMMENT, HelpedMark, UseCase, UseCaseCheck, UseCaseComment
+from portal.use_cases.models import (
+    LEAST_SAID,
+    MAX_COMMENT,
+    CountedToday,
+    HelpedMark,
+    UseCase,
+    UseCaseCheck,
+    UseCaseComment,
+)
 from portal.use_cases.reactions import add_comment, mark_helped
 from portal.use_cases.variables import Variable
 from tests.conftest import person
@@ -59,7 +69,7 @@ def test_odd_searches_show_a_page(as_alice, case, query):
 def test_most_helpful_and_most_used_come_first(as_alice, alice, bob, research):
     first, second = (use_case(alice, research, publisher=bob) for _ in range(2))
     mark_helped(bob, first, None)
-    reactions.count_tried(second)
+    reactions.count_tried(bob, second)
     assert shown(as_alice) == [str(first.pk), str(second.pk)]
     assert shown(as_alice, sort="used") == [str(second.pk), str(first.pk)]
     assert shown(as_alice, sort="new") == [str(second.pk), str(first.pk)]
@@ -84,19 +94,35 @@ def test_it_is_read_in_the_readers_language_or_the_other(as_alice, alice, bob, r
     assert texts(read(as_alice, f"/use-cases/{one.pk}/", accept_language="en"), "h1") == ["日本語だけ"]
 
 
-def test_without_scripts_the_prompt_comes_filled_in_and_nothing_is_kept(as_alice, case):
-    page = send(as_alice, f"/use-cases/{case.pk}/try/", **{"v-mail": "Where is the 'canteen'?"})
+def test_without_scripts_the_prompt_comes_filled_in_and_nothing_is_kept(as_bob, case):
+    page = send(as_bob, f"/use-cases/{case.pk}/try/", **{"v-mail": "Where is the 'canteen'?"})
     assert one_of(page, "#filled-prompt").text == "Answer politely: Where is the 'canteen'?"
     assert "\\u0027canteen\\u0027" in one_of(page, "#sample-curl").text
     case.refresh_from_db()
     assert case.tried == 1
 
 
-def test_with_scripts_a_try_is_only_counted(as_alice, case):
-    answer = as_alice.post(f"/use-cases/{case.pk}/try/", headers={"x-requested-with": "fetch"})
+def test_with_scripts_a_try_is_only_counted(as_bob, case):
+    answer = as_bob.post(f"/use-cases/{case.pk}/try/", headers={"x-requested-with": "fetch"})
     assert (answer.status_code, answer.content) == (204, b"")
     case.refresh_from_db()
     assert case.tried == 1
+
+
+def test_a_person_counts_once_a_day_and_the_author_never(as_alice, as_bob, as_olivia, bob, case):
+    today = timezone.now().astimezone(timezone.get_default_timezone()).replace(hour=9)
+    with time_machine.travel(today, tick=False):
+        for client in (as_alice, as_bob, as_olivia, as_bob):
+            read(client, f"/use-cases/{case.pk}/")
+            client.post(f"/use-cases/{case.pk}/try/", headers={"x-requested-with": "fetch"})
+        case.refresh_from_db()
+        assert (case.opened, case.tried) == (2, 2)
+        assert CountedToday.objects.count() == 4
+    with time_machine.travel(today + timedelta(days=1), tick=False):
+        reactions.count_opened(bob, case)
+        case.refresh_from_db()
+        assert (case.opened, case.tried) == (3, 2)
+        assert CountedToday.objects.count() == 1  # what only yesterday needed is gone
 
 
 def test_samples_are_programs_with_a_placeholder_for_the_key(as_alice, case):
@@ -114,7 +140,7 @@ def test_opening_is_counted_but_not_the_authors_own(as_alice, as_bob, case):
     for client in (as_alice, as_bob, as_bob):
         read(client, f"/use-cases/{case.pk}/")
     case.refresh_from_db()
-    assert case.opened == 2
+    assert case.opened == 1
 
 
 def test_a_proposal_goes_the_whole_way(as_alice, as_bob, alice, bob):
