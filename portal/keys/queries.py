@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from portal.accounts.models import Membership, Tenant, User
 from portal.accounts.permissions import administered_tenants
 from portal.keys.models import ApiKey
+from portal.web import sorting
 from portal.web.templatetags.formatting import person
 
 # Long enough to make a new key and change what uses the old one, holidays included.
@@ -193,17 +194,13 @@ class KeyPage:
     working: int  # how many there are on all pages
     ended: int  # how many there are that no longer work
     shows_ended: bool
-    sort: str  # one of SORTS
-
-
-def choose_sort(name: str) -> str:
-    """Return the name of one of SORTS: this, or that of the newest first."""
-    return name if name in SORTS else "newest"
+    sort: str  # one of SORTS, or "-" and one
 
 
 def sort_keys(keys: QuerySet[ApiKey], sort: str) -> QuerySet[ApiKey]:
-    """Return the keys in the order of one of SORTS; of those that are equal the newest first."""
-    return keys.order_by(*SORTS[sort], "-created_at", "-pk")
+    """Return the keys in the order of one of SORTS, or its other direction; of equal ones the newest first."""
+    order = SORTS[sorting.column_of(sort)]
+    return keys.order_by(*(sorting.turn_order(order) if sorting.is_turned(sort) else order), "-created_at", "-pk")
 
 
 def key_page(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended: bool, sort: str = "") -> KeyPage:
@@ -215,7 +212,7 @@ def key_page(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended
     counts = keys.aggregate(working=Count("pk", filter=usable), ended=Count("pk", filter=~usable))
     ended = ended or (counts["ended"] > 0 and not counts["working"])
     some = keys.filter(~usable if ended else usable)
-    sort = choose_sort(sort)
+    sort = sorting.choose_sort(sort, SORTS, "newest")
     paginator = Paginator(with_shown_fields(sort_keys(some, sort)), PER_PAGE)
     paginator.count = counts["ended" if ended else "working"]  # known by now
     page = paginator.get_page(number)

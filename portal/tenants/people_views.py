@@ -20,6 +20,7 @@ from portal.quotas.models import Quota
 from portal.tenants import ranking
 from portal.tenants.forms import AddMemberForm, RoleForm
 from portal.web import posted_forms
+from portal.web.sorting import choose_sort
 from portal.web.templatetags.formatting import person
 
 PAGE = 50
@@ -53,7 +54,7 @@ def add_person(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 def render_people(request: HttpRequest, tenant: Tenant, form: AddMemberForm) -> HttpResponse:
     now = timezone.now()
     text, sort = request.GET.get("q", "").strip(), request.GET.get("sort", "")
-    sort = sort if sort in ranking.SORTS else ranking.SORTS[0]
+    sort = choose_sort(sort, ranking.SORTS, ranking.SORTS[0])
     used = ranking.usage_by(ranking.usage_this_month(tenant, now), "user_id")
     ids = ranking.rank_members(membership.members_of(tenant, text), used, sort)
     page = Paginator(ids, PAGE).get_page(request.GET.get("page"))

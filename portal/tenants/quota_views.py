@@ -25,6 +25,7 @@ from portal.quotas.models import Quota
 from portal.quotas.units import UNITS
 from portal.tenants.forms import QuotaForm
 from portal.web import posted_forms
+from portal.web.sorting import choose_sort, column_of, is_turned, turn_order
 from portal.web.templatetags.formatting import person
 
 PAGE = 50
@@ -47,7 +48,8 @@ SORTS: dict[str, tuple[Any, ...]] = {
 @require_safe
 def quota_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     text, sort = request.GET.get("q", "").strip(), request.GET.get("sort", "")
-    sort = sort if sort in SORTS else next(iter(SORTS))
+    sort = choose_sort(sort, SORTS, "name")
+    order = turn_order(SORTS[column_of(sort)]) if is_turned(sort) else SORTS[sort]
     rows = Quota.objects.select_related("model", "user", "key", "key__user")
     own = rows.filter(Q(tenant=tenant, default_for="", user__isnull=False) | Q(key__tenant=tenant))
     if text:
@@ -58,7 +60,7 @@ def quota_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
             | Q(key__name__icontains=text)
             | Q(key__prefix__startswith=text[:12])
         )
-    page = Paginator(own.order_by(*SORTS[sort], "pk"), PAGE).get_page(request.GET.get("page"))
+    page = Paginator(own.order_by(*order, "pk"), PAGE).get_page(request.GET.get("page"))
     context = {
         "tenant": tenant,
         "zone": tenant.zone,

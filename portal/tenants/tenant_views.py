@@ -20,6 +20,7 @@ from portal.quotas import administration
 from portal.tenants import ranking
 from portal.tenants.forms import TenantForm
 from portal.web import posted_forms
+from portal.web.sorting import choose_sort
 
 PAGE = 50
 
@@ -28,7 +29,7 @@ PAGE = 50
 @require_safe
 def tenant_list(request: HttpRequest) -> HttpResponse:
     text, sort, now = request.GET.get("q", "").strip(), request.GET.get("sort", ""), timezone.now()
-    sort = sort if sort in ranking.TENANT_SORTS else ranking.TENANT_SORTS[0]
+    sort = choose_sort(sort, ranking.TENANT_SORTS, ranking.TENANT_SORTS[0])
     found = Tenant.objects.annotate(members=Count("memberships"))
     for word in text.split()[:5]:
         found = found.filter(Q(name__icontains=word) | Q(slug__icontains=word))

@@ -15,6 +15,7 @@ from portal.quotas import administration, alerts, request_pages, status
 from portal.tenants import ranking
 from portal.usage import recent_usage
 from portal.usage.models import UsageTenantDay
+from portal.web.sorting import choose_sort
 
 TOP = 8  # lines of a list on the overview; all of them are a link away
 PAGE = 50
@@ -48,8 +49,8 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 @require_safe
 def key_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     text, sort = request.GET.get("q", "").strip(), request.GET.get("sort", "")
-    sort = sort if sort in ranking.HOLDER_SORTS else next(iter(ranking.HOLDER_SORTS))
-    services_sort = queries.choose_sort(request.GET.get("services", ""))
+    sort = choose_sort(sort, ranking.HOLDER_SORTS, "last-used")
+    services_sort = choose_sort(request.GET.get("services", ""), queries.SORTS, "newest")
     services = queries.sort_keys(queries.service_keys_of(tenant), services_sort)
     page = Paginator(ranking.key_holders(tenant, text, sort), PAGE).get_page(request.GET.get("page"))
     used = ranking.usage_by(ranking.usage_this_month(tenant, timezone.now()), "user_id")

@@ -19,6 +19,7 @@ from portal.keys.models import ApiKey
 from portal.usage import failure_reasons, hours, rollups, scopes
 from portal.usage.periods import Period, period_before, start_of_fiscal_year
 from portal.usage.scopes import Focus, UsageScope
+from portal.web.sorting import column_of, is_turned
 from portal.web.templatetags.formatting import person
 
 LOOPS = ("looped", "looped_tokens", "saved_tokens")
@@ -294,6 +295,8 @@ def read_groups(
 ) -> tuple[Rows, int]:
     """Read the sums by key, user, tenant or end user, the most of `sort` first, and count the rows beyond `most`.
 
+    `sort`: one of SORTS, or "-" and one for the least first.
+
     A row has "name", "id" (what Focus or the address takes for it), NUMBERS, "speed", and "change" in per cent against
     the period before. Seven queries at most.
     """
@@ -307,7 +310,9 @@ def read_groups(
         ):
             known = sums.get(value)
             sums[value] = counts if known is None else list(map(operator.add, known, counts))
-    shown = sorted(sums, key=lambda value: (-_number(sums[value], sort), str(value)))[:most]
+    ranked = sorted(sums, key=str)
+    ranked.sort(key=lambda value: _number(sums[value], column_of(sort)), reverse=not is_turned(sort))
+    shown = ranked[:most]
     before: Counter[Any] = Counter()
     # With `most`, only these are summed up: a hundred out of thousands.
     same = Q(**{f"{column}__in": [value for value in shown if value is not None]})
@@ -351,7 +356,8 @@ def group_by_model(series: UsageSeries, before: dict[str, int], sort: str = SORT
         }
         for model, sums in series.by_model.items()
     ]
-    return sorted(rows, key=lambda row: (-row[sort], row["name"]))
+    rows.sort(key=operator.itemgetter("name"))
+    return sorted(rows, key=operator.itemgetter(column_of(sort)), reverse=not is_turned(sort))
 
 
 def list_loops(series: UsageSeries) -> Rows:

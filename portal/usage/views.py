@@ -23,6 +23,7 @@ from portal.usage.costs import UsageCosts, read_costs
 from portal.usage.models import UsageRecord
 from portal.usage.query import DEFAULT_PERIOD, UsageQuery, build_query
 from portal.web import table_export
+from portal.web.sorting import choose_sort
 from portal.web.templatetags.formatting import slot_of
 
 # Rows of the table by time and model on the page, of 900 for 90 days and ten models. The table behind the chart and the
@@ -41,7 +42,7 @@ def usage(request: HttpRequest) -> HttpResponse:
     query = parse_query(request)
     scope, period, group = query.scope, query.period, choose_group(request, query)
     sort = request.GET.get("sort", "")
-    sort = sort if sort in report.SORTS else report.SORTS[0]
+    sort = choose_sort(sort, report.SORTS, report.SORTS[0])
     series = report.read_series(scope, period, query.zone)
     before = report.read_tokens_before(scope, period)
     groups, left_out = (

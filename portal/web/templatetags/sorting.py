@@ -6,6 +6,8 @@ from django.template import Context
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from portal.web.sorting import column_of, is_turned
+
 register = template.Library()
 
 
@@ -15,7 +17,7 @@ def sort_head(
 ) -> SafeString:
     """Return the head of a column: a link that sorts by it, marked where the table is sorted so (`current`).
 
-    `current` "": the table is not to be sorted, as the first lines of a list.
+    Pressed again, it turns the direction. `current` "": the table is not to be sorted, as the first lines of a list.
     `by`: the parameter of the address, another one for each table of a page. Numbers are sorted "descending" and are
     right-aligned, as their column is; times are not, so they have "latest" for the same order.
     """
@@ -24,10 +26,12 @@ def sort_head(
     request: HttpRequest = context["request"]
     query = request.GET.copy()
     query.pop("page", None)
-    query[by] = column
+    query[by] = f"-{column}" if column == current else column
     numeric = SafeString(' class="num"') if direction == "descending" else ""
-    order = "ascending" if direction == "ascending" else "descending"
-    marked = format_html(' aria-sort="{}"', order) if column == current else ""
+    rises = (direction == "ascending") != is_turned(current)
+    marked = (
+        format_html(' aria-sort="{}"', "ascending" if rises else "descending") if column == column_of(current) else ""
+    )
     return format_html(
         '<th scope="col"{}{}><a class="sort" href="?{}">{}</a></th>', numeric, marked, query.urlencode(), label
     )

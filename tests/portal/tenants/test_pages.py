@@ -86,8 +86,9 @@ class TestPeople:
         use(key_of(alice, research), tokens=(10, 0))
         people = [row.user for row in as_bob.get("/tenant/research/people/").context["members"]]
         assert people == [bob, alice]
-        people = [row.user for row in as_bob.get("/tenant/research/people/?sort=name").context["members"]]
-        assert people == [alice, bob]
+        for sort, order in (("name", [alice, bob]), ("-name", [bob, alice]), ("-use", [alice, bob])):
+            page = as_bob.get("/tenant/research/people/", {"sort": sort})
+            assert [row.user for row in page.context["members"]] == order
 
     def test_they_are_found_by_name_user_name_and_mail(self, as_bob, alice, research):
         aoi = person("s.aoi", research, last_name="佐藤", first_name="葵")

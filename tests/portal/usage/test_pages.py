@@ -120,6 +120,9 @@ class TestPage:
             page = as_alice.get("/usage/", {"by": by, "sort": sort})
             assert first in page.context["groups"][0]["name"], sort
             assert has(page, "th[aria-sort=descending] a.sort")
+        page = as_alice.get("/usage/", {"by": by, "sort": "-total_tokens"})
+        assert "many-out" in page.context["groups"][0]["name"]
+        assert has(page, "th[aria-sort=ascending] a.sort")
 
     def test_whole_days_are_shown_until_they_are_many(self, as_alice, alice, key, time_machine):
         time_machine.move_to("2026-11-20T03:00:00Z")
