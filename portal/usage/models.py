@@ -5,6 +5,7 @@ from typing import ClassVar
 from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey
@@ -42,39 +43,63 @@ class UsageRecord(models.Model):
         GATEWAY = "gateway", _("an error of the gateway")
         OTHER = "other", _("something else")
 
-    request_id = models.CharField(max_length=40, unique=True)
-    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
-    user = models.ForeignKey(
-        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    request_id = models.CharField(_("request ID"), max_length=40, unique=True)
+    key = models.ForeignKey(
+        ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False, verbose_name=_("API key")
     )
-    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
-    model = models.CharField(max_length=100)
-    replica_id = models.BigIntegerField(null=True)
-    endpoint = models.CharField(max_length=40)
-    started_at = models.DateTimeField()
-    first_token_ms = models.PositiveIntegerField(null=True)
-    duration_ms = models.PositiveIntegerField()
-    prompt_tokens = models.PositiveIntegerField(default=0)
-    cached_tokens = models.PositiveIntegerField(default=0)
-    completion_tokens = models.PositiveIntegerField(default=0)
-    reasoning_tokens = models.PositiveIntegerField(default=0)
-    status = models.CharField(max_length=12, choices=Status)
-    estimated = models.BooleanField(default=False)
-    end_user = models.CharField(max_length=64, blank=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        models.DO_NOTHING,
+        db_constraint=False,
+        null=True,
+        related_name="+",
+        db_index=False,
+        verbose_name=_("user"),
+    )
+    tenant = models.ForeignKey(
+        Tenant,
+        models.DO_NOTHING,
+        db_constraint=False,
+        related_name="+",
+        db_index=False,
+        verbose_name=_("tenant"),
+    )
+    model = models.CharField(_("model"), max_length=100)
+    replica_id = models.BigIntegerField(_("replica"), null=True)
+    endpoint = models.CharField(_("endpoint"), max_length=40)
+    started_at = models.DateTimeField(_("began"))
+    first_token_ms = models.PositiveIntegerField(_("first token after (ms)"), null=True)
+    duration_ms = models.PositiveIntegerField(_("duration (ms)"))
+    prompt_tokens = models.PositiveIntegerField(_("tokens in"), default=0)
+    cached_tokens = models.PositiveIntegerField(_("cached tokens in"), default=0)
+    completion_tokens = models.PositiveIntegerField(_("tokens out"), default=0)
+    reasoning_tokens = models.PositiveIntegerField(_("reasoning tokens"), default=0)
+    status = models.CharField(_("result"), max_length=12, choices=Status)
+    estimated = models.BooleanField(_("tokens estimated"), default=False)
+    end_user = models.CharField(_("end user"), max_length=64, blank=True)
     # Gateways of version 1.0 write rows without these.
-    looped_tokens = models.PositiveIntegerField(default=0, db_default=0)  # of the completion, those that repeat others
-    saved_tokens = models.PositiveIntegerField(default=0, db_default=0)  # that an ended answer could still have had
-    temperature = models.PositiveSmallIntegerField(null=True)  # hundredths, as the engine got it; null: none
-    watched = models.BooleanField(default=False, db_default=False)  # word loops were looked for to its end
+    # Of the completion those that repeat others, and those that an ended answer could still have had.
+    looped_tokens = models.PositiveIntegerField(_("repeated tokens"), default=0, db_default=0)
+    saved_tokens = models.PositiveIntegerField(_("tokens saved"), default=0, db_default=0)
+    # As the engine got it; null: none.
+    temperature = models.PositiveSmallIntegerField(_("temperature (hundredths)"), null=True)
+    # Word loops were looked for to its end.
+    watched = models.BooleanField(_("watched for word loops"), default=False, db_default=False)
     # The timeline: milliseconds before `started_at`, and how the call went. Null and "": not known, or older gateways.
-    queued_ms = models.PositiveIntegerField(null=True)  # until it was its turn
-    loading_ms = models.PositiveIntegerField(null=True)  # until its model was loaded
-    prefill_ms = models.PositiveIntegerField(null=True)  # from when its engine had it to the answer's first byte
-    retries = models.PositiveSmallIntegerField(null=True)  # how often it was sent to another replica
-    stopped_by = models.CharField(max_length=16, blank=True, default="", db_default="", choices=StoppedBy)
-    engine = models.CharField(max_length=80, blank=True, default="", db_default="")  # what runs it, and its version
+    queued_ms = models.PositiveIntegerField(_("waited (ms)"), null=True)  # until it was its turn
+    loading_ms = models.PositiveIntegerField(_("model loaded after (ms)"), null=True)  # until its model was loaded
+    # From when its engine had it to the answer's first byte.
+    prefill_ms = models.PositiveIntegerField(_("prompt read after (ms)"), null=True)
+    retries = models.PositiveSmallIntegerField(_("further tries"), null=True)  # sent to another replica
+    stopped_by = models.CharField(
+        _("ended by"), max_length=16, blank=True, default="", db_default="", choices=StoppedBy
+    )
+    # What runs it, and its version.
+    engine = models.CharField(_("engine"), max_length=80, blank=True, default="", db_default="")
     # A code of `client_classes`; "": not known, or of an older version.
-    client_class = models.CharField(max_length=12, blank=True, default="", db_default="")
+    client_class = models.CharField(
+        pgettext_lazy("of a call", "program"), max_length=12, blank=True, default="", db_default=""
+    )
 
     class Meta:
         verbose_name = _("usage record")

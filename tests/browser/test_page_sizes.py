@@ -59,6 +59,7 @@ def first_looks(filled: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield next(name for name in ("alice", "bob", *CAST) if name in rule.who), address_of(path, filled)
     yield "bob", "/"
     yield "olivia", "/"
+    yield "olivia", "/admin/"
 
 
 @pytest.mark.parametrize("part", range(PARTS))

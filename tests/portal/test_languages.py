@@ -14,6 +14,9 @@ import pytest
 from django import forms
 from django.apps import apps
 from django.conf import settings
+from django.contrib import admin
+from django.contrib.admin.utils import label_for_field
+from django.http import HttpRequest
 from django.urls import get_resolver
 from django.utils import translation
 
@@ -22,6 +25,8 @@ from apiproxy.dataplane.errors import MESSAGES, WORDS, UnknownModel
 from apiproxy.dataplane.limits.units import UNITS
 from modelregistry.models import ServedModel
 from portal.quotas.models import Quota
+from portal.usage.models import UsageRecord
+from tests.html import all_of
 
 ROOT = Path(settings.BASE_DIR)
 OURS = ("accounts", "audit", "keys", "usage", "quotas", "notifications", "modelregistry")
@@ -90,6 +95,34 @@ def test_what_models_call_their_fields():
                         names.append(constraint.violation_error_message)
                 found += [f"{model.__name__}: {text}" for text in names if is_english(text)]
     assert found == []
+
+
+LATIN_WORD = re.compile(r"[A-Za-z]{2,} [a-z]{2,}|[a-z]{3,}")
+
+
+def test_columns_of_the_admin_and_fields_of_usage_have_japanese_names():
+    found = []
+    with translation.override("ja"):
+        for model in apps.get_models():
+            if not admin.site.is_registered(model):
+                continue
+            model_admin = admin.site.get_model_admin(model)
+            names = set(model_admin.get_list_display(HttpRequest()))
+            names |= {field.name for field in model._meta.fields} if model is UsageRecord else set()
+            for name in names - {"id"}:
+                label = str(label_for_field(name, model, model_admin))
+                found += [f"{model.__name__}.{name}: {label}"] if LATIN_WORD.search(label) else []
+    assert found == []
+
+
+@pytest.mark.django_db
+def test_the_admin_puts_no_blank_between_a_name_and_its_particle(client, olivia):
+    client.force_login(olivia)
+    for page in ("accounts/user/", "accounts/user/add/", f"accounts/user/{olivia.pk}/change/", "accounts/tenant/"):
+        answer = client.get(f"/admin/{page}", headers={"accept-language": "ja"})
+        said = [one.text for selector in ("h1", "title", "a.addlink", "option") for one in all_of(answer, selector)]
+        assert any(JAPANESE.search(part) for part in said)
+        assert [part for part in said if re.search(r"[\u3040-\u30ff\u4e00-\u9fff] [\u3040-\u309f]", part)] == []
 
 
 def literals(script: str) -> Iterator[str]:
