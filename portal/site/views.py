@@ -83,7 +83,14 @@ def home(request: HttpRequest) -> HttpResponse:
 def search_site(request: HttpRequest) -> HttpResponse:
     """Show what this person may see of what has a text (?q=): models, people, tenants, keys, requests."""
     wanted = search.clean_query(request.GET.get("q", ""))
-    context = {"wanted": wanted, "sections": search.search(current_user(request), wanted), "shortest": search.SHORTEST}
+    only = request.GET.get("kind", "")
+    only = only if only in search.kinds else ""
+    context = {
+        "wanted": wanted,
+        "only": only,
+        "sections": search.search(current_user(request), wanted, only),
+        "shortest": search.SHORTEST,
+    }
     return render(request, "site/search.html", context)
 
 

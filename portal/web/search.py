@@ -12,7 +12,8 @@ from typing import Any
 from django.utils.functional import Promise
 
 LONGEST, SHORTEST = 100, 2  # characters of a text; a single letter is in everything
-SHOWN = 8  # of each kind; who wants another one types more of it
+SHOWN = 8  # of each kind
+MOST = 200  # of one kind that is asked for alone; who wants another one types more of it
 # The text of an API key, of which only the beginning may be looked up: the rest is secret and is in no page.
 KEY_TEXT = re.compile(r"\b(md[gm]_[0-9A-Za-z]{8})[0-9A-Za-z]{8,}\b")
 
@@ -62,14 +63,18 @@ def clean_query(text: str) -> str:
     return KEY_TEXT.sub(r"\1", " ".join(text.split())[:LONGEST]).replace("\0", "")
 
 
-def search(user: Any, text: str) -> list[SearchSection]:
-    """Return what this person may see of what has the text, by kind. A fixed number of queries for each kind."""
+def search(user: Any, text: str, only: str = "") -> list[SearchSection]:
+    """Return what this person may see of what has the text, by kind. A fixed number of queries for each kind.
+
+    `only`: the name of a kind, of which there are MOST then; of another name there is nothing.
+    """
     wanted = clean_query(text)
     if len(wanted) < SHORTEST:
         return []
+    most = MOST if only else SHOWN
     sections = []
     for kind in sorted(kinds.values(), key=lambda kind: kind.order):
-        found = list(kind.find(user, wanted, SHOWN + 1))
+        found = list(kind.find(user, wanted, most + 1)) if only in ("", kind.name) else []
         if found:
-            sections.append(SearchSection(kind=kind, results=tuple(found[:SHOWN]), cut=len(found) > SHOWN))
+            sections.append(SearchSection(kind=kind, results=tuple(found[:most]), cut=len(found) > most))
     return sections

@@ -4,6 +4,7 @@ import pytest
 from django.utils.translation import gettext_lazy
 
 from modelregistry.models import Alias
+from portal.accounts.models import Membership, User
 from portal.keys.models import ModelAccess
 from portal.quotas.models import QuotaRequest
 from portal.use_cases import publishing
@@ -106,12 +107,39 @@ def test_quota_requests_are_found_by_their_author_and_by_who_decides(alice, bob,
     assert found(client_of(charlie), "quarterly", "quota-requests") == []
 
 
-def test_only_the_first_are_shown_and_the_page_says_so(as_alice):
+def test_only_the_first_are_shown_and_a_link_leads_to_the_others(as_alice):
     for number in range(search.SHOWN + 1):
         serve(f"model-{number}")
+    serve("other")
     page = as_alice.get("/search/", {"q": "model"})
     assert len(all_of(page, "[data-kind=models] li")) == search.SHOWN
-    assert has(page, "[data-kind=models] [data-cut]")
+    more = as_alice.get("/search/" + one_of(page, "[data-more=models]")["href"])
+    assert len(all_of(more, "[data-kind=models] li")) == search.SHOWN + 1
+    assert [section["data-kind"] for section in all_of(more, "[data-kind]")] == ["models"]
+    assert not has(more, "[data-cut], [data-more]")
+
+
+def test_of_very_many_the_page_says_that_there_are_more(as_olivia, research):
+    User.objects.bulk_create(User(username=f"sato-{number:03}", last_name="佐藤") for number in range(search.MOST + 1))
+    people = User.objects.filter(last_name="佐藤")
+    Membership.objects.bulk_create(Membership(user=one, tenant=research) for one in people)
+    page = as_olivia.get("/search/", {"q": "佐藤", "kind": "people"})
+    assert len(all_of(page, "[data-kind=people] li")) == search.MOST
+    assert has(page, "[data-cut]")
+
+
+def test_the_link_to_more_has_no_secret_part(as_alice, alice, research):
+    key = key_of(alice, research)
+    for number in range(search.SHOWN + 1):
+        key_of(alice, research, f"{key.prefix} {number}")
+    page = as_alice.get("/search/", {"q": f"{key.prefix}{'x' * 30}"})
+    assert "xxx" not in one_of(page, "[data-more=keys]")["href"]
+
+
+@pytest.mark.parametrize("kind", ["", "x", "people'", "%"])
+def test_an_unknown_kind_is_every_kind(as_alice, kind):
+    serve("qwen")
+    assert has(as_alice.get("/search/", {"q": "qwen", "kind": kind}), "[data-kind=models]")
 
 
 @pytest.mark.parametrize("text", ["", "x", " q ", "nothing like it", "%", "_" * 300, "\\", "'\"<b>"])
