@@ -8,7 +8,7 @@
 import { AnswerView, blankColumn, loadMarkdown, tellOfAnswer } from "./try/answer.js";
 import { Refused, keyOf, stream } from "./try/call.js";
 import { Conversation, messagesTo, useCaseOf } from "./try/conversation.js";
-import { button, copyButton, download, element, number, say, word } from "./try/words.js";
+import { button, copyButton, download, element, moment, number, say, word } from "./try/words.js";
 
 const root = document.querySelector("[data-playground]");
 const form = root.querySelector("[data-panel=chat]");
@@ -442,12 +442,11 @@ function startChat() {
 
   function showKept() {
     const place = part("kept"), kept = store?.isOn() ? store.list() : [];
-    const when = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
     place.replaceChildren(...kept.map(({ id, at, title }) => {
       const line = element("li"), open = button("open", title || "…", () => openKept(id));
       const forget = button("forget", say("delete"), () => { store.forget(id); showKept(); });
       forget.setAttribute("aria-label", `${say("delete")}: ${title}`);
-      line.append(open, element("span", "hint", when.format(at)), forget);
+      line.append(open, element("span", "hint", moment(at)), forget);
       return line;
     }));
     part("forget-all").hidden = !kept.length;

@@ -78,6 +78,23 @@ def test_nothing_is_wider_than_the_window_or_too_small_to_hit(open_page, everyth
         assert looks(page, "tooSmall") == [], way
 
 
+STATE_BESIDE_NAME = """
+name => {
+  const [model, state] = ["a", ".state"].map((one) => name.querySelector(one).getBoundingClientRect());
+  return state.top < model.bottom && state.left >= model.right;
+}
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_state_of_a_model_stays_beside_its_name_however_long_that_is(open_page, everything, width):
+    page = open_page("ja", width=width)
+    sign_in(page)
+    page.goto("/status/")
+    names = page.locator(".statuses .name").all()
+    assert [name.evaluate(STATE_BESIDE_NAME) for name in names] == [True] * 3
+
+
 def test_words_have_enough_contrast_in_light_and_dark(open_page, everything):
     for scheme in ("light", "dark"):
         page = open_page(width=1280, scheme=scheme)

@@ -14,6 +14,15 @@ export function number(value, digits = 0) {
   }
   return formats.get(digits).format(value);
 }
+// A time as other pages write it: 「今日 9:05」, 「11月30日 9:05」, 「2025年11月30日」.
+export function moment(at, now = new Date()) {
+  const when = new Date(at), writes = language === "en" ? "en-GB" : language; // 30 Nov, not Nov 30
+  const format = (parts) => new Intl.DateTimeFormat(writes, parts).format(when);
+  const time = { hour: language === "ja" ? "numeric" : "2-digit", minute: "2-digit", hourCycle: "h23" };
+  if (when.toDateString() === now.toDateString()) return say("today", { time: format(time) });
+  const day = { day: "numeric", month: language === "ja" ? "long" : "short" };
+  return format(when.getFullYear() === now.getFullYear() ? { ...day, ...time } : { ...day, year: "numeric" });
+}
 export const megabytes = (bytes) => `${number(bytes / 1024 / 1024, bytes < 1024 * 1024 ? 2 : 0)} MB`;
 
 export function element(name, className = "", text = "") {

@@ -3,11 +3,16 @@
 import base64
 import json
 import re
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import pytest
+import time_machine
+from django.utils import translation
 from playwright.sync_api import Page, expect
 
 from portal.feedback.models import Feedback
+from portal.web.templatetags.formatting import moment
 from tests.browser.pages import looks
 from tests.browser.playground.steps import answer_of, answered, calls, play, say
 from tests.use_cases import use_case
@@ -254,6 +259,25 @@ def test_conversations_are_kept_only_when_asked_and_deleted_with_one_press(page,
     assert "4711" not in stored(tab)
     tab.locator("[data-keep]").uncheck()
     assert stored(tab) == "{}"
+
+
+MODULE = "performance.getEntriesByType('resource').map(one => one.name).find(name => name.includes('/try/words'))"
+MOMENT = f"async ([at, now]) => (await import({MODULE})).moment(at, new Date(now))"
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_times_are_written_as_on_other_pages(page, serve, language):
+    """Those of today, of this year, and of another one, as the template tag `moment` writes them."""
+    serve()
+    tab = page(language)
+    now = tab.evaluate("new Date(2026, 10, 30, 20, 15).getTime()")
+    for parts in ((2026, 10, 30, 9, 5), (2026, 1, 3, 9, 5), (2025, 11, 31, 9, 5)):
+        at = tab.evaluate(f"new Date{parts}.getTime()")
+        shown = tab.evaluate(MOMENT, [at, now])
+        year, month, *rest = parts
+        with translation.override(language), time_machine.travel(datetime(2026, 11, 30, 20, 15, tzinfo=UTC)):
+            tag = moment({"zone": ZoneInfo("UTC")}, datetime(year, month + 1, *rest, tzinfo=UTC))
+        assert shown == re.search(r">(.*)<", tag)[1]
 
 
 def test_a_conversation_is_saved_as_markdown_and_as_json(page, serve):
