@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from django.db.models import Count, Exists, F, OuterRef, Prefetch, Q, QuerySet
+from django.db.models import Count, Exists, F, OuterRef, Prefetch, Q, QuerySet, Subquery
 
 from modelregistry import routes
 from modelregistry.models import Alias, ServedModel
@@ -101,6 +101,17 @@ def own_versions(user: User) -> QuerySet[UseCaseVersion]:
     return found.select_related("use_case", "author").prefetch_related("texts").order_by("-created_at")
 
 
+def overtaken_drafts(user: User) -> QuerySet[UseCaseVersion]:
+    """Return the person's drafts of cases of which others have made a newer version that is not a draft."""
+    newer = UseCaseVersion.objects.filter(
+        ~Q(state=State.DRAFT), use_case=OuterRef("use_case"), number__gt=OuterRef("number")
+    )
+    found = UseCaseVersion.objects.filter(
+        Exists(newer), author=user, state=State.DRAFT, use_case__in=readable(user).values("pk")
+    )
+    return found.select_related("use_case", "author").prefetch_related("texts").order_by("-created_at")
+
+
 def waiting_versions(user: User) -> QuerySet[UseCaseVersion]:
     """Return the proposals that the person may decide, the oldest first."""
     found = UseCaseVersion.objects.filter(state=State.PROPOSED, use_case__retired_at=None)
@@ -128,9 +139,19 @@ def versions_for(reader: User, case: UseCase) -> QuerySet[UseCaseVersion]:
 
 
 def newest_version(reader: User, case: UseCase) -> UseCaseVersion | None:
-    """Return the newest version that this person may know of; None: there are only drafts of others."""
+    """Return the newest version that this person may know of; None: there are only drafts of others.
+
+    Its `own_draft` is the number of the newest draft of this person's own, be it an older one.
+    """
     found = versions_for(reader, case).select_related("author", "decided_by").prefetch_related("texts")
-    return found.order_by("number").last()
+    drafts = case.versions.filter(state=State.DRAFT, author=reader).order_by("-number").values("number")
+    return found.annotate(own_draft=Subquery(drafts[:1])).order_by("number").last()
+
+
+def find_overtaken(newest: UseCaseVersion) -> int | None:
+    """Return the number of the person's own draft that is older than this version, which `newest_version` gave."""
+    draft: int | None = newest.own_draft  # type: ignore[attr-defined]
+    return draft if draft is not None and draft < newest.number else None
 
 
 def most_helpful(user: User, most: int = 3) -> list[UseCase]:

@@ -52,6 +52,7 @@ def use_case_list(request: HttpRequest) -> HttpResponse:
         "cases": cases,
         "flags": gallery.find_flags(cases) if decides else {},
         "own": gallery.own_versions(user)[:MOST_OWN],
+        "overtaken": gallery.overtaken_drafts(user)[:MOST_OWN],
         "decides": decides,
         "waiting": gallery.waiting_versions(user)[:MOST_OWN] if decides else [],
         "hidden": gallery.hidden_cases(user)[:MOST_OWN] if decides else [],
@@ -70,7 +71,11 @@ def find_case(user: User, pk: int) -> UseCase:
 @never_cache
 @require_safe
 def use_case_page(request: HttpRequest, pk: int) -> HttpResponse:
-    """Show a case: `?version=proposed` the newest version to its author and to those who decide."""
+    """Show a case.
+
+    `?version=newest`: the newest version, to its author and to those who decide. `?version=mine`: one's own draft of
+    which others have made a newer version since.
+    """
     case = find_case(current_user(request), pk)
     response = render_case(request, case)
     if request.method == "GET" and case.current_id:
@@ -108,10 +113,13 @@ def render_case(
     publisher = Publisher(user)
     newest = gallery.newest_version(user, case)
     may_edit, may_publish = publisher.may_edit(case), publisher.may_publish(case)
-    wants_newest = request.GET.get("version") == "newest" or case.current is None
-    shown = newest if wants_newest and may_edit else case.current
+    wanted = request.GET.get("version")
+    shown = newest if may_edit and (wanted == "newest" or case.current is None) else case.current
     if shown is None or newest is None:
         raise Http404
+    overtaken = gallery.find_overtaken(newest)
+    if wanted == "mine" and overtaken is not None:
+        shown = case.versions.select_related("author").prefetch_related("texts").get(number=overtaken)
     text = shown.text_in(request.GET.get("language") or get_language() or "")
     values = read_values(text.fields, posted) if posted is not None else example_values(text.fields)
     offer = find_offer(user, shown.model)
@@ -120,6 +128,7 @@ def render_case(
         "case": case,
         "version": shown,
         "newest": newest,
+        "overtaken": overtaken,
         "text": text,
         "fields": [(one, values[one.name]) for one in text.fields],
         "filled": {"system": fill_in(text.system, values), "prompt": fill_in(text.prompt, values)} if posted else None,

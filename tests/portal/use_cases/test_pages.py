@@ -197,6 +197,25 @@ def test_others_see_no_versions_that_were_not_published(as_alice, case, alice, o
     assert "Secret draft" not in read(as_alice, f"/use-cases/{case.pk}/?version=newest")
 
 
+def test_a_draft_that_others_published_over_is_shown_to_its_author(as_alice, as_bob, alice, bob, case):
+    publishing.save_version(alice, case, case_content(text_content(title="Kept for later")))
+    assert not has(read(as_alice, "/use-cases/"), "[data-overtaken]")
+    publishing.save_version(bob, case, case_content(text_content(title="By Bob")))
+    publishing.publish(bob, case)
+    address = f"/use-cases/{case.pk}/"
+    [link] = all_of(read(as_alice, "/use-cases/"), "#own [data-overtaken] a")
+    assert link["href"] == f"{address}?version=mine"
+    page = read(as_alice, address)
+    assert texts(page, "h1") == ["By Bob"]
+    mine = read(as_alice, address + one_of(page, "#overtaken a")["href"])
+    assert texts(mine, "h1") == ["Kept for later"]
+    assert one_of(mine, "#not-published")["data-state"] == "draft"
+    for path in ("", "?version=mine"):
+        other = read(as_bob, address + path)
+        assert "Kept for later" not in other
+        assert not has(other, "#overtaken")
+
+
 def test_who_publishes_does_not_read_the_draft_of_an_author(as_bob, as_olivia, case, alice):
     publishing.save_version(alice, case, case_content(text_content(title="Secret draft")))
     for client in (as_bob, as_olivia):
