@@ -35,6 +35,7 @@ from apiproxy.server.portal_proxy import short_socket_path
 from modelregistry.plain_numbers import whole_number
 from modelregistry.schema import check_schema
 from portal.environment import make_private_directory
+from portal.web.catalogues import find_uncompiled
 
 log = logging.getLogger("madoguchi.up")
 
@@ -90,6 +91,8 @@ class Command(BaseCommand):
             check_port(bind, portal_port)
         prepare_state()
         check_schema()
+        for texts in find_uncompiled(map(Path, settings.LOCALE_PATHS)):
+            self.stderr.write(f"warning: {texts} is not compiled, so pages are partly in English. Run `make setup`.")
         raise_file_limit()
         with portal_sockets(settings.PORTAL_SOCKET, bind, portal_port) as listeners:
             programs = [
