@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from io import StringIO
 from zoneinfo import ZoneInfo
 
@@ -39,8 +39,10 @@ from portal.status.models import StatusInterval, StatusWatch
 from portal.usage.costs import read_spending
 from portal.usage.loop_rates import sum_rates
 from portal.usage.models import LoopDay, RejectionHour, UsageDay, UsageHour, UsageRecord
-from portal.use_cases.models import HelpedMark
+from portal.use_cases.content import check_content, content_of
+from portal.use_cases.models import HelpedMark, UseCase
 from portal.web import workdays
+from tests.html import all_of, has
 
 pytestmark = pytest.mark.django_db
 
@@ -181,6 +183,26 @@ def test_nothing_is_of_the_future_or_of_a_key_that_did_not_work(filled):
     assert not calls(started_at__lt=F("key__created_at")).exists()
     assert not calls(started_at__gt=F("key__expires_at")).exists()
     assert not calls(started_at__gt=F("key__revoked_at")).exists()
+
+
+def test_models_that_answer_no_one_are_shown_as_samples(filled, client):
+    client.force_login(User.objects.get(username=staff.EMPLOYEE))
+    for path in ("/models/", "/status/"):
+        page = client.get(path)
+        assert has(page, "[data-made-up]")
+        assert not has(page, ".state.fine")
+    assert has(client.get("/models/ezo-9b/"), "[data-made-up]")
+
+
+def test_people_of_the_demo_tenant_have_proposed_use_cases_lately(filled, client):
+    cases = UseCase.objects.filter(tenant__slug=staff.HOME)
+    assert (cases.exclude(current=None).count(), cases.filter(current=None).count()) == (2, 1)
+    assert all(NOW - timedelta(days=30) < case.created_at < NOW for case in cases)
+    for case in cases:
+        check_content(content_of(case.versions.get()))
+    client.force_login(User.objects.get(username=staff.ADMIN))
+    assert len(all_of(client.get("/use-cases/"), "#waiting li")) == 1
+    assert client.get(f"/use-cases/{cases.exclude(current=None).first().pk}/").status_code == 200
 
 
 def test_what_is_made_up_is_not_recorded_as_done_now(filled):
