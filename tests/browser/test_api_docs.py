@@ -30,6 +30,19 @@ def test_operators_read_the_api_and_try_it(open_page, olivia):
     assert AuditEvent.objects.latest("pk").action == "model.stop"
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_opened_operations_can_be_read(open_page, olivia, axe, scheme):
+    page = open_page("en", scheme=scheme)
+    sign_in(page, "olivia")
+    page.goto("/api/docs/")
+    for tag, method in (("models", "post"), ("keys", "get"), ("quotas", "delete"), ("seminars", "patch")):
+        page.locator(f".opblock-tag[data-tag={tag}]").click()
+        operation = page.locator(f".opblock-{method}").last
+        operation.locator(".opblock-summary-control").click()
+        operation.locator(".try-out__btn").click()
+    assert axe(page, "color-contrast") == []
+
+
 def test_employees_read_of_what_is_theirs_in_their_language(open_page, alice):
     page = open_page("ja")
     sign_in(page, "alice")
