@@ -20,6 +20,8 @@ TUNING = {
     # A node whose head is away ends itself after so long (60 s by Ray's own value), and its keeper starts it again
     # until there is a head: engines are not touched by that, and where the head is a new one, nodes join it the sooner.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    # A node asks its head so often whether it counts as alive there; a new and empty head says no.
+    "RAY_raylet_liveness_self_check_interval_ms": "3000",
     # Ray would kill its workers, agents among them, where models fill the RAM. Engines are ours to limit.
     "RAY_memory_monitor_refresh_ms": "0",
     # No workers in store: one actor for each host is all that we start.

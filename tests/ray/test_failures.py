@@ -172,6 +172,24 @@ async def test_nothing_is_noticed_while_the_head_is_away():
             assert sum(calls.failures(engine.url) for engine in engines) == 0
 
 
+async def test_engines_go_on_while_the_head_is_away_for_longer_than_nodes_wait_for_it():
+    async with opened("a") as (made, link):
+        engine = await start_engine(link, made.hosts["a"], "r1")
+        agent = shim.identify(made.hosts["a"].agent())
+        with calling(made.spaces[0], engine) as calls:
+            made.kill_head()
+            await eventually(lambda: not shim.is_alive(agent), 40)
+            assert engine.is_alive()
+            began = time.monotonic()
+            made.start_head()
+            await reopened(link, "a")
+            await renewed(link, "a")
+            note("head away until nodes gave up: adopted after its return in", time.monotonic() - began)
+            assert await ask(link, "a", "list") == {"r1": "RUNNING"}
+            assert engine.is_alive()
+            assert calls.failures(engine.url) == 0
+
+
 async def test_an_agent_that_moved_after_the_head_was_away_is_found_again():
     async with opened("a") as (made, link):
         host = made.hosts["a"]
@@ -191,8 +209,6 @@ async def test_an_agent_that_moved_after_the_head_was_away_is_found_again():
 async def test_engines_are_adopted_by_a_new_and_empty_cluster():
     async with opened("a", "b") as (made, link):
         engines = [await start_engine(link, host, "r1") for host in made.hosts.values()]
-        for name in made.hosts:
-            await link.renew(name, Renewal(term=1, holder="test", seconds=180))
         with calling(made.spaces[0], *engines) as calls:
             lose_state(made)
             began = time.monotonic()
