@@ -25,6 +25,7 @@ from tests.ray.networks import Namespace, namespaces
 from tests.waiting import until
 
 REDIS_PORT = 7001
+BESIDE_THE_HEAD = (b"redis-server", b"modelregistry.cluster.driver", b"tests/ray/prober.py", b"tests/ray/chatter.py")
 SERVER = "tests.ray.plain_server:PlainServer"
 
 
@@ -162,12 +163,12 @@ class Cluster:
         return host
 
     def head_pids(self) -> list[int]:
-        """Return what belongs to the head: all in its network but Redis and a controller's link."""
+        """Return what belongs to the head: all in its network but Redis, a controller's link and callers."""
         found = []
         for pid in self.spaces[0].pids():
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if b"redis-server" not in command and b"modelregistry.cluster.driver" not in command:
+                if not any(word in command for word in BESIDE_THE_HEAD):
                     found.append(pid)
         return found
 

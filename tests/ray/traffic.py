@@ -87,6 +87,7 @@ def calling(space: Namespace, *engines: Engine) -> Iterator[Callers]:
             time.sleep(0.05)
         found.answers.clear()
         yield found
+        assert process.poll() is None, "the callers ended before their time"
     finally:
         process.kill()
         process.wait()
