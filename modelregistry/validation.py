@@ -170,19 +170,6 @@ def explain_unreadable(error: UnreadableModel) -> str:
     return _(error.sentence) % error.values
 
 
-def find_path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> UnreadableModel | None:
-    """Return why a model cannot be read from a path on this machine; None: it can, as far as its headers show.
-
-    Takes 1 to 30 ms for a model whose files were read before, so that a supervisor can ask before every start:
-    files change after they were registered.
-    """
-    try:
-        model_files.read_model(engine, path, allowed_risks)
-    except UnreadableModel as error:
-        return error
-    return None
-
-
 def _file_problems(model: Registration, risks: Sequence[str], parsed: Arguments) -> dict[str, ValidationError]:
     try:
         facts = model_files.read_model(model.engine, model.path, risks)

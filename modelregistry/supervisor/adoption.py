@@ -1,7 +1,7 @@
 """What a starting supervisor finds: engines that still run, engines that died, processes without a living shim.
 
-Blocks on the processes that it must stop. A running engine is adopted as it is, and must prove that it answers
-(`ManagedReplica.unproven`) before it counts as healthy.
+Waits for the processes that must be stopped. A running engine is adopted as it is, and must prove that it answers
+(`ManagedReplica.unproven`) before it counts as healthy. All of it may be done again if the host falls silent meanwhile.
 """
 
 import logging
@@ -11,10 +11,10 @@ from datetime import datetime
 from django.utils import timezone
 
 from modelregistry.engines.base import Spec
-from modelregistry.process import process
-from modelregistry.process.process import Life, Run, Runs
+from modelregistry.hostside.launching import metadata_of
+from modelregistry.hostside.surface import HostedRun, HostSurface
+from modelregistry.process.process import Life
 from modelregistry.supervisor import plan
-from modelregistry.supervisor.launching import metadata_of
 from modelregistry.supervisor.managed_replica import ManagedReplica
 from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
@@ -22,10 +22,11 @@ from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
 log = logging.getLogger(__name__)
 
 ADOPTED = "%s: adopted, process %d"
+LIVING = (Life.RUNNING, Life.ENDING)
 
 
-def adopt_runs(
-    runs: Runs,
+async def adopt_runs(
+    host: HostSurface,
     known: Mapping[ReplicaKey, ReplicaFacts],
     desired_models: Mapping[int, DesiredModel],
     *,
@@ -37,29 +38,33 @@ def adopt_runs(
     Kills processes of ours that belong to no living shim, and stops the older of two engines of one replica. Deletes
     the runs of models that are gone.
     """
-    process.kill(runs.find_strays())
-    latest: dict[ReplicaKey, Run] = {}
-    for run in runs.all():
+    await host.kill_strays()
+    runs = await host.list_runs()
+    latest: dict[ReplicaKey, HostedRun] = {}
+    for run in runs:
         key = metadata_of(run).key
-        if key in latest and process.life_of(latest[key]) is not Life.ENDED:
-            process.stop(latest[key], grace=grace)  # two of one replica: the younger one stays
+        if key in latest and latest[key].life is not Life.ENDED:
+            await host.stop(latest[key].run_id, grace)  # two of one replica: the younger one stays
         latest[key] = run
     replicas = {}
     for key in known.keys() | latest.keys():
         desired = desired_models.get(key.model) or _desired_of_deleted(latest.get(key))
-        replica = _adopt(key, known.get(key), latest.get(key), desired, grace, clock())
+        newest = latest.get(key)
+        if newest and newest.life in LIVING and desired.external:
+            await host.stop(newest.run_id, grace)  # it was ours until the model became external
+        replica = _adopt(key, known.get(key), newest, desired, clock())
         if replica:
             replicas[key] = replica
-    for run in runs.all():
+    for run in runs:
         if metadata_of(run).key not in replicas:
-            runs.forget(run)  # of a model that is gone, and its log with it
+            await host.forget_run(run.run_id)  # of a model that is gone, and its log with it
     return replicas
 
 
 def _adopt(
-    key: ReplicaKey, facts: ReplicaFacts | None, run: Run | None, desired: DesiredModel, grace: float, now: float
+    key: ReplicaKey, facts: ReplicaFacts | None, run: HostedRun | None, desired: DesiredModel, now: float
 ) -> ManagedReplica | None:
-    lives = run is not None and process.life_of(run) in (Life.RUNNING, Life.ENDING)
+    lives = run is not None and run.life in LIVING
     if facts is None and not lives:
         return None
     replica = ManagedReplica(
@@ -70,8 +75,6 @@ def _adopt(
     if run:
         replica.fingerprint = metadata_of(run).fingerprint
     if desired.external:
-        if run and lives:
-            process.stop(run, grace=grace)  # it was ours until the model became external
         replica.fingerprint, replica.url, replica.api_key = desired.fingerprint(), desired.url, desired.upstream_key
     elif run and lives:
         _take_over(replica, run, now)
@@ -80,7 +83,7 @@ def _adopt(
     return replica
 
 
-def _take_over(replica: ManagedReplica, run: Run, now: float) -> None:
+def _take_over(replica: ManagedReplica, run: HostedRun, now: float) -> None:
     replica.record_launch(run, metadata_of(run), now)
     if replica.state == ReplicaState.DRAINING and _is_wanted(replica):
         # To sleep, or for another model: both are decided again, by what is known now.
@@ -89,14 +92,14 @@ def _take_over(replica: ManagedReplica, run: Run, now: float) -> None:
         replica.ready_at, replica.unproven = now, True
     elif replica.state != ReplicaState.DRAINING:
         replica.state = ReplicaState.STARTING
-    log.info(ADOPTED, replica, run.engine.pid)
+    log.info(ADOPTED, replica, run.pid)
 
 
 def _is_wanted(replica: ManagedReplica) -> bool:
     return replica.desired.enabled and replica.desired.fingerprint() == replica.fingerprint
 
 
-def _record_death(replica: ManagedReplica, facts: ReplicaFacts | None, run: Run | None) -> None:
+def _record_death(replica: ManagedReplica, facts: ReplicaFacts | None, run: HostedRun | None) -> None:
     # Not a crash: the host was restarted, or the supervisor before us died before it had started the next engine (it
     # was known that this one is over).
     over_before = facts and run and facts.pid is None and facts.run_id == run.run_id
@@ -113,7 +116,7 @@ def _seconds_until(instant: datetime | None) -> float:
     return min(max((instant - timezone.now()).total_seconds(), 0.0), plan.FAILED_PAUSE)
 
 
-def _desired_of_deleted(run: Run | None) -> DesiredModel:
+def _desired_of_deleted(run: HostedRun | None) -> DesiredModel:
     """Return enough to probe and stop an engine whose model was deleted meanwhile."""
     metadata = metadata_of(run) if run else None
     spec = Spec(engine="", name=metadata.name if metadata else "", path="", task=metadata.task if metadata else "chat")

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 from django.db import Error
@@ -174,8 +173,3 @@ class Bidder:
             # `StateSync` logs that the database is away.
             log.debug("no bids: %s", error)
         await asyncio.sleep(EVERY)
-
-
-def with_files(found: Mapping[int, Unassigned]) -> list[int]:
-    """Return those whose files this machine sees. Reads the disk, which may hang."""
-    return [model for model, one in found.items() if one.spec.path and Path(one.spec.path).exists()]

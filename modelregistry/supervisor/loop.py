@@ -9,38 +9,38 @@ asyncio rather than threads alone, because most of the time is spent waiting for
 """
 
 import asyncio
+import contextlib
 import logging
 import random
+import secrets
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 from django.utils import timezone
 
 from modelregistry import failure_advice, placement_messages
-from modelregistry.engines import programs, version_trials
+from modelregistry.engines import version_trials
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import FAILED, NOT_ITS_FAULT, PROVEN, UNTRIED, Installed, Trial
-from modelregistry.hostside.surface import HostRoom
-from modelregistry.memory.allocation import HostedReplica
+from modelregistry.hostside.launching import metadata_of
+from modelregistry.hostside.local import LocalHost
+from modelregistry.hostside.surface import HostedRun, HostSilent, HostSurface, LaunchOrder, LaunchRefused, RunEnd
 from modelregistry.memory.placement import Space
-from modelregistry.process import gpus, probe, process, stopping
-from modelregistry.process.process import Run
-from modelregistry.supervisor import inspection, launching, plan, room_maker, sleeping
+from modelregistry.process import probe
+from modelregistry.supervisor import inspection, plan, room_maker, sleeping
 from modelregistry.supervisor.adoption import adopt_runs
 from modelregistry.supervisor.async_helpers import cancel_and_wait, wait_for_either
-from modelregistry.supervisor.bidding import Bidder, Offer, Unassigned, with_files
-from modelregistry.supervisor.executor import Executor
+from modelregistry.supervisor.bidding import Bidder, Offer, Unassigned
 from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.file_watch import FileWatch
-from modelregistry.supervisor.inspection import Inspector
-from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, SupervisorConfig
+from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, SupervisorConfig, explain_launch_refusal
 from modelregistry.supervisor.managed_replica import ManagedReplica
 from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import ReplicaFacts, Report
@@ -53,6 +53,8 @@ from modelregistry.supervisor.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 TICK = 0.5  # seconds between two plans
 CHECK_WITHIN = 10.0  # seconds for a question to a ready engine whose health check failed
 STUCK_LIMIT = 300.0  # seconds with requests and without a token: as long as gateways wait for a first byte
@@ -60,6 +62,9 @@ SILENT_LIMIT = 60.0  # seconds without metrics from an engine that has them, bef
 NAME_THREADS = 64  # a lookup may occupy one for half a minute, and each external model is checked every 10 s
 BRIEF_DRAIN = 3.0  # seconds for running requests when everything is to stop
 SHIM_KILLED = "its shim was killed"  # how a run ended that has no record of it
+HOST_SILENT = "its host does not answer: it is started when that does"
+SILENCE_PAUSE = 1.0  # seconds between two questions to a host that did not answer one
+STOP_BESIDE_GRACE = 60.0  # seconds beside the grace after which a leaving supervisor waits for no engine any more
 LOG_LINES = 15
 CAUSE_LINES = 400  # vLLM logs the cause far above its last line
 
@@ -76,43 +81,45 @@ class Signals:
 
 
 class Supervisor:
-    """The engines of one host, whose lock the caller holds."""
+    """The engines of one host, which it touches through a `HostSurface` only.
+
+    `host`: None is the machine on which this runs; the caller holds its lock.
+    """
 
     def __init__(
         self,
         config: SupervisorConfig,
         *,
+        host: HostSurface | None = None,
         periodic_tasks: TaskRunner | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self.config = config
+        self.host: HostSurface = host or LocalHost(config.local, rng=rng)
         self.periodic_tasks = periodic_tasks
         self.clock = clock
-        self.rng = rng or random.Random()  # noqa: S311 -- chooses ports
-        self.runs = process.Runs(config.runs, groups=process.own_group())
         self.replicas: dict[ReplicaKey, ManagedReplica] = {}
         self.watchdog = Watchdog()
         self.wake = asyncio.Event()
         self.allocation_lock = asyncio.Lock()  # two that start at the same time must not count on the same memory
-        self.executor = Executor(32, "processes")  # threads that wait for processes
-        self.file_watch = FileWatch()
+        self.file_watch = FileWatch(self.host)
         self.strangers: set[tuple[int, int]] = set()
         self.installed: list[Installed] | None = None  # versions of engines, as last seen
-        self.inspector = Inspector(self.runs, config.cache, config.commands)
-        self.sync = StateSync(config, self.replicas, self.executor, clock=clock, on_exchange=self.wake.set)
+        self.silent_since: float | None = None  # since when the host is silent; None: it answers
+        self.sync = StateSync(config, self.replicas, self.host, clock=clock, on_exchange=self.wake.set)
+        self.syncing: asyncio.Task[None] | None = None
         self.room_maker = RoomMaker(
             *(self.replicas, self.sync),
-            measure=self._measure_room,
+            measure=self.host.measure_room,
             lock=self.allocation_lock,
             begin_drain=self._begin_leaving,
             clock=clock,
         )
         self.room_changed = asyncio.Event()
         self.sleeper = Sleeper(
-            *(self.replicas, self.executor),
+            *(self.replicas, self.host),
             lock=self.allocation_lock,
-            devices=lambda: self.inspector.devices,
             start_limit=config.start_limit,
             clock=clock,
         )
@@ -123,7 +130,7 @@ class Supervisor:
         With `stop_engines` all engines are stopped before it returns, within BRIEF_DRAIN + the stop grace + a few
         seconds; otherwise they keep running.
         """
-        log.info("supervising %s: %s", self.config.host, ", ".join(map(str, gpus.list_devices())))
+        log.info("supervising %s", self.config.host)
         release = False
         # Names are resolved by the loop's own threads, of which there are six by default: lookups for one external
         # model whose name server does not answer must not keep others from being checked.
@@ -132,22 +139,54 @@ class Supervisor:
             # No proxy from the environment, and no kept connection: an engine may be gone at the next check.
             limits = httpx2.Limits(max_keepalive_connections=0)
             async with httpx2.AsyncClient(limits=limits, trust_env=False) as self.client:
+                await self.host.open()
                 known = await self.sync.open(signals.stop)
-                if known is not None:
-                    await self._adopt(known)
+                if known is not None and await self._find_runs(known, signals.stop):
                     await self._supervise(signals)
                     if stop_engines:
                         await self._stop_engines(signals)
-                    release = True
+                release = known is not None
         finally:
+            if self.syncing:
+                await cancel_and_wait([self.syncing])
             await self.sync.close(release=release)
-            self.executor.close()
+            await self.host.close()
+
+    async def _find_runs(self, known: Mapping[ReplicaKey, ReplicaFacts], stop: asyncio.Event) -> bool:
+        """Adopt what runs on the host, once that answers; False if `stop` is set first. Raises HeldElsewhere."""
+        while not stop.is_set():
+            try:
+                await self._adopt(known)
+            except HostSilent as silence:
+                log.warning("%s: nothing is started or stopped there until it answers (%s)", self.config.host, silence)
+            else:
+                return True
+            # Meanwhile the claim is kept. There are no replicas yet, so that no row is written.
+            self.syncing = self.syncing or asyncio.create_task(self.sync.run())
+            heard = asyncio.create_task(self._wait_for_host())
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait([heard, stopped, self.syncing], return_when=asyncio.FIRST_COMPLETED)
+            await cancel_and_wait([heard, stopped])
+            if self.syncing.done():
+                self.syncing.result()
+        return False
+
+    async def _wait_for_host(self) -> None:
+        await asyncio.sleep(SILENCE_PAUSE)
+        await self.host.wait_until_heard()
+
+    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return the answer to what may be asked again, however long the host is silent."""
+        while True:
+            try:
+                return await ask()
+            except HostSilent as silence:
+                log.warning("%s", silence)
+            await self._wait_for_host()
 
     async def _adopt(self, known: Mapping[ReplicaKey, ReplicaFacts]) -> None:
         grace = self.config.stop_grace
-        found = await self.executor.run(
-            adopt_runs, self.runs, known, self.sync.desired_models, grace=grace, clock=self.clock
-        )
+        found = await adopt_runs(self.host, known, self.sync.desired_models, grace=grace, clock=self.clock)
         self.replicas.update(found)
         await asyncio.gather(
             *(
@@ -160,7 +199,7 @@ class Supervisor:
     # --- Loops --------------------------------------------------------------------------------------------------
 
     async def _supervise(self, signals: Signals) -> None:
-        sync = asyncio.create_task(self.sync.run())
+        sync = self.syncing = self.syncing or asyncio.create_task(self.sync.run())
         # Tasks of their own, as a disk may hang.
         background = [
             self.watchdog.keep_running(name, partial(self._run_step, work))
@@ -171,7 +210,7 @@ class Supervisor:
             *(self.sync.host.id, self.sync),
             make_offer=self._make_offer,
             is_settled=self._is_settled,
-            with_files=lambda found: self.executor.run(with_files, found),
+            with_files=self._with_files,
             clock=self.clock,
         )
         background.append(self.watchdog.keep_running("bids", partial(bidder.run_turn, self.sync.changed.set)))
@@ -194,18 +233,17 @@ class Supervisor:
 
     async def _run_step(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run one step of work that engines do not depend on; the watchdog repeats it, also after a failure."""
-        await work()
+        with contextlib.suppress(HostSilent):
+            await work()
         await asyncio.sleep(inspection.EVERY)
 
     async def _make_room(self) -> None:
         """Make room for models that are called, as a watchdog's step."""
-        await self.room_maker.make_room()
+        with contextlib.suppress(HostSilent):
+            await self.room_maker.make_room()
         self.wake.set()
         await wait_for_either(self.room_changed, room_maker.EVERY)
         self.room_changed.clear()
-
-    async def _measure_room(self, hosted: Sequence[HostedReplica]) -> HostRoom:
-        return await self.executor.run(launching.measure_room, self.inspector.devices, hosted)
 
     def _begin_leaving(self, replica: ManagedReplica, spaces: tuple[Space, ...]) -> None:
         if replica.probe_task:
@@ -215,7 +253,7 @@ class Supervisor:
 
     async def inspect(self) -> None:
         """Look at the machine for the next report, and retry failed replicas when the installed engines changed."""
-        installed = await self.executor.run(programs.all_installed, self.config.cache)
+        installed = await self.host.list_installed()
         if self.installed not in (None, installed):
             # A model that had no engine, or one that does not work, may have one now.
             for replica in self.replicas.values():
@@ -223,7 +261,10 @@ class Supervisor:
                 if replica.state in (ReplicaState.BACKOFF, ReplicaState.FAILED):
                     replica.retry_at = self.clock()
         self.installed = installed
-        found = await self.executor.run(self.inspector.inspect)
+        found = await self.host.inspect()
+        if self.sync.report is None:
+            devices = ", ".join(f"{each['name']} {each['total'] / 1e9:.0f} GB" for each in found.devices)
+            log.info("%s has %s", self.config.host, devices)
         for each in found.strangers:
             who = each["pid"], each["device"]
             if who not in self.strangers:
@@ -237,7 +278,7 @@ class Supervisor:
     async def _read_files(self) -> None:
         """Read the models' files that changed. A model that failed is retried at once when its files have changed."""
         known = set(self.file_watch.read)
-        fresh = await self.executor.run(self.file_watch.read_changed, list(self.sync.desired_models.items()))
+        fresh = await self.file_watch.read_changed(self.sync.desired_models)
         self.sync.unwritten_file_facts.update(fresh)
         for replica in self.replicas.values():
             if replica.key.model in fresh.keys() & known and replica.state in (
@@ -248,11 +289,28 @@ class Supervisor:
 
     def _act_on_plan(self) -> None:
         now = self.clock()
+        silent = self._note_silence(now)
         free = {key: replica for key, replica in self.replicas.items() if replica.engine_task is None}
-        wanted = {key: want for key, want in self._wanted_replicas().items() if key in free or key not in self.replicas}
-        observed = [replica.observe() for replica in free.values()]
+        wanted = {
+            key: want
+            for key, want in self._wanted_replicas().items()
+            if key in free or (key not in self.replicas and (want.external or not silent))
+        }
+        observed = [replica.observe(self.host.life_of, unreachable=silent) for replica in free.values()]
         for action in plan.plan_actions(wanted, observed, now, start_limit=self.config.start_limit):
             self._carry_out(action, now)
+
+    def _note_silence(self, now: float) -> bool:
+        """Return whether the host is silent; when it answers again, what was concluded meanwhile is looked at again."""
+        silent = self.host.silent_for() > 0
+        if silent and self.silent_since is None:
+            self.silent_since = now
+        elif not silent and self.silent_since is not None:
+            for replica in self.replicas.values():
+                if not replica.desired.external:
+                    replica.resume_after_silence(now, now - self.silent_since)
+            self.silent_since = None
+        return silent
 
     def _wanted_replicas(self) -> dict[ReplicaKey, plan.Wanted]:
         # Running engines are not stopped for an address at which nothing could be started.
@@ -361,85 +419,108 @@ class Supervisor:
     # --- Starting and stopping -----------------------------------------------------------------------------------
 
     async def _start_replica(self, replica: ManagedReplica) -> None:
+        run_id = secrets.token_hex(8)
         try:
             engine = await self._allocate(replica)
-            # Chosen before the next await: engines that start at the same time would get the same port, and an engine
-            # may load for a minute before it finds its port in use.
-            taken = {other.port for other in self.replicas.values()}
-            replica.port = launching.free_port(replica.address, self.config.ports, taken, self.rng)
-            run, metadata = await self.executor.run(
-                launching.launch,
-                *(self.config, self.runs, replica.key, replica.desired.spec, engine),
-                address=replica.address,
-                port=replica.port,
-                granted=replica.allocation,
-                no_sleep=replica.sleep_fault if replica.sleep_failures >= sleeping.MOST_FAILURES else "",
-            )
+            run = await self.host.launch(self._make_order(replica, engine, run_id))
+        except HostSilent as silence:
+            await self._settle_start(replica, run_id, silence)
         except DoesNotFit as error:
             await self._record_no_room(replica, error)
+        except LaunchRefused as refused:
+            self._record_refusal(replica, explain_launch_refusal(refused.refusal))
         except CannotLaunch as error:
-            replica.port = 0
-            replica.record_crash(self.clock(), str(error), error.cause)
-            self._blame_version(replica)
+            self._record_refusal(replica, error)
         except OSError as error:  # run directories that cannot be read
-            replica.port = 0
             replica.record_crash(self.clock(), str(error), failure_advice.cause(str(error)))
         except Exception as error:  # an unforeseen fault of one model must neither hang it nor stop the others
             log.exception("%s: its start failed", replica)
-            replica.port = 0
             reason = f"The supervisor could not start it: {describe_exception(error)}"
             replica.record_crash(self.clock(), reason, "start-fault")
         else:
-            replica.oom_kills = process.oom_kills()
-            replica.record_launch(run, metadata, self.clock())
+            self._record_launch(replica, run)
+
+    def _make_order(self, replica: ManagedReplica, engine: ChosenEngine, run_id: str) -> LaunchOrder:
+        return LaunchOrder(
+            run_id=run_id,
+            key=replica.key,
+            spec=replica.desired.spec,
+            engine=engine,
+            address=replica.address,
+            grace=self.config.stop_grace,
+            granted=replica.allocation,
+            no_sleep=replica.sleep_fault if replica.sleep_failures >= sleeping.MOST_FAILURES else "",
+            isolation=self.config.isolation,
+        )
+
+    def _record_launch(self, replica: ManagedReplica, run: HostedRun) -> None:
+        replica.oom_kills = self.host.oom_kills()
+        replica.record_launch(run, metadata_of(run), self.clock())
+
+    def _record_refusal(self, replica: ManagedReplica, error: CannotLaunch) -> None:
+        replica.record_crash(self.clock(), str(error), error.cause)
+        self._blame_version(replica)
+
+    async def _settle_start(self, replica: ManagedReplica, run_id: str, silence: HostSilent) -> None:
+        """Find out what became of a start, once the host answers; until then nothing else is done with the replica."""
+        log.warning("%s: %s", replica, silence)
+        replica.detail = HOST_SILENT
+        self.sync.changed.set()
+        run = await self._insist(lambda: self.host.settle_launch(run_id))
+        if run is None:
+            replica.allocation = None
+            replica.enter(ReplicaState.STOPPED, self.clock())  # nothing was started: it is planned again
+        else:
+            replica.detail = ""
+            self._record_launch(replica, run)
 
     async def _record_no_room(self, replica: ManagedReplica, error: DoesNotFit) -> None:
-        can_come = await self.room_maker.can_come(replica, error.spaces)
+        try:
+            can_come = await self.room_maker.can_come(replica, error.spaces)
+        except HostSilent:
+            can_come = False
         detail = placement_messages.explain_waiting(str(error)) if can_come else str(error)
         replica.record_no_room(self.clock(), detail, error.need, error.spaces, can_come=can_come)
         self.room_changed.set()
 
     async def _allocate(self, replica: ManagedReplica) -> ChosenEngine:
-        """Choose its engine and allocate its memory. Raises CannotLaunch."""
+        """Choose its engine and allocate its memory. Raises CannotLaunch, HostSilent."""
         async with self.allocation_lock:
             model, spec = replica.key.model, replica.desired.spec
             others = [one for one in self.replicas.values() if one.key.model == model and one is not replica]
-            engine = await self.executor.run(
-                launching.choose_engine,
-                *(self.config, spec),
-                trials=list(self.sync.trials.get(model, ())),
-                tried_now=[one.installed for one in others if one.trial and one.state == ReplicaState.STARTING],
-            )
-            if engine.choice:
-                replica.set_engine(engine.choice)
-            hosted = [other.hosted for other in self.replicas.values() if other is not replica and other.hosted]
-            replica.allocation = await self.executor.run(
-                launching.allocate,
-                *(self.config, spec, engine),
-                before=self.inspector.devices,
-                hosted=hosted,
-                measurements=self.sync.measurements,
-                versions=self.sync.report.engines if self.sync.report else {},
-            )
+            tried_now = [one.installed for one in others if one.trial and one.state == ReplicaState.STARTING]
+            placed = [other.hosted for other in self.replicas.values() if other is not replica and other.hosted]
+            versions = self.sync.report.engines if self.sync.report else {}
+            try:
+                engine = await self.host.choose_engine(spec, list(self.sync.trials.get(model, ())), tried_now)
+                if engine.choice:
+                    replica.set_engine(engine.choice)
+                replica.allocation = await self.host.allocate(spec, engine, placed, self.sync.measurements, versions)
+            except LaunchRefused as refused:
+                raise explain_launch_refusal(refused.refusal) from refused
         return engine
+
+    async def _with_files(self, found: Mapping[int, Unassigned]) -> list[int]:
+        """Return the models whose files the host sees."""
+        paths = {one.spec.path for one in found.values() if one.spec.path}
+        try:
+            there = set(await self.host.find_existing(sorted(paths))) if paths else set()
+        except HostSilent:
+            return []
+        return [model for model, one in found.items() if one.spec.path in there]
 
     async def _make_offer(self, model: Unassigned) -> Offer:
         """Return what this host offers for a model that no host has."""
         async with self.allocation_lock:
             hosted = [replica.hosted for replica in self.replicas.values() if replica.hosted]
             try:
-                offer, spaces = await self.executor.run(
-                    launching.make_offer,
-                    *(self.config, model.spec, model.replicas),
-                    before=self.inspector.devices,
-                    hosted=hosted,
-                    measurements=self.sync.measurements,
-                    versions=self.sync.report.engines if self.sync.report else {},
-                )
+                versions = self.sync.report.engines if self.sync.report else {}
+                found = await self.host.make_offer(model.spec, model.replicas, hosted, self.sync.measurements, versions)
             except Exception:  # a host takes it even where it fits nowhere, and its start reports the reason
                 log.exception("%s: cannot determine whether it fits here", model.spec.name)
                 return Offer(fits=False, free=0)
-        return offer if offer.fits else replace(offer, cost=await self.room_maker.price(spaces))
+        cost = None if found.fits else await self.room_maker.price(found.spaces)
+        return Offer(fits=found.fits, free=found.free, cost=cost)
 
     def _is_settled(self, model_id: int) -> bool:
         """Return whether each replica of the model has its memory, if they are to run at all."""
@@ -474,17 +555,27 @@ class Supervisor:
         replica.record_crash(self.clock(), reason)
         left = await self._stop_engine(replica)
         replica.clear_run()
-        story = _describe_end(replica.launcher, run, reason)
+        end = await self._find_end(run)
+        story = _describe_end(replica.launcher, end, reason)
         replica.detail = "\n".join(filter(None, [story, left]))
-        found = _find_cause(run, stopped=reason != "") or cause
-        replica.cause = "host-memory" if process.oom_kills() > replica.oom_kills else found
+        found = _find_cause(end, stopped=reason != "") or cause
+        oom_kills = end.oom_kills if end else self.host.oom_kills()
+        replica.cause = "host-memory" if oom_kills > replica.oom_kills else found
         if replica.cause == "sleep-unsupported":
             replica.refuse_sleep(replica.cause, self.clock())
         if never_answered:
             self._blame_version(replica)
 
+    async def _find_end(self, run: HostedRun | None) -> RunEnd | None:
+        return await self._insist(lambda: self.host.describe_end(run.run_id, CAUSE_LINES)) if run else None
+
     async def _sleep_replica(self, replica: ManagedReplica) -> None:
-        fault = await self._find_sleep_fault(replica, self.sleeper.put_to_sleep(self.client, replica), "sleep-failed")
+        try:
+            work = self.sleeper.put_to_sleep(self.client, replica)
+            fault = await self._find_sleep_fault(replica, work, "sleep-failed")
+        except HostSilent as silence:
+            log.warning("%s: %s", replica, silence)
+            return  # it goes to sleep when the host answers
         if fault:
             replica.record_sleep_fault(fault)
             await self._stop_replica(replica)
@@ -499,6 +590,10 @@ class Supervisor:
         except DoesNotFit as error:
             await self._record_no_room(replica, error)
             return
+        except HostSilent as silence:
+            log.warning("%s: %s", replica, silence)
+            replica.fall_asleep(self.clock())  # it sleeps on, until the host answers
+            return
         if fault:
             replica.record_sleep_fault(fault)
             await self._start_again(replica, fault)
@@ -510,13 +605,13 @@ class Supervisor:
     ) -> SleepFault | None:
         """Do the work and return what went wrong, so that nothing is left between awake and asleep.
 
-        Raises DoesNotFit.
+        Raises DoesNotFit, HostSilent.
         """
         try:
             await work
         except SleepFault as fault:
             return fault
-        except DoesNotFit:
+        except (DoesNotFit, HostSilent):
             raise
         except Exception as error:  # an unforeseen fault: it is stopped, as if it had answered wrongly
             log.exception("%s: %s", replica, cause)
@@ -534,10 +629,11 @@ class Supervisor:
         await self._start_replica(replica)
 
     async def _stop_engine(self, replica: ManagedReplica) -> str:
-        """Stop its engine and return what is left of it, or ""."""
+        """Stop its engine and return what is left of it, or "". Returns only when the host says that it is over."""
         if replica.run is None:
             return ""
-        return await self.executor.run(stopping.stop_and_release, replica.run, grace=self.config.stop_grace)
+        run_id, grace = replica.run.run_id, self.config.stop_grace
+        return await self._insist(lambda: self.host.stop(run_id, grace))
 
     # --- Probing -------------------------------------------------------------------------------------------------
 
@@ -575,6 +671,8 @@ class Supervisor:
         except SleepFault as fault:
             replica.record_sleep_fault(fault)
             return True
+        except HostSilent:
+            return False  # it is asked again
         if difference:
             work = self._fail_replica(replica, difference, "wake-damaged")
             replica.engine_task = self._create_task(replica, "engine_task", work)
@@ -624,12 +722,13 @@ class Supervisor:
 
     async def _check_health(self, replica: ManagedReplica) -> None:
         seen = await probe.check_health(self.client, replica.target)
+        used = await self._cpu_seconds(replica)
         now = self.clock()
-        replica.oom_kills = process.oom_kills()
+        replica.oom_kills = self.host.oom_kills()
         if replica.desired.external:
             replica.enter(ReplicaState.READY if seen.healthy else ReplicaState.UNHEALTHY, now, seen.detail)
             return
-        replica.record_health(seen, now)
+        replica.record_health(seen, now, used)
         replica.version = replica.version or self._installed_version(replica)
         if replica.state == ReplicaState.DRAINING:
             replica.failed_checks = 0 if seen.healthy else replica.failed_checks + 1
@@ -648,6 +747,15 @@ class Supervisor:
         else:
             replica.failed_checks, replica.unproven = 0, False
             replica.reported_at = replica.progressed_at = self.clock()
+
+    async def _cpu_seconds(self, replica: ManagedReplica) -> float | None:
+        """Return the CPU time that an engine without metrics has used; None: it is not needed, or not known."""
+        if replica.run is None or replica.reports_work or self.host.silent_for():
+            return None
+        try:
+            return await self.host.cpu_seconds(replica.run.run_id)
+        except HostSilent:
+            return None
 
     def _is_doubtful(self, replica: ManagedReplica, now: float) -> bool:
         """Return whether there is reason not to believe an engine that reports itself healthy."""
@@ -671,18 +779,19 @@ class Supervisor:
             await wait_for_either(signals.kill, plan.DRAIN_CHECK_EVERY)
         kill = asyncio.create_task(self._kill_at_second_signal(signals, running))
         # One that cannot be stopped must not keep the others running.
-        ends = await asyncio.gather(*(self._stop_replica(replica) for replica in running), return_exceptions=True)
-        for replica, end in zip(running, ends, strict=True):
-            if isinstance(end, BaseException):
-                log.error("%s could not be stopped", replica, exc_info=end)
-        await cancel_and_wait([kill])
+        stops = [asyncio.create_task(self._stop_replica(replica)) for replica in running]
+        if stops:  # a host that is silent may stay so
+            await asyncio.wait(stops, timeout=self.config.stop_grace + STOP_BESIDE_GRACE)
+        await cancel_and_wait([kill, *(stop for stop in stops if not stop.done())])
+        for replica, stop in zip(running, stops, strict=True):
+            if stop.cancelled() or stop.exception():
+                log.error("%s could not be stopped", replica, exc_info=None if stop.cancelled() else stop.exception())
         await self.sync.last_exchange()
 
     async def _kill_at_second_signal(self, signals: Signals, replicas: list[ManagedReplica]) -> None:
         await signals.kill.wait()
-        for replica in replicas:
-            if replica.run:
-                process.terminate_at_once(replica.run)
+        run_ids = [replica.run.run_id for replica in replicas if replica.run]
+        await asyncio.gather(*(self.host.kill(run_id) for run_id in run_ids), return_exceptions=True)
 
     async def _any_busy(self, replicas: list[ManagedReplica]) -> bool:
         checks = await asyncio.gather(*(probe.check_health(self.client, replica.target) for replica in replicas))
@@ -701,23 +810,21 @@ def _make_trial(replica: ManagedReplica, state: str, answer: Mapping[str, Any] |
     )
 
 
-def _find_cause(run: Run | None, *, stopped: bool) -> str:
+def _find_cause(end: RunEnd | None, *, stopped: bool) -> str:
     """Find the cause in its log, or "". `stopped`: it did not end by itself."""
-    written = process.log_tail(run.directory, CAUSE_LINES) if run else ""
-    if run and not stopped and (ended := process.exit_of(run)):
-        written += f"\n{ended}"  # a signal hints at the cause as well, unless it was ours
+    written = end.log if end else ""
+    if end and not stopped and end.exit:
+        written += f"\n{end.exit}"  # a signal hints at the cause as well, unless it was ours
     return failure_advice.cause(written)
 
 
-def _describe_end(launcher: str, run: Run | None, reason: str) -> str:
+def _describe_end(launcher: str, end: RunEnd | None, reason: str) -> str:
     """Return one sentence on what happened, then the engine's last log lines."""
-    if run is None:
+    if end is None:
         return reason
-    ended = process.exit_of(run)
-    how = reason or str(ended or SHIM_KILLED)
-    written = process.log_tail(run.directory, CAUSE_LINES)
+    how = reason or str(end.exit or SHIM_KILLED)
     # A killed engine had no time to log why.
-    silent = not reason and (ended is None or ended.signal == signal.SIGKILL)
-    cause = "" if silent else launched_by(launcher).last_telling_line(written)
-    tail = "\n".join(written.splitlines()[-LOG_LINES:])
+    silent = not reason and (end.exit is None or end.exit.signal == signal.SIGKILL)
+    cause = "" if silent else launched_by(launcher).last_telling_line(end.log)
+    tail = "\n".join(end.log.splitlines()[-LOG_LINES:])
     return "\n".join(filter(None, [f"{how}: {cause}" if cause else how, tail]))

@@ -1,9 +1,9 @@
-"""One replica under supervision: what is known of it now. Blocks on nothing but small files of /proc."""
+"""One replica under supervision: what is known of it now. Blocks on nothing, and touches no host."""
 
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,9 +14,10 @@ from modelregistry.engines.base import LEVEL_2
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.version_trials import Choice, Trial
 from modelregistry.failure_advice import NO_ROOM
+from modelregistry.hostside.launching import RunMetadata
+from modelregistry.hostside.surface import HostedRun, PlacedReplica
 from modelregistry.memory.allocation import (
     Allocation,
-    HostedReplica,
     Occupant,
     after_sleep,
     space_to_wake,
@@ -24,14 +25,13 @@ from modelregistry.memory.allocation import (
 )
 from modelregistry.memory.estimate import Prediction
 from modelregistry.memory.placement import Space
-from modelregistry.process import probe, process
-from modelregistry.process.process import Life, Run
+from modelregistry.process import probe
+from modelregistry.process.process import Life
 from modelregistry.supervisor import eviction, plan
 from modelregistry.supervisor.eviction import HeldShare, Standing
-from modelregistry.supervisor.launching import RunMetadata
 from modelregistry.supervisor.plan import Observed, ReplicaKey, ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
-from modelregistry.supervisor.sleeping import MOST_FAILURES, NEVER_SLEPT, SleepFault, SleepRecord, load_record
+from modelregistry.supervisor.sleeping import MOST_FAILURES, NEVER_SLEPT, SleepFault, SleepRecord
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ManagedReplica:
     since: float
     state_after_drain: ReplicaState = ReplicaState.STOPPED
 
-    run: Run | None = None
+    run: HostedRun | None = None
     oom_kills: int = 0  # of this machine, when the engine was last known to be alive
     run_id: str = ""  # of the last run, also when it is over: its log shows why
     url: str = ""
@@ -129,11 +129,13 @@ class ManagedReplica:
         )
 
     @property
-    def hosted(self) -> HostedReplica | None:
+    def hosted(self) -> PlacedReplica | None:
         """What others that need memory must know of it; None: it has no memory."""
         if self.promised is None or (self.run is None and self.engine_task is None):
             return None
-        return HostedReplica(name=str(self), allocation=self.promised, run=self.run, settled=self.ready_at is not None)
+        run_id = self.run.run_id if self.run else ""
+        settled = self.ready_at is not None
+        return PlacedReplica(name=str(self), allocation=self.promised, run_id=run_id, settled=settled)
 
     @property
     def promised(self) -> Allocation | None:
@@ -161,8 +163,9 @@ class ManagedReplica:
             return self.promised.prediction, self.promised.devices
         return self.needed, ()
 
-    def observe(self) -> Observed:
-        """Return what the plan needs to know of it."""
+    def observe(self, life_of: Callable[[str], Life | None], *, unreachable: bool = False) -> Observed:
+        """Return what the plan needs to know of it. `life_of`: of its host, as is `unreachable`: that it is silent."""
+        life = life_of(self.run.run_id) if self.run else None
         return Observed(
             key=self.key,
             state=self.state,
@@ -170,7 +173,7 @@ class ManagedReplica:
             since=self.since,
             address=self.address,
             external=self.desired.external,
-            ended=self.run is not None and process.life_of(self.run) is not Life.RUNNING,
+            ended=life is not None and life is not Life.RUNNING,
             published_at=self.published_at,
             checked_at=self.checked_at,
             reported_at=self.reported_at,
@@ -184,6 +187,7 @@ class ManagedReplica:
             without_room=self.without_room,
             may_sleep=self.can_sleep and not self.slept and self.state_after_drain == ReplicaState.ASLEEP,
             sleeping=self.sleeping,
+            unreachable=unreachable,
         )
 
     def share(self, occupant: Occupant, *, kept: bool, now: float) -> HeldShare:
@@ -220,7 +224,7 @@ class ManagedReplica:
             api_key=self.api_key,
             launcher=self.launcher,
             slots=self.slots,
-            pid=self.run.engine.pid if self.run else None,
+            pid=self.run.pid if self.run else None,
             run_id=self.run_id,
             restarts=self.restarts,
             retry_at=self._retry_instant(now) if waits else None,
@@ -254,6 +258,17 @@ class ManagedReplica:
         self.state = state
         self.detail, self.cause = detail, ""
 
+    def resume_after_silence(self, now: float, silent_for: float) -> None:
+        """Give it another chance: while its host was silent its engine may have been cut off as well."""
+        self.checked_at = float("-inf")
+        if self.state == ReplicaState.UNHEALTHY:
+            self.since = now
+        elif self.state == ReplicaState.STARTING:
+            self.since = min(now, self.since + silent_for)
+        elif self.state == ReplicaState.READY:
+            self.failed_checks = 0
+            self.reported_at = self.progressed_at = now
+
     def begin_start(self, desired: DesiredModel, address: str, now: float) -> None:
         """Prepare a start as `desired`, listening at this address."""
         if desired.fingerprint() != self.fingerprint or self.address not in ("", address):
@@ -272,7 +287,7 @@ class ManagedReplica:
         self.enter(ReplicaState.STARTING, now, detail)
         self.cause = cause
 
-    def record_launch(self, run: Run, metadata: RunMetadata, now: float) -> None:
+    def record_launch(self, run: HostedRun, metadata: RunMetadata, now: float) -> None:
         self.run, self.run_id = run, run.run_id
         self.address, self.port, self.url, self.api_key = (
             metadata.address,
@@ -285,7 +300,7 @@ class ManagedReplica:
         self.fingerprint = metadata.fingerprint
         self.installed, self.stamp = metadata.installed, metadata.stamp
         self.trial, self.fallback = metadata.trial, metadata.fallback
-        self.sleep, self.sleep_record = metadata.sleep, load_record(run)
+        self.sleep, self.sleep_record = metadata.sleep, run.sleep_record
         self.sleep_fault = metadata.no_sleep or (self.sleep_fault if self.sleep_failures else "")
         self.since = self.active_at = self.reported_at = self.progressed_at = now
 
@@ -400,10 +415,18 @@ class ManagedReplica:
         self.last_failure = ""
         self.unproven = False
 
-    def record_health(self, seen: probe.HealthCheck, now: float) -> None:
-        """Record whether it works on requests now, and whether it did since the last check."""
-        if not launched_by(self.launcher).monitoring.metrics:
-            seen = self._health_by_cpu_time(now)
+    @property
+    def reports_work(self) -> bool:
+        """Whether its engine has metrics that show whether it works."""
+        return bool(launched_by(self.launcher).monitoring.metrics)
+
+    def record_health(self, seen: probe.HealthCheck, now: float, cpu_seconds: float | None = None) -> None:
+        """Record whether it works on requests now, and whether it did since the last check.
+
+        `cpu_seconds`: of an engine that does not report it, what its processes have used; None: that is not known.
+        """
+        if not self.reports_work:
+            seen = self._health_by_cpu_time(now, cpu_seconds)
         self.live = self._live_values(seen, now)
         self.running = seen.running
         if seen.running is None:
@@ -433,11 +456,9 @@ class ManagedReplica:
             "cache_used": seen.cache_used,
         }
 
-    def _health_by_cpu_time(self, now: float) -> probe.HealthCheck:
+    def _health_by_cpu_time(self, now: float, used: float | None) -> probe.HealthCheck:
         """Judge an engine without metrics by whether its processes use CPU time. The first check cannot know."""
-        assert self.run, "only a running engine is checked"
-        used = process.cpu_seconds(self.run)
-        before, self.cpu = self.cpu, (now, used)
-        if before is None:
+        before, self.cpu = self.cpu, (now, used) if used is not None else None
+        if before is None or used is None:
             return probe.HealthCheck(healthy=True, running=None)
         return probe.HealthCheck(healthy=True, running=int(used - before[1] > BUSY_CPU * (now - before[0])))

@@ -80,7 +80,8 @@ class Observed:
     None while the database does not. `running` as in `probe.HealthCheck`. `active_at`: when it was last known to work
     on requests; `reported_at`: when it last reported whether it does. `drain_limit`: seconds for answers that have
     begun. `for_room`: it is drained for another model. `without_room`: it waits until there is room for it.
-    `may_sleep`: after its drain its engine can live on asleep; `sleeping`: it does.
+    `may_sleep`: after its drain its engine can live on asleep; `sleeping`: it does. `unreachable`: its host is silent,
+    so nothing can be done there, and nothing is known of its processes; its engine may answer all the same.
     """
 
     key: ReplicaKey
@@ -103,6 +104,7 @@ class Observed:
     without_room: bool = False
     may_sleep: bool = False
     sleeping: bool = False
+    unreachable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,8 @@ def _plan(key: ReplicaKey, want: Wanted | None, seen: Observed | None, now: floa
         return Start(key=key) if want and want.enabled else None
     if seen.external:
         return _plan_external(want, seen, now)
+    if seen.unreachable:
+        return _plan_unreachable(want, seen, now)
     if seen.sleeping:
         return _plan_sleeping(want, seen, now)
     if seen.state in (ReplicaState.STOPPED, ReplicaState.ASLEEP, ReplicaState.BACKOFF, ReplicaState.FAILED):
@@ -225,6 +229,26 @@ def _plan(key: ReplicaKey, want: Wanted | None, seen: Observed | None, now: floa
     if seen.state == ReplicaState.DRAINING:
         return _plan_draining(want, seen, now)
     return _plan_serving(want, seen, now, start_limit)
+
+
+def _plan_unreachable(want: Wanted | None, seen: Observed, now: float) -> Action | None:
+    """Plan what needs only the engine itself: it is asked, and taken off the catalogue. Nothing starts or stops."""
+    serves = seen.state in (ReplicaState.READY, ReplicaState.UNHEALTHY)
+    if serves and not seen.sleeping and (want is None or not _is_as_wanted(want, seen)):
+        return Drain(key=seen.key, next_state=ReplicaState.STOPPED)
+    action: Action
+    match seen.state:
+        case ReplicaState.STARTING:
+            due, action = ASK_EVERY, AskQuestion(key=seen.key)
+        case ReplicaState.UNHEALTHY:
+            due, action = CHECK_EVERY, AskQuestion(key=seen.key)
+        case ReplicaState.READY:
+            due, action = CHECK_AGAIN if seen.failed_checks else CHECK_EVERY, CheckHealth(key=seen.key)
+        case ReplicaState.DRAINING:
+            due, action = DRAIN_CHECK_EVERY, CheckHealth(key=seen.key)
+        case _:
+            return None
+    return action if now - seen.checked_at >= due else None
 
 
 def _plan_serving(want: Wanted | None, seen: Observed, now: float, start_limit: float) -> Action | None:

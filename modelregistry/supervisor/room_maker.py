@@ -13,8 +13,7 @@ from django.utils import timezone
 
 from modelregistry import placement_messages
 from modelregistry.failure_advice import NO_ROOM
-from modelregistry.hostside.surface import HostRoom
-from modelregistry.memory.allocation import HostedReplica
+from modelregistry.hostside.surface import HostRoom, PlacedReplica
 from modelregistry.memory.placement import Space
 from modelregistry.supervisor import plan
 from modelregistry.supervisor.eviction import PATIENCE, HeldShare, RoomDecision, RoomDemand, RoomOutcome, evict
@@ -45,7 +44,7 @@ class RoomMaker:
         replicas: Mapping[ReplicaKey, ManagedReplica],
         sync: StateSync,
         *,
-        measure: Callable[[Sequence[HostedReplica]], Awaitable[HostRoom]],
+        measure: Callable[[Sequence[PlacedReplica]], Awaitable[HostRoom]],
         lock: asyncio.Lock,
         begin_drain: Callable[[ManagedReplica, tuple[Space, ...]], None],
         clock: Callable[[], float],

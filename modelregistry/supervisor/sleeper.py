@@ -5,20 +5,18 @@ What it gives back can be taken by others, so a replica is awake again only if i
 
 import asyncio
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import httpx2
 
 from modelregistry import placement_messages
 from modelregistry.engines.base import LEVEL_1, LEVEL_2
+from modelregistry.hostside.surface import HostFault, HostSilent, HostSurface
 from modelregistry.memory import allocation
-from modelregistry.memory.allocation import FitResult
-from modelregistry.process import gpus, probe
-from modelregistry.process.gpus import Device
+from modelregistry.memory.allocation import Allocation, FitResult
+from modelregistry.process import probe
 from modelregistry.supervisor import sleeping
-from modelregistry.supervisor.executor import Executor
 from modelregistry.supervisor.launching import DoesNotFit
 from modelregistry.supervisor.managed_replica import ManagedReplica
 from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
@@ -28,22 +26,23 @@ log = logging.getLogger(__name__)
 
 
 class Sleeper:
-    """One supervisor's way to put replicas to sleep. `lock`: of allocations; `devices`: as last seen."""
+    """One supervisor's way to put replicas to sleep. `lock`: of allocations.
+
+    Each method raises HostSilent if the host does not answer; then the engine is as it was.
+    """
 
     def __init__(
         self,
         replicas: Mapping[ReplicaKey, ManagedReplica],
-        executor: Executor,
+        host: HostSurface,
         *,
         lock: asyncio.Lock,
-        devices: Callable[[], Sequence[Device]],
         start_limit: float,
         clock: Callable[[], float],
     ) -> None:
         self.replicas = replicas
-        self.executor = executor
+        self.host = host
         self.lock = lock
-        self.devices = devices
         self.start_limit = start_limit
         self.clock = clock
 
@@ -81,12 +80,9 @@ class Sleeper:
             record = await self._choose_level(replica)
             await self._record(replica, record)
         await sleeping.fall_asleep(client, replica.target, record.level)
-        if replica.run and replica.allocation:
-            keeps = await self.executor.run(
-                allocation.keeps_memory_asleep, replica.allocation, replica.run, await self._read_devices()
-            )
-            if keeps:
-                raise SleepFault("sleep-memory", "keeps most of the GPU's memory while it sleeps")
+        given = replica.allocation
+        if replica.run and given and await self._keeps_memory(given, replica.run.run_id):
+            raise SleepFault("sleep-memory", "keeps most of the GPU's memory while it sleeps")
 
     async def wake(self, client: httpx2.AsyncClient, replica: ManagedReplica) -> None:
         """Wake its engine and have it prove itself. Raises SleepFault; DoesNotFit if its cards have no room now."""
@@ -110,7 +106,7 @@ class Sleeper:
         if record.ram >= wanted:
             return replace(record, level=LEVEL_1)  # it has kept the RAM since it slept before
         hosted = [one.hosted for one in self.replicas.values() if one.hosted]
-        if await self.executor.run(allocation.has_ram, wanted, hosted, await self._read_devices()):
+        if await self.host.has_ram(wanted, hosted):
             return replace(record, level=LEVEL_1, ram=wanted)
         log.info("%s: sleeps at level 2, as the RAM has no room for its weights", replica)
         return replace(record, level=LEVEL_2)
@@ -121,17 +117,19 @@ class Sleeper:
         if hosted is None or given is None or replica.desired.spec.overcommit:
             return None
         others = [one.hosted for one in self.replicas.values() if one is not replica and one.hosted]
-        return await self.executor.run(allocation.find_room_to_wake, given, hosted, others, await self._read_devices())
+        return await self.host.find_room_to_wake(given, hosted, others)
 
-    async def _read_devices(self) -> list[Device]:
-        found = await self.executor.run(gpus.list_devices, self.devices())
-        return list(gpus.visible_devices(found, os.environ.get("CUDA_VISIBLE_DEVICES")))
+    async def _keeps_memory(self, given: Allocation, run_id: str) -> bool:
+        try:
+            return await self.host.keeps_memory_asleep(given, run_id)
+        except HostSilent:
+            return False  # it sleeps already, and may keep what the next measurement shows
 
     async def _record(self, replica: ManagedReplica, record: SleepRecord) -> None:
         """Keep it with the run, for the next supervisor. Raises SleepFault."""
         assert replica.run, "only a running engine sleeps"
         try:
-            await self.executor.run(sleeping.store_record, replica.run, record)
-        except OSError as error:
+            await self.host.keep_sleep_record(replica.run.run_id, record)
+        except (OSError, HostFault) as error:
             raise SleepFault("sleep-failed", str(error)) from error
         replica.sleep_record = record

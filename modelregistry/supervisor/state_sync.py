@@ -18,13 +18,9 @@ from django.utils import timezone
 
 from modelregistry.engines.version_trials import UNTRIED, Trial
 from modelregistry.failure_advice import NO_ROOM
-from modelregistry.hostside import own_address
 from modelregistry.hostside.own_address import AddressFault
-from modelregistry.hostside.surface import FileFacts
-from modelregistry.memory import allocation
+from modelregistry.hostside.surface import FileFacts, HostedRun, HostFault, HostSilent, HostSurface
 from modelregistry.memory.estimate import Measured
-from modelregistry.process import process
-from modelregistry.process.process import Run
 from modelregistry.supervisor import lease, repository
 from modelregistry.supervisor.async_helpers import wait_for_either
 from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
@@ -59,7 +55,7 @@ class StateSync:
         self,
         config: SupervisorConfig,
         replicas: dict[ReplicaKey, ManagedReplica],
-        executor: Executor,
+        machine: HostSurface,
         *,
         clock: Callable[[], float],
         on_exchange: Callable[[], None],
@@ -90,7 +86,7 @@ class StateSync:
         self.database_is_away = False
         # One thread, so that there is one connection.
         self.database = Executor(1, "database")
-        self.executor = executor
+        self.machine = machine
 
     async def open(self, stop: asyncio.Event) -> dict[ReplicaKey, ReplicaFacts] | None:
         """Wait for the database and for this host's claim; return the replicas as last written.
@@ -247,14 +243,15 @@ class StateSync:
 
     async def _check_address(self, address: str) -> None:
         """Find out whether the machine has that address now."""
-        if address == self.address and self.clock() - self.address_at < ADDRESS_EVERY:
+        if address == self.address and (self.machine.silent_for() or self.clock() - self.address_at < ADDRESS_EVERY):
             return
         before = self.address, self.address_fault
         try:
-            lookup = self.executor.run(own_address.find_fault, address)
-            fault = await asyncio.wait_for(lookup, ADDRESS_WITHIN)
+            fault = await asyncio.wait_for(self.machine.find_address_fault(address), ADDRESS_WITHIN)
         except TimeoutError:
             fault = AddressFault(code="address-slow", address=address, reason=f"{ADDRESS_WITHIN:g}")
+        except (HostSilent, HostFault):
+            fault = self.address_fault if address == before[0] else None  # nothing is known of it: nothing changes
         self.address, self.address_fault, self.address_at = address, fault, self.clock()
         if fault and before != (address, fault):
             log.error("%s", fault)
@@ -273,7 +270,7 @@ class StateSync:
             live = replica.live
             await self.database.run(repository.record_live_values, self.host.id, replica.key, live)
             replica.written_live = live
-        holds = replica.state == ReplicaState.READY or replica.slept
+        holds = (replica.state == ReplicaState.READY or replica.slept) and not self.machine.silent_for()
         if replica.run and holds and self.clock() - replica.measured_at >= MEASURE_EVERY:
             replica.measured_at = self.clock()
             await self._write_measurement(replica, replica.run)
@@ -286,10 +283,13 @@ class StateSync:
             await self.database.run(repository.record_placement, self.host.id, replica.key, predicted, devices)
             replica.written_placement = placement
 
-    async def _write_measurement(self, replica: ManagedReplica, run: Run) -> None:
+    async def _write_measurement(self, replica: ManagedReplica, run: HostedRun) -> None:
         """Write the memory that it uses now; the peak of a run is kept for later predictions."""
         granted = replica.allocation
-        used = await self.executor.run(allocation.measure_use, run, granted.devices if granted else ())
+        try:
+            used = await self.machine.measure_use(run.run_id, granted.devices if granted else ())
+        except (HostSilent, HostFault):
+            return
         if used is None:
             return
         await self.database.run(repository.record_measurement, self.host.id, replica.key, used)
@@ -302,9 +302,14 @@ class StateSync:
 
     async def _write_log_tails(self) -> None:
         watched = await self.database.run(repository.watched_logs, self.host.id)
+        if self.machine.silent_for():
+            return
         self.log_tails = {replica: text for replica, text in self.log_tails.items() if replica in watched}
         for replica, run_id in watched.items():
-            text = process.log_tail(self.config.runs / run_id, TAIL_LINES) if run_id else ""
+            try:
+                text = await self.machine.log_tail(run_id, TAIL_LINES) if run_id else ""
+            except (HostSilent, HostFault):
+                continue
             if self.log_tails.get(replica) != text:
                 await self.database.run(repository.record_log_tail, replica, text)
                 self.log_tails[replica] = text

@@ -8,6 +8,7 @@ looked at in other contexts and slots.
 import asyncio
 import os
 import random
+import secrets
 import sys
 import tempfile
 import time
@@ -23,11 +24,12 @@ from django.conf import settings
 
 from modelregistry.engines.base import Spec
 from modelregistry.engines.programs import find_engines
+from modelregistry.hostside import launching
+from modelregistry.hostside.launching import HostConfig, RunMetadata, metadata_of
+from modelregistry.hostside.surface import LaunchOrder
 from modelregistry.memory import estimate
 from modelregistry.memory.allocation import Allocation, MemoryUse, measure_use
 from modelregistry.process import gpus, probe, process
-from modelregistry.supervisor import launching
-from modelregistry.supervisor.launching import RunMetadata, SupervisorConfig
 from modelregistry.supervisor.plan import ReplicaKey
 from tests import engines, random_checkpoint, random_gguf
 from tests.bench import report
@@ -234,32 +236,33 @@ async def measure(
 
     `prompt`: tokens, as far as the context holds them. `commands`: programs that are not in the cache, by launcher.
     """
-    config = SupervisorConfig(
-        host="bench",
-        runs=workspace / "runs",
-        cache=settings.CACHE,
-        commands=commands or {},
-        ports=range(39_400, 39_500),
-        start_limit=READY_WITHIN,
-        stop_grace=3,
-        claim=workspace / "claim",
+    config = HostConfig(
+        runs=workspace / "runs", cache=settings.CACHE, commands=commands or {}, ports=range(39_400, 39_500)
     )
     spec, runs = combination.spec, process.Runs(config.runs)
     engine = launching.choose_engine(config, spec)
-    granted = launching.allocate(config, spec, engine, before=[], hosted=[], measurements=[], versions={})
+    granted = launching.allocate(spec, engine, before=[], hosted=[], measurements=[], versions={})
     assert granted, "all of these can be read"
     before = _used(granted)
     port = launching.free_port("127.0.0.1", config.ports, [], random.Random())
-    run, label = launching.launch(
-        config, runs, ReplicaKey(1, 0), spec, engine, address="127.0.0.1", port=port, granted=granted
+    order = LaunchOrder(
+        run_id=secrets.token_hex(8),
+        key=ReplicaKey(1, 0),
+        spec=spec,
+        engine=engine,
+        address="127.0.0.1",
+        grace=3,
+        granted=granted,
     )
+    run = launching.launch(config, runs, order, port=port)
+    label = metadata_of(run)
     try:
         await _answers(run, label)
         first = _use(run, granted, before)
         await _works(label, spec, prompt)
         worked = _use(run, granted, before)
     finally:
-        process.stop(run, grace=config.stop_grace)
+        process.stop(run, grace=order.grace)
     return Taken(
         combination=combination,
         allocation=granted,

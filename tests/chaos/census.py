@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelregistry.hostside.launching import metadata_of
 from modelregistry.process import process, shim
 from modelregistry.process.process import Life, Run
 from modelregistry.supervisor import tasks
-from modelregistry.supervisor.launching import metadata_of
 from tests.chaos.discrepancy import Discrepancy
 
 HELPER = "multiprocessing.resource_tracker"  # of vLLM: whether it lives makes no difference to the engine

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from apiproxy.bridge.management.commands.up import DRAIN_SECONDS
+from modelregistry.hostside.launching import metadata_of
 from modelregistry.process import shim
 from modelregistry.supervisor import loop, plan
-from modelregistry.supervisor.launching import metadata_of
 from tests.chaos import leftovers, troubles
 from tests.chaos.books import Books, disagreements, unmetered
 from tests.chaos.census import RESTING, Census, Found, unaccounted

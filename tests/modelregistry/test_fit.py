@@ -19,14 +19,15 @@ from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import engine_named
 from modelregistry.engines.version_trials import FAILED, PROVEN, Choice, Trial
 from modelregistry.files.metadata import ModelMetadata
+from modelregistry.hostside import launching
+from modelregistry.hostside.launching import HostConfig
+from modelregistry.hostside.surface import LaunchRefused
 from modelregistry.memory import allocation, estimate, placement
 from modelregistry.memory.allocation import FitResult, HostedReplica, Occupant
 from modelregistry.memory.estimate import GIB, Demand, predict
 from modelregistry.models import EngineTrial, Host, HostReport, Replica, ServedModel
 from modelregistry.overview import MADE_UP
 from modelregistry.process.gpus import RAM, Device
-from modelregistry.supervisor import launching
-from modelregistry.supervisor.launching import SupervisorConfig
 from tests.modelregistry import paper_models
 from tests.modelregistry.planning import LLAMA_8B, card, ram
 
@@ -187,10 +188,7 @@ def test_page_and_command_look_ahead_with_the_engine_that_the_supervisor_starts(
         for launcher, version in installed:
             install(cache, launcher, version)
         asked_for = spec(engine="llama.cpp", path=str(paper_models.gguf(cache / "m.gguf")), **wanted)
-        config = SupervisorConfig(
-            **{"host": "h", "runs": cache, "cache": cache, "commands": dict.fromkeys(named, "/opt/own"), "ports": []},
-            **{"start_limit": 1, "stop_grace": 1, "claim": cache},
-        )
+        config = HostConfig(runs=cache, cache=cache, commands=dict.fromkeys(named, "/opt/own"), ports=[])
         there = programs.all_installed(cache)
         stamps = programs.group_stamps(there)
         trials = [
@@ -206,7 +204,7 @@ def test_page_and_command_look_ahead_with_the_engine_that_the_supervisor_starts(
         foreseen, missing = fit.engine_on_host(SimpleNamespace(**ALIVE, report=report), asked_for, trials)
         try:
             chosen = launching.choose_engine(config, asked_for, trials=trials)
-        except launching.CannotLaunch:
+        except LaunchRefused:
             assert missing
             return
     assert not missing

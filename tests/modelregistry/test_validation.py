@@ -6,6 +6,7 @@ from django.utils import translation
 
 from modelregistry import validation
 from modelregistry.engines.arguments import ArgumentFault
+from modelregistry.files import model_files
 from modelregistry.files.metadata import ModelMetadata
 from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.models import Alias, Host, ServedModel
@@ -399,16 +400,16 @@ def test_a_risk_is_reported_at_the_field_that_allows_it(tmp_path):
 
 def test_files_that_changed_since_are_found_before_a_start(tmp_path):
     path = paper_models.gguf(tmp_path / "m.gguf")
-    assert validation.find_path_fault("llama.cpp", str(path)) is None
+    assert model_files.find_path_fault("llama.cpp", str(path)) is None
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 64)
-    assert validation.find_path_fault("llama.cpp", str(path)).code == "cut-off"
+    assert model_files.find_path_fault("llama.cpp", str(path)).code == "cut-off"
 
 
 def test_a_start_keeps_to_what_was_allowed(tmp_path):
     path = str(paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"}))
-    assert validation.find_path_fault("vllm", path).risk == "remote-code"
-    assert validation.find_path_fault("vllm", path, ("remote-code",)) is None
+    assert model_files.find_path_fault("vllm", path).risk == "remote-code"
+    assert model_files.find_path_fault("vllm", path, ("remote-code",)) is None
 
 
 def test_a_sentence_is_in_the_language_of_its_reader():

@@ -18,9 +18,10 @@ from modelregistry.engines.version_trials import (
     choose_version,
     explain_difference,
 )
+from modelregistry.hostside.launching import RunMetadata, metadata_of
 from modelregistry.models import EngineTrial, Host, ServedModel
 from modelregistry.supervisor import repository
-from modelregistry.supervisor.launching import RunMetadata, SupervisorConfig, metadata_of
+from modelregistry.supervisor.launching import SupervisorConfig
 from modelregistry.supervisor.loop import Supervisor
 from modelregistry.supervisor.managed_replica import ManagedReplica
 from modelregistry.supervisor.plan import ReplicaKey, ReplicaState

@@ -3,6 +3,8 @@
 import pytest
 
 from modelregistry.engines.base import EngineCommand
+from modelregistry.hostside.launching import HostConfig
+from modelregistry.hostside.local import LocalHost
 from modelregistry.process import process
 from modelregistry.process.process import Life, Runs
 from modelregistry.supervisor.adoption import adopt_runs
@@ -26,18 +28,21 @@ def runs(tmp_path):
     return made
 
 
-def adopt(runs, **facts):
+async def adopt(runs, **facts):
     known = {KEY: ReplicaFacts(state=ReplicaState.STARTING, run_id="old", **facts)}
-    return adopt_runs(runs, known, {}, grace=1, clock=lambda: 100.0)[KEY]
+    host = LocalHost(HostConfig(runs=runs.root, cache=runs.root, commands={}, ports=[]))
+    found = await adopt_runs(host, known, {}, grace=1, clock=lambda: 100.0)
+    await host.close()
+    return found[KEY], host
 
 
-def test_a_start_that_was_not_made_yet_is_no_crash_of_the_engine_before(runs):
+async def test_a_start_that_was_not_made_yet_is_no_crash_of_the_engine_before(runs):
     """The supervisor was killed between saying that it starts an engine and starting it."""
-    replica = adopt(runs, pid=None)
+    replica, _ = await adopt(runs, pid=None)
     assert (replica.state, replica.run) == (ReplicaState.STOPPED, None)
 
 
-def test_an_engine_that_died_without_a_supervisor_is_a_crash(runs):
-    replica = adopt(runs, pid=4711)
+async def test_an_engine_that_died_without_a_supervisor_is_a_crash(runs):
+    replica, host = await adopt(runs, pid=4711)
     assert (replica.state, replica.run.run_id) == (ReplicaState.STARTING, "old")
-    assert replica.observe().ended
+    assert replica.observe(host.life_of).ended

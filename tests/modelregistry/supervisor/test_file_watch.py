@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from modelregistry.supervisor.file_watch import digest_of
+from modelregistry.hostside.file_reading import digest_of
 
 
 @pytest.fixture
