@@ -50,6 +50,7 @@ OVER = (Life.ENDED, Life.LOST)
 # Seconds for an answer. What reads a disk may wait for a slow one; nothing waits for ever.
 USUAL = 30.0
 LIMITS: Mapping[str, float] = {
+    "usual": USUAL,
     "take_snapshot": BEAT_WITHIN,
     "log_tail": 5.0,
     "kill": 5.0,
@@ -114,8 +115,17 @@ METHODS = _read_methods()
 class RemoteHost:
     """A host behind a channel, in one event loop. It is a HostSurface."""
 
-    def __init__(self, channel: Channel, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        limits: Mapping[str, float] = LIMITS,
+        silent_after: float = SILENT_AFTER,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.channel = channel
+        self.limits = limits
+        self.silent_after = silent_after
         self.clock = clock
         self.heard_at = clock()  # when the last request was sent that was answered
         self.heard = asyncio.Event()  # set while the host answers
@@ -140,6 +150,7 @@ class RemoteHost:
 
     async def open(self) -> None:
         if self.listening is None:
+            self.heard_at = self.clock()
             self.listening = asyncio.create_task(self._listen(), name="host")
 
     async def wait_until_heard(self) -> None:
@@ -170,7 +181,7 @@ class RemoteHost:
             await asyncio.sleep(BEAT)
 
     def _is_overdue(self) -> bool:
-        return self.clock() - self.heard_at > SILENT_AFTER
+        return self.clock() - self.heard_at > self.silent_after
 
     def _note(self, snapshot: HostSnapshot, asked_at: float) -> None:
         self.ooms = snapshot.oom_kills
@@ -198,7 +209,7 @@ class RemoteHost:
         parameters, answer = METHODS[name]
         sent = wire.write_message({"method": name, "arguments": dict(zip(parameters, arguments, strict=True))})
         try:
-            async with asyncio.timeout(within or LIMITS.get(name, USUAL)):
+            async with asyncio.timeout(within or self.limits.get(name, self.limits["usual"])):
                 received = wire.read_message(await self.channel.send(sent))
             if "value" in received:
                 return wire.decode(answer, received["value"])

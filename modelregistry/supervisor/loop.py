@@ -62,6 +62,7 @@ SILENT_LIMIT = 60.0  # seconds without metrics from an engine that has them, bef
 NAME_THREADS = 64  # a lookup may occupy one for half a minute, and each external model is checked every 10 s
 BRIEF_DRAIN = 3.0  # seconds for running requests when everything is to stop
 SHIM_KILLED = "its shim was killed"  # how a run ended that has no record of it
+HOST_UNHEARD = "neither it nor its host answers"
 HOST_SILENT = "its host does not answer: it is started when that does"
 SILENCE_PAUSE = 1.0  # seconds between two questions to a host that did not answer one
 STOP_BESIDE_GRACE = 60.0  # seconds beside the grace after which a leaving supervisor waits for no engine any more
@@ -152,7 +153,7 @@ class Supervisor:
             await self.sync.close(release=release)
             await self.host.close()
 
-    async def _find_runs(self, known: Mapping[ReplicaKey, ReplicaFacts], stop: asyncio.Event) -> bool:
+    async def _find_runs(self, known: dict[ReplicaKey, ReplicaFacts], stop: asyncio.Event) -> bool:
         """Adopt what runs on the host, once that answers; False if `stop` is set first. Raises HeldElsewhere."""
         while not stop.is_set():
             try:
@@ -163,13 +164,34 @@ class Supervisor:
                 return True
             # Meanwhile the claim is kept. There are no replicas yet, so that no row is written.
             self.syncing = self.syncing or asyncio.create_task(self.sync.run())
-            heard = asyncio.create_task(self._wait_for_host())
-            stopped = asyncio.create_task(stop.wait())
-            await asyncio.wait([heard, stopped, self.syncing], return_when=asyncio.FIRST_COMPLETED)
-            await cancel_and_wait([heard, stopped])
+            waits = [
+                asyncio.create_task(self._wait_for_host()),
+                asyncio.create_task(self._doubt_engines(known)),
+                asyncio.create_task(stop.wait()),
+            ]
+            try:
+                await asyncio.wait([*waits, self.syncing], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await cancel_and_wait(waits)
             if self.syncing.done():
                 self.syncing.result()
         return False
+
+    async def _doubt_engines(self, known: dict[ReplicaKey, ReplicaFacts]) -> None:
+        """Take engines off the catalogue that do not answer either, as long as their host is silent."""
+        while True:
+            for key, facts in list(known.items()):
+                desired = self.sync.desired_models.get(key.model)
+                if facts.state != ReplicaState.READY or desired is None or desired.external:
+                    continue
+                one = ManagedReplica(key=key, desired=desired, fingerprint="", state=facts.state, since=self.clock())
+                one.restore(facts, 0.0)
+                one.url, one.api_key = facts.url, facts.api_key
+                if not (await probe.check_health(self.client, one.target)).healthy:
+                    doubted = replace(facts, state=ReplicaState.UNHEALTHY, detail=HOST_UNHEARD)
+                    if await self.sync.write_facts(key, doubted):
+                        known[key] = doubted
+            await asyncio.sleep(plan.CHECK_EVERY)
 
     async def _wait_for_host(self) -> None:
         await asyncio.sleep(SILENCE_PAUSE)

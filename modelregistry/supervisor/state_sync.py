@@ -201,6 +201,15 @@ class StateSync:
     async def take_model(self, model: int) -> bool:
         return await self.database.run(repository.take_model, model, self.host.id)
 
+    async def write_facts(self, key: ReplicaKey, facts: ReplicaFacts) -> bool:
+        """Write the row of a replica that is not adopted yet; False if the database does not answer."""
+        try:
+            await self.database.run(repository.write_replica, self.host.id, key, facts)
+        except Error as error:
+            self._log_outage(error)
+            return False
+        return True
+
     async def last_exchange(self) -> None:
         """Exchange once more if the database answers; engines do not wait for it."""
         with contextlib.suppress(Error, HeldElsewhere):

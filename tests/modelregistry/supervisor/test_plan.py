@@ -402,3 +402,30 @@ def test_an_engine_that_died_asleep_is_cleaned_up_and_counts_as_no_crash():
 
 def test_a_sleeping_engine_is_neither_asked_nor_checked():
     assert next_for(SLEEPY, observed("asleep", sleeping=True, checked_at=0.0, retry_at=0.0)) is None
+
+
+# --- silent hosts
+
+
+@given(
+    st.none() | st.sampled_from([WANT, replace(WANT, enabled=False), replace(WANT, fingerprint="other")]),
+    st.sampled_from(list(ReplicaState)),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([NOW, NOW - 10_000]),
+    st.integers(0, 100),
+)
+def test_nothing_is_started_or_stopped_on_a_silent_host(want, state, ended, sleeping, since, failed):
+    seen = observed(
+        state, unreachable=True, ended=ended, sleeping=sleeping, since=since, failed_checks=failed, retry_at=0
+    )
+    action = next_for(want, seen)
+    assert action is None or isinstance(action, AskQuestion | CheckHealth | Drain)
+    if isinstance(action, Drain):
+        assert want is None or want != WANT
+
+
+def test_an_engine_on_a_silent_host_is_asked_itself():
+    assert next_for(WANT, observed("ready", unreachable=True, checked_at=0)) == CheckHealth(key=KEY)
+    assert next_for(WANT, observed("unhealthy", unreachable=True, checked_at=0, since=0)) == AskQuestion(key=KEY)
+    assert next_for(WANT, observed("starting", unreachable=True, checked_at=0, since=0)) == AskQuestion(key=KEY)

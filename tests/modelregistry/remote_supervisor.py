@@ -1,0 +1,76 @@
+"""python -m tests.modelregistry.remote_supervisor supervise …: `manage.py supervise` for a machine that is not its own.
+
+It is reached at the port MACHINE_PORT. Whatever this process does on its own machine that is not a supervisor's to do is
+written to the file TOUCHED: starting and signalling processes, and opening what is below /proc or MACHINE_VAR.
+"""
+
+import asyncio
+import os
+import re
+import sys
+from typing import Any
+
+import django
+from django.core.management import execute_from_command_line
+
+from modelregistry.hostside import remote
+from modelregistry.hostside.remote import RemoteHost
+
+ACTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.kill", "os.killpg", "os.exec"}
+LOOKS = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
+LIMITS = {**remote.LIMITS, "usual": 5.0, "take_snapshot": 1.0, "launch": 2.0}
+
+
+class TcpChannel:
+    """One connection for each request."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    async def send(self, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            writer.write_eof()
+            answer = await reader.read()
+        finally:
+            writer.close()
+        if not answer:
+            raise ConnectionError("closed without an answer")
+        return answer
+
+    async def close(self) -> None:
+        return
+
+
+def watch(touched: str, machine: str) -> None:
+    theirs = re.compile(rf"/proc/\d|{re.escape(machine)}(?:/|$)")
+
+    def note(event: str, args: tuple[Any, ...]) -> None:
+        looks = event in LOOKS and isinstance(args[0], str | bytes | os.PathLike)
+        if event in ACTS or (looks and theirs.match(os.fsdecode(args[0]))):
+            descriptor = os.open(touched, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.write(descriptor, f"{event} {args[:2]}\n".encode())
+            os.close(descriptor)
+
+    sys.addaudithook(note)
+
+
+def main() -> None:
+    django.setup()
+    from modelregistry.management.commands import supervise
+    from modelregistry.supervisor.launching import SupervisorConfig
+    from modelregistry.supervisor.loop import Supervisor
+
+    host = RemoteHost(TcpChannel(int(os.environ["MACHINE_PORT"])), limits=LIMITS, silent_after=3.0)
+
+    def supervise_machine(config: SupervisorConfig, periodic_tasks: object) -> Supervisor:
+        return Supervisor(config, host=host)  # without tasks, which are processes of this machine
+
+    supervise.Supervisor = supervise_machine  # type: ignore[assignment, misc]
+    watch(os.environ["TOUCHED"], os.environ["MACHINE_VAR"])
+    execute_from_command_line(["manage.py", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()
