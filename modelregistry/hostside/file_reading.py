@@ -10,8 +10,8 @@ from pathlib import Path
 from modelregistry.engines.base import Spec
 from modelregistry.files import model_files
 from modelregistry.files.unreadable import UnreadableModel
+from modelregistry.hostside.faults import describe_exception
 from modelregistry.hostside.surface import FileFacts, FilesRead, WatchedFiles
-from modelregistry.supervisor.faults import describe_exception
 
 log = logging.getLogger(__name__)
 

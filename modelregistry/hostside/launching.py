@@ -18,6 +18,7 @@ from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine, select_engine
 from modelregistry.engines.version_trials import NoVersion, Trial
 from modelregistry.files import model_files
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import HostOffer, HostRoom, LaunchOrder, LaunchRefusal, LaunchRefused
 from modelregistry.memory import allocation, placement
 from modelregistry.memory.allocation import Allocation, HostedReplica
@@ -25,7 +26,6 @@ from modelregistry.memory.estimate import Measured, Unpredictable
 from modelregistry.process import gpus, process
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import Life, Run, Runs
-from modelregistry.supervisor.plan import ReplicaKey
 
 KEPT_RUNS = 3  # of a replica, the running one included; the logs show what happened before
 

@@ -14,9 +14,12 @@ from modelregistry.engines import programs
 from modelregistry.engines.base import Spec
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import Installed, Trial
-from modelregistry.hostside import file_reading, launching, own_address
+from modelregistry.hostside import file_reading, launching, own_address, sleep_record
+from modelregistry.hostside.executor import Executor
+from modelregistry.hostside.inspection import Inspection, Inspector
 from modelregistry.hostside.launching import HostConfig, metadata_of
 from modelregistry.hostside.own_address import AddressFault
+from modelregistry.hostside.sleep_record import SleepRecord
 from modelregistry.hostside.surface import (
     FilesRead,
     HostedRun,
@@ -35,10 +38,6 @@ from modelregistry.memory.allocation import Allocation, FitResult, HostedReplica
 from modelregistry.memory.estimate import Measured
 from modelregistry.process import process, stopping
 from modelregistry.process.process import Life, Run, Runs
-from modelregistry.supervisor import sleeping
-from modelregistry.supervisor.executor import Executor
-from modelregistry.supervisor.inspection import Inspection, Inspector
-from modelregistry.supervisor.sleeping import SleepRecord
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -104,11 +103,8 @@ class LocalHost:
         there = {name for name in names if RUN_ID.fullmatch(name)}
         found = {name: run for name in there | set(self.known) if (run := self._find(name))}
         lives = {name: process.life_of(run) for name, run in found.items()}
-        for name in lives.keys() - there:
-            if lives[name] not in LIVING:  # it was deleted
-                del lives[name]
-                self.known.pop(name, None)
-        return HostSnapshot(lives=lives, oom_kills=process.oom_kills())
+        kept = {name: life for name, life in lives.items() if name in there or life in LIVING}
+        return HostSnapshot(lives=kept, oom_kills=process.oom_kills())
 
     # --- The machine
 
@@ -220,8 +216,14 @@ class LocalHost:
                     return self._describe(run)
             if self._directory(order.run_id).exists():
                 raise LaunchRefused(LaunchRefusal(failed=CALLED_OFF))
+            self._drop_deleted()
             port = self._reserve_port(order)
             return self._describe(launching.launch(self.config, self.runs, order, port=port))
+
+    def _drop_deleted(self) -> None:
+        for run_id, run in list(self.known.items()):
+            if not run.directory.exists() and process.life_of(run) not in LIVING:
+                self.known.pop(run_id, None)
 
     @contextlib.contextmanager
     def _only_launch_of(self, order: LaunchOrder) -> Iterator[None]:
@@ -273,7 +275,7 @@ class LocalHost:
             run = self._find(run_id)
             if run is None:
                 raise FileNotFoundError(f"there is no run {run_id}")
-            sleeping.store_record(run, record)
+            sleep_record.store_record(run, record)
 
         await self._run(keep)
 
@@ -371,7 +373,7 @@ class LocalHost:
             pid=run.engine.pid,
             of_this_boot=run.of_this_boot,
             life=process.life_of(run),
-            sleep_record=sleeping.load_record(run),
+            sleep_record=sleep_record.load_record(run),
         )
 
     def _hosted(self, placed: Sequence[PlacedReplica]) -> list[HostedReplica]:

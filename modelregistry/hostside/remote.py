@@ -16,7 +16,9 @@ from modelregistry.engines.base import Spec
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import Installed, Trial
 from modelregistry.hostside import wire
+from modelregistry.hostside.inspection import Inspection
 from modelregistry.hostside.own_address import AddressFault
+from modelregistry.hostside.sleep_record import SleepRecord
 from modelregistry.hostside.surface import (
     FilesRead,
     HostedRun,
@@ -37,8 +39,6 @@ from modelregistry.memory.allocation import Allocation, FitResult, MemoryUse
 from modelregistry.memory.estimate import Measured
 from modelregistry.process.process import GONE_WITHIN, Life
 from modelregistry.process.stopping import BACK_WITHIN
-from modelregistry.supervisor.inspection import Inspection
-from modelregistry.supervisor.sleeping import SleepRecord
 
 log = logging.getLogger(__name__)
 

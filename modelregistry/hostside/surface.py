@@ -30,16 +30,16 @@ from modelregistry.engines.base import CallerIsolation, Spec
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import Installed, NoVersion, Trial
 from modelregistry.files.unreadable import UnreadableModel
+from modelregistry.hostside.inspection import Inspection
 from modelregistry.hostside.own_address import AddressFault
+from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.sleep_record import NEVER_SLEPT, SleepRecord
 from modelregistry.memory import placement
 from modelregistry.memory.allocation import Allocation, FitResult, MemoryUse, Occupant
 from modelregistry.memory.estimate import Measured
 from modelregistry.memory.placement import Space
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import ExitStatus, Life
-from modelregistry.supervisor.inspection import Inspection
-from modelregistry.supervisor.plan import ReplicaKey
-from modelregistry.supervisor.sleeping import NEVER_SLEPT, SleepRecord
 
 
 class HostSilent(Exception):

@@ -12,11 +12,12 @@ from django.utils import timezone
 
 from modelregistry.engines.base import Spec
 from modelregistry.hostside.launching import metadata_of
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import HostedRun, HostSurface
 from modelregistry.process.process import Life
 from modelregistry.supervisor import plan
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
+from modelregistry.supervisor.plan import ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
 
 log = logging.getLogger(__name__)

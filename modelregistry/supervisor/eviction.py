@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
 
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.memory.placement import Space
-from modelregistry.supervisor.plan import ReplicaKey
 
 MIN_STAY = 10.0  # seconds; two health checks, without which it is not known whether a replica works
 # Seconds for which calls wait before a replica that has just been loaded, or works, is unloaded for them. With a drain

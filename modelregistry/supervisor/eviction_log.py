@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from modelregistry.supervisor.plan import ReplicaKey
+from modelregistry.hostside.replicas import ReplicaKey
 
 GIVEN_UP = 3600.0  # seconds after which a model that was to come is not waited for any more
 MOST_OPEN = 100

@@ -29,20 +29,30 @@ from modelregistry.engines import version_trials
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import FAILED, NOT_ITS_FAULT, PROVEN, UNTRIED, Installed, Trial
+from modelregistry.hostside import inspection
+from modelregistry.hostside.faults import describe_exception
 from modelregistry.hostside.launching import metadata_of
 from modelregistry.hostside.local import LocalHost
-from modelregistry.hostside.surface import HostedRun, HostSilent, HostSurface, LaunchOrder, LaunchRefused, RunEnd
+from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.surface import (
+    HostedRun,
+    HostFault,
+    HostSilent,
+    HostSurface,
+    LaunchOrder,
+    LaunchRefused,
+    RunEnd,
+)
 from modelregistry.memory.placement import Space
 from modelregistry.process import probe
-from modelregistry.supervisor import inspection, plan, room_maker, sleeping
+from modelregistry.supervisor import plan, room_maker, sleeping
 from modelregistry.supervisor.adoption import adopt_runs
 from modelregistry.supervisor.async_helpers import cancel_and_wait, wait_for_either
 from modelregistry.supervisor.bidding import Bidder, Offer, Unassigned
-from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.file_watch import FileWatch
 from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, SupervisorConfig, explain_launch_refusal
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
+from modelregistry.supervisor.plan import ReplicaState
 from modelregistry.supervisor.repository import ReplicaFacts, Report
 from modelregistry.supervisor.room_maker import RoomMaker
 from modelregistry.supervisor.sleeper import Sleeper
@@ -488,7 +498,11 @@ class Supervisor:
         log.warning("%s: %s", replica, silence)
         replica.detail = HOST_SILENT
         self.sync.changed.set()
-        run = await self._insist(lambda: self.host.settle_launch(run_id))
+        try:
+            run = await self._insist(lambda: self.host.settle_launch(run_id))
+        except HostFault as fault:  # should it run after all, the next start finds it: see `HostSurface.launch`
+            replica.record_crash(self.clock(), str(fault))
+            return
         if run is None:
             replica.allocation = None
             replica.enter(ReplicaState.STOPPED, self.clock())  # nothing was started: it is planned again

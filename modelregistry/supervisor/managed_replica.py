@@ -15,6 +15,8 @@ from modelregistry.engines.registry import launched_by
 from modelregistry.engines.version_trials import Choice, Trial
 from modelregistry.failure_advice import NO_ROOM
 from modelregistry.hostside.launching import RunMetadata
+from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.sleep_record import NEVER_SLEPT, SleepRecord
 from modelregistry.hostside.surface import HostedRun, PlacedReplica
 from modelregistry.memory.allocation import (
     Allocation,
@@ -29,9 +31,9 @@ from modelregistry.process import probe
 from modelregistry.process.process import Life
 from modelregistry.supervisor import eviction, plan
 from modelregistry.supervisor.eviction import HeldShare, Standing
-from modelregistry.supervisor.plan import Observed, ReplicaKey, ReplicaState
+from modelregistry.supervisor.plan import Observed, ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
-from modelregistry.supervisor.sleeping import MOST_FAILURES, NEVER_SLEPT, SleepFault, SleepRecord
+from modelregistry.supervisor.sleeping import MOST_FAILURES, SleepFault
 
 log = logging.getLogger(__name__)
 

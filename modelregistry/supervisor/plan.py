@@ -14,7 +14,8 @@ Times are seconds of a monotonic clock: the host's wall clock may jump.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+
+from modelregistry.hostside.replicas import ReplicaKey
 
 ASK_EVERY = 0.5  # seconds between two questions to a starting engine
 CHECK_EVERY = 5.0  # seconds between two health checks of a ready one
@@ -48,13 +49,6 @@ class ReplicaState(StrEnum):
     ASLEEP = "asleep"
     BACKOFF = "backoff"
     FAILED = "failed"
-
-
-class ReplicaKey(NamedTuple):
-    """A replica: the model's id and the replica's number."""
-
-    model: int
-    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from modelregistry.database_clock import database_now
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import engine_named
 from modelregistry.engines.version_trials import UNTRIED, Trial
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import FileFacts
 from modelregistry.memory.allocation import Allocation, MemoryUse
 from modelregistry.memory.estimate import Measured
@@ -39,7 +40,7 @@ from modelregistry.models import (
 from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
 from modelregistry.supervisor.eviction_log import LoggedEviction
 from modelregistry.supervisor.lease import STALE_AFTER, Claim
-from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
+from modelregistry.supervisor.plan import ReplicaState
 from modelregistry.supervisor.wake_demand import WakeDemand
 
 

@@ -13,13 +13,14 @@ from django.utils import timezone
 
 from modelregistry import placement_messages
 from modelregistry.failure_advice import NO_ROOM
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import HostRoom, PlacedReplica
 from modelregistry.memory.placement import Space
 from modelregistry.supervisor import plan
 from modelregistry.supervisor.eviction import PATIENCE, HeldShare, RoomDecision, RoomDemand, RoomOutcome, evict
 from modelregistry.supervisor.eviction_log import LoggedEviction
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
+from modelregistry.supervisor.plan import ReplicaState
 from modelregistry.supervisor.state_sync import StateSync
 
 log = logging.getLogger(__name__)

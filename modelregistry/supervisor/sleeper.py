@@ -12,6 +12,8 @@ import httpx2
 
 from modelregistry import placement_messages
 from modelregistry.engines.base import LEVEL_1, LEVEL_2
+from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.sleep_record import SleepRecord
 from modelregistry.hostside.surface import HostFault, HostSilent, HostSurface
 from modelregistry.memory import allocation
 from modelregistry.memory.allocation import Allocation, FitResult
@@ -19,8 +21,8 @@ from modelregistry.process import probe
 from modelregistry.supervisor import sleeping
 from modelregistry.supervisor.launching import DoesNotFit
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
-from modelregistry.supervisor.sleeping import SleepFault, SleepRecord
+from modelregistry.supervisor.plan import ReplicaState
+from modelregistry.supervisor.sleeping import SleepFault
 
 log = logging.getLogger(__name__)
 

@@ -8,19 +8,17 @@ At level 1 vLLM holds the weights in RAM, and keeps that RAM when it is awake ag
 """
 
 import asyncio
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import httpx2
 
 from modelregistry.engines.base import LEVEL_1, LEVEL_2
 from modelregistry.engines.version_trials import explain_difference
-from modelregistry.process import probe, shim
+from modelregistry.hostside.sleep_record import SleepRecord
+from modelregistry.process import probe
 from modelregistry.process.probe import Target
-from modelregistry.process.process import Run
 
 # Seconds. Level 1 copies the weights to RAM, some GB a second at worst; level 2 only lets go.
 SLEEP_WITHIN = 120.0
@@ -40,36 +38,6 @@ class SleepFault(Exception):
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
         self.cause = cause
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SleepRecord:
-    """What is kept with a run that can sleep, for the supervisor that adopts it.
-
-    `answer`: to the fixed question, as `probe.ask_sample` gives it; None: it has none that can be compared. `level`: at
-    which it last slept, "": it never did. `ram`: bytes of RAM that it has for its weights since it slept at level 1.
-    """
-
-    answer: Mapping[str, Any] | None = None
-    level: str = ""
-    ram: int = 0
-
-
-NEVER_SLEPT = SleepRecord()
-
-
-def load_record(run: Run) -> SleepRecord:
-    """Return what is kept with this run; of one that is not readable, as little as of a new one."""
-    try:
-        stored = json.loads((run.directory / "sleep.json").read_text())
-        return SleepRecord(answer=stored["answer"], level=str(stored["level"]), ram=int(stored["ram"]))
-    except (OSError, ValueError, TypeError, LookupError):
-        return NEVER_SLEPT
-
-
-def store_record(run: Run, record: SleepRecord) -> None:
-    """Keep it with the run. Raises OSError."""
-    shim.write_atomically(run.directory / "sleep.json", asdict(record))
 
 
 async def ask_whether_asleep(client: httpx2.AsyncClient, target: Target) -> bool | None:

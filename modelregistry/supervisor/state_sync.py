@@ -18,19 +18,20 @@ from django.utils import timezone
 
 from modelregistry.engines.version_trials import UNTRIED, Trial
 from modelregistry.failure_advice import NO_ROOM
+from modelregistry.hostside.executor import Executor
+from modelregistry.hostside.faults import describe_exception
 from modelregistry.hostside.own_address import AddressFault
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import FileFacts, HostedRun, HostFault, HostSilent, HostSurface
 from modelregistry.memory.estimate import Measured
 from modelregistry.supervisor import lease, repository
 from modelregistry.supervisor.async_helpers import wait_for_either
 from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
 from modelregistry.supervisor.eviction_log import EvictionLog
-from modelregistry.supervisor.executor import Executor
-from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.launching import SupervisorConfig
 from modelregistry.supervisor.lease import HeldElsewhere, HostLease
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
+from modelregistry.supervisor.plan import ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts, Report
 from modelregistry.supervisor.wake_demand import WakeDemands
 
@@ -258,7 +259,8 @@ class StateSync:
         try:
             fault = await asyncio.wait_for(self.machine.find_address_fault(address), ADDRESS_WITHIN)
         except TimeoutError:
-            fault = AddressFault(code="address-slow", address=address, reason=f"{ADDRESS_WITHIN:g}")
+            slow = AddressFault(code="address-slow", address=address, reason=f"{ADDRESS_WITHIN:g}")
+            fault = None if self.machine.silent_for() else slow
         except (HostSilent, HostFault):
             fault = self.address_fault if address == before[0] else None  # nothing is known of it: nothing changes
         self.address, self.address_fault, self.address_at = address, fault, self.clock()

@@ -21,9 +21,9 @@ from django.conf import settings
 from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
+from modelregistry.hostside.executor import Executor
 from modelregistry.models import TaskRun
 from modelregistry.supervisor.async_helpers import cancel_and_wait
-from modelregistry.supervisor.executor import Executor
 
 log = logging.getLogger(__name__)
 

@@ -26,11 +26,11 @@ from modelregistry.engines.base import Spec
 from modelregistry.engines.programs import find_engines
 from modelregistry.hostside import launching
 from modelregistry.hostside.launching import HostConfig, RunMetadata, metadata_of
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import LaunchOrder
 from modelregistry.memory import estimate
 from modelregistry.memory.allocation import Allocation, MemoryUse, measure_use
 from modelregistry.process import gpus, probe, process
-from modelregistry.supervisor.plan import ReplicaKey
 from tests import engines, random_checkpoint, random_gguf
 from tests.bench import report
 from tests.bench.report import Goal, Part

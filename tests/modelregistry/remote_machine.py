@@ -1,8 +1,8 @@
 """python -m tests.modelregistry.remote_machine PORT VAR: a machine that a supervisor reaches by TCP only.
 
-It refuses to import Django. Files in VAR make trouble with the next launch, once: "lose-launch" carries it out and never
-answers; "delay-launch" becomes "delayed-launch", and the launch is carried out when that file is gone, with its answer
-in "late-answer", as the supervisor no longer waits for it.
+It refuses to import Django. Files in VAR make trouble with the next launch, once: "lose-launch" carries it out and
+never answers; "delay-launch" becomes "delayed-launch", and the launch is carried out when that file is gone, with its
+answer in "late-answer", as the supervisor no longer waits for it.
 """
 
 import asyncio
@@ -15,9 +15,7 @@ from types import ModuleType
 
 
 class NoDjango(importlib.abc.MetaPathFinder):
-    def find_spec(
-        self, name: str, path: object = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name.partition(".")[0] in ("django", "portal", "apiproxy"):
             raise ImportError(f"a host has no {name}")
         return None
@@ -28,6 +26,7 @@ sys.meta_path.insert(0, NoDjango())
 from modelregistry.hostside.launching import HostConfig  # noqa: E402
 from modelregistry.hostside.local import LocalHost  # noqa: E402
 from modelregistry.hostside.remote import HostServer  # noqa: E402
+from tests.waiting import eventually  # noqa: E402
 
 
 class TroubledServer(HostServer):
@@ -44,8 +43,7 @@ class TroubledServer(HostServer):
             await asyncio.Event().wait()
         if (self.var / "delay-launch").exists():
             (self.var / "delay-launch").rename(self.var / "delayed-launch")
-            while (self.var / "delayed-launch").exists():
-                await asyncio.sleep(0.02)
+            await eventually(lambda: not (self.var / "delayed-launch").exists())
             answer = await super().answer(request)
             (self.var / "late-answer.part").write_bytes(answer)
             (self.var / "late-answer.part").rename(self.var / "late-answer")

@@ -41,7 +41,8 @@ class RemoteSite(Site):
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self.machine.stdout and self.machine.stdout.readline() == "listening\n"
+        assert self.machine.stdout
+        assert self.machine.stdout.readline() == "listening\n"
 
     def fall_silent(self) -> None:
         """Answer nothing from now on; requests that come meanwhile are read later."""

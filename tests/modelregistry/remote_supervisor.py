@@ -1,6 +1,6 @@
-"""python -m tests.modelregistry.remote_supervisor supervise …: `manage.py supervise` for a machine that is not its own.
+"""python -m tests.modelregistry.remote_supervisor supervise …: `manage.py supervise` for another machine.
 
-It is reached at the port MACHINE_PORT. Whatever this process does on its own machine that is not a supervisor's to do is
+It is reached at the port MACHINE_PORT. What this process does on its own machine that is not a supervisor's to do is
 written to the file TOUCHED: starting and signalling processes, and opening what is below /proc or MACHINE_VAR.
 """
 
@@ -67,7 +67,7 @@ def main() -> None:
     def supervise_machine(config: SupervisorConfig, periodic_tasks: object) -> Supervisor:
         return Supervisor(config, host=host)  # without tasks, which are processes of this machine
 
-    supervise.Supervisor = supervise_machine  # type: ignore[assignment, misc]
+    supervise.Supervisor = supervise_machine  # type: ignore[attr-defined, assignment]
     watch(os.environ["TOUCHED"], os.environ["MACHINE_VAR"])
     execute_from_command_line(["manage.py", *sys.argv[1:]])
 

@@ -15,10 +15,10 @@ from modelregistry import failure_advice
 from modelregistry.engines.base import EngineEndpoint, MemoryGrant, Spec
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.vllm import VLLM_MODULE
+from modelregistry.hostside.sleep_record import SleepRecord
 from modelregistry.process import probe
 from modelregistry.process.probe import Target
 from modelregistry.supervisor import sleeping
-from modelregistry.supervisor.sleeping import SleepRecord
 from tests import engines, ports
 from tests.waiting import until
 

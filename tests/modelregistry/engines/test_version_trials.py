@@ -19,12 +19,13 @@ from modelregistry.engines.version_trials import (
     explain_difference,
 )
 from modelregistry.hostside.launching import RunMetadata, metadata_of
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.models import EngineTrial, Host, ServedModel
 from modelregistry.supervisor import repository
 from modelregistry.supervisor.launching import SupervisorConfig
 from modelregistry.supervisor.loop import Supervisor
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
+from modelregistry.supervisor.plan import ReplicaState
 from tests.modelregistry.site import FAKE
 from tests.waiting import until
 

@@ -12,11 +12,11 @@ from modelregistry.hostside import remote
 from modelregistry.hostside.launching import HostConfig
 from modelregistry.hostside.local import LocalHost
 from modelregistry.hostside.remote import METHODS, HostServer, RemoteHost
+from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.sleep_record import NEVER_SLEPT
 from modelregistry.hostside.surface import HostFault, HostSilent, HostSurface, LaunchOrder, LaunchRefused
 from modelregistry.process import process
 from modelregistry.process.process import Life
-from modelregistry.supervisor.plan import ReplicaKey
-from modelregistry.supervisor.sleeping import NEVER_SLEPT
 from tests.waiting import eventually
 
 LABEL = {
@@ -149,8 +149,10 @@ async def test_what_a_host_cannot_do_is_a_fault_of_it(ends):
 
 @pytest.mark.parametrize(
     "request_",
-    [b"", b"{}", b'{"method": "close", "arguments": {}}', b'{"method": "__init__", "arguments": {}}']
-    + [b'{"method": "stop", "arguments": {"run_id": 1, "grace": 1}}', b'{"method": "stop", "arguments": []}'],
+    [
+        *(b"", b"{}", b'{"method": "close", "arguments": {}}', b'{"method": "__init__", "arguments": {}}'),
+        *(b'{"method": "stop", "arguments": {"run_id": 1, "grace": 1}}', b'{"method": "stop", "arguments": []}'),
+    ],
 )
 async def test_requests_that_are_none_are_refused(ends, request_):
     assert "fault" in json.loads(await ends.wire.server.answer(request_))

@@ -14,14 +14,14 @@ from modelregistry.engines.version_trials import Choice, Installed, NoVersion, T
 from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.hostside import wire
 from modelregistry.hostside.own_address import AddressFault
+from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.sleep_record import SleepRecord
 from modelregistry.hostside.surface import HostedRun, HostSnapshot, LaunchOrder, LaunchRefusal, PlacedReplica, RunEnd
 from modelregistry.hostside.wire import WireFault
 from modelregistry.memory.allocation import Allocation, FitResult
 from modelregistry.memory.estimate import Prediction, Unpredictable
 from modelregistry.memory.placement import NoRoom, NoSuchDevice, Room, Space
 from modelregistry.process.process import ExitStatus, Life
-from modelregistry.supervisor.plan import ReplicaKey
-from modelregistry.supervisor.sleeping import SleepRecord
 
 NEED = Prediction(
     **dict.fromkeys(("weights", "cache", "cache_least", "overhead", "total", "rule_of_thumb"), 2**40),

@@ -8,9 +8,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.memory.placement import Space
 from modelregistry.supervisor.eviction import HeldShare, RoomDemand, RoomOutcome, Standing, evict
-from modelregistry.supervisor.plan import ReplicaKey
 
 STEP = 0.5  # seconds, as the supervisor's
 

@@ -5,10 +5,11 @@ import pytest
 from modelregistry.engines.base import EngineCommand
 from modelregistry.hostside.launching import HostConfig
 from modelregistry.hostside.local import LocalHost
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.process import process
 from modelregistry.process.process import Life, Runs
 from modelregistry.supervisor.adoption import adopt_runs
-from modelregistry.supervisor.plan import ReplicaKey, ReplicaState
+from modelregistry.supervisor.plan import ReplicaState
 from modelregistry.supervisor.repository import ReplicaFacts
 
 KEY = ReplicaKey(1, 0)

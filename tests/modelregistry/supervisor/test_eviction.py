@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.memory.placement import Space
 from modelregistry.supervisor import eviction
 from modelregistry.supervisor.eviction import HeldShare, RoomDemand, RoomOutcome, Standing, evict
-from modelregistry.supervisor.plan import ReplicaKey
 from tests.modelregistry.supervisor.swap_simulation import (
     Call,
     Planned,

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.models import Replica
 from modelregistry.supervisor import plan
 from modelregistry.supervisor.plan import (
@@ -13,7 +14,6 @@ from modelregistry.supervisor.plan import (
     Fail,
     Observed,
     Remove,
-    ReplicaKey,
     ReplicaState,
     Resume,
     Sleep,

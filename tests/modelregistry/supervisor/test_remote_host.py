@@ -10,12 +10,12 @@ import pytest
 from django.utils import timezone
 
 from modelregistry.hostside.launching import metadata_of
+from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.models import LogSubscription, LogTail, ServedModel
 from modelregistry.process import process
 from modelregistry.process.process import Life, Run
 from modelregistry.supervisor.adoption import ADOPTED
 from modelregistry.supervisor.loop import HOST_UNHEARD
-from modelregistry.supervisor.plan import ReplicaKey
 from tests.modelregistry.remote_site import RemoteSite
 from tests.modelregistry.site import stream
 from tests.waiting import until
@@ -54,12 +54,12 @@ def living_runs(site: RemoteSite) -> list[Run]:
 
 def test_engines_start_serve_and_stop_without_the_supervisor_touching_its_own_machine(site):
     site.supervise()
-    model = site.model()
+    model = site.model("m", "chatty")
     ready = site.reaches("ready")
     assert stream(ready, 2).rest().endswith("[DONE]\n\n")
     assert ready.pid == site.run_of(ready).engine.pid
     LogSubscription.objects.create(replica=ready, until=timezone.now() + timedelta(minutes=5))
-    until(lambda: LogTail.objects.filter(replica=ready, text__contains="loading model").exists())
+    until(lambda: LogTail.objects.filter(replica=ready, text__contains="line 2").exists())
     until(lambda: site.replica().memory_bytes > 1_000_000)
     ServedModel.objects.filter(pk=model.pk).update(enabled=False)
     site.reaches("stopped")

@@ -13,10 +13,11 @@ import httpx2
 import pytest
 
 from modelregistry.engines.vllm import VLLM_GUARD
+from modelregistry.hostside.sleep_record import SleepRecord
 from modelregistry.process import probe
 from modelregistry.process.probe import Target
 from modelregistry.supervisor import sleeping
-from modelregistry.supervisor.sleeping import SleepFault, SleepRecord
+from modelregistry.supervisor.sleeping import SleepFault
 from tests import ports
 from tests.waiting import until
 

@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from modelregistry.engines.base import EngineCommand
+from modelregistry.hostside import inspection
+from modelregistry.hostside.inspection import Inspector
 from modelregistry.process import gpus, process, shim, stopping
 from modelregistry.process.gpus import Device, GpuProcess
-from modelregistry.supervisor import inspection
-from modelregistry.supervisor.inspection import Inspector
 from tests.waiting import until
 
 SLEEP = "import time; time.sleep(600)"
