@@ -18,7 +18,7 @@ from portal.use_cases.models import (
     UseCaseText,
     UseCaseVersion,
 )
-from portal.use_cases.variables import Variable, VariableKind, find_names
+from portal.use_cases.variables import Variable, VariableKind, count_places, find_names
 from portal.web.refusals import Refused
 
 
@@ -123,6 +123,9 @@ def _check_names(text: TextContent) -> None:
     """Raise UseCaseRefused unless the prompts have exactly the places for which there is a field."""
     known = [one.name for one in text.variables]
     used = find_names(text.prompt, text.system)
+    if count_places(text.prompt, text.system) > variables.MOST_PLACES:
+        sentence = _("At most %(most)d places such as {{%(name)s}} in both prompts together.")
+        raise UseCaseRefused(sentence % {"most": variables.MOST_PLACES, "name": used[0]}, code="variables")
     if len(set(known)) < len(known):
         raise UseCaseRefused(_("Two fields have the same name."), code="variables")
     if missing := [name for name in used if name not in known]:

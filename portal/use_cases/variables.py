@@ -12,6 +12,8 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 MOST_VARIABLES = 8
+# In both prompts together. A value of 4,000 characters in each makes 64,000, which its page shows in every example.
+MOST_PLACES = 16
 MAX_NAME, MAX_LABEL, MAX_VALUE = 30, 60, 4000
 MOST_CHOICES, MAX_CHOICE = 12, 60
 NAME = re.compile(r"[a-z][a-z0-9_]{0,29}")
@@ -52,12 +54,16 @@ def find_names(*templates: str) -> list[str]:
     return list(dict.fromkeys(name for template in templates for name in PLACE.findall(template)))
 
 
+def count_places(*templates: str) -> int:
+    return sum(len(PLACE.findall(template)) for template in templates)
+
+
 def fill_in(template: str, values: Mapping[str, str]) -> str:
-    """Return the text with these values; a place without a value stays as it is.
+    """Return the text with these values; a place without a value, or after MOST_PLACES, stays as it is.
 
     In one pass: what looks like a place within a value is text.
     """
-    return PLACE.sub(lambda match: values.get(match[1], match[0]), template)
+    return PLACE.sub(lambda match: values.get(match[1], match[0]), template, count=MOST_PLACES)
 
 
 def example_values(variables: Iterable[Variable]) -> dict[str, str]:

@@ -13,6 +13,10 @@ from portal.use_cases.gallery import versions_for
 from portal.use_cases.models import Language, TargetGroup, TaskKind, UseCase, UseCaseText, UseCaseVersion
 
 SHOWN = 30  # the newest versions
+# Lines of a text that are compared: two of 8,000 lines of a character each take a second.
+MOST_LINES = 400
+LINES_OF_CHANGE, LINES_OF_PAGE = 200, 2000
+MORE = (" ", "…")
 State = UseCaseVersion.State
 
 
@@ -47,19 +51,22 @@ def read_history(reader: User, case: UseCase, *, all_states: bool) -> list[Versi
             state__in=(State.PUBLISHED, State.REPLACED), starter_sum__gt=""
         )
     newest = list(found[: SHOWN + 1])
-    rows = []
+    rows, left = [], LINES_OF_PAGE
     for at, version in enumerate(newest[:SHOWN]):
         before = content_of(newest[at + 1]) if at + 1 < len(newest) else None
-        changes = tuple(find_changes(before, content_of(version))) if before else ()
+        changes = tuple(find_changes(before, content_of(version), most=left)) if before else ()
+        left -= min(left, sum(len(change.lines) for change in changes))
         rows.append(VersionChanges(version=version, is_first=before is None, changes=changes))
     return rows
 
 
-def find_changes(before: UseCaseContent, after: UseCaseContent) -> Iterator[ChangedText]:
-    """Yield what differs."""
+def find_changes(before: UseCaseContent, after: UseCaseContent, *, most: int) -> Iterator[ChangedText]:
+    """Yield what differs, with about so many lines in all; what there is no line left for has MORE only."""
     for (label, language, old), (_, _, new) in zip(_parts(before), _parts(after), strict=True):
         if old != new:
-            yield ChangedText(label=capfirst(label), language=language, lines=tuple(compare_lines(old, new)))
+            lines = tuple(compare_lines(old, new)) if most > 0 else (MORE,)
+            most -= len(lines)
+            yield ChangedText(label=capfirst(label), language=language, lines=lines)
 
 
 def _parts(content: UseCaseContent) -> Iterator[tuple[str, str, str]]:
@@ -80,8 +87,11 @@ def _parts(content: UseCaseContent) -> Iterator[tuple[str, str, str]]:
 
 
 def compare_lines(before: str, after: str) -> Iterator[tuple[str, str]]:
-    """Yield the lines of both with their marks, without what lies far from a change."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
-    for line in list(lines)[2:]:
-        if not line.startswith("@@"):
-            yield line[0], line[1:]
+    """Yield the lines of both with their marks, without what lies far from a change; MORE last if there is more."""
+    old, new = before.splitlines(), after.splitlines()
+    lines = list(difflib.unified_diff(old[:MOST_LINES], new[:MOST_LINES], lineterm="", n=1))[2:]
+    shown = [line for line in lines if not line.startswith("@@")]
+    for line in shown[:LINES_OF_CHANGE]:
+        yield line[0], line[1:]
+    if len(shown) > LINES_OF_CHANGE or max(len(old), len(new)) > MOST_LINES:
+        yield MORE

@@ -6,7 +6,15 @@ import pytest
 
 from portal.use_cases.content import UseCaseRefused, check_content
 from portal.use_cases.models import MAX_PROMPT, MAX_TITLE
-from portal.use_cases.variables import MAX_VALUE, MOST_VARIABLES, Variable, fill_in, find_names, read_values
+from portal.use_cases.variables import (
+    MAX_VALUE,
+    MOST_PLACES,
+    MOST_VARIABLES,
+    Variable,
+    fill_in,
+    find_names,
+    read_values,
+)
 from tests.use_cases import MAIL, case_content, text_content
 
 CHOICE = Variable(name="tone", label="Tone", kind="choice", example="plain", choices=("plain", "warm"))
@@ -32,6 +40,7 @@ def test_a_whole_case_is_taken():
         ("prompt", case_content(text_content(prompt="{{mail}}\0"))),
         ("variables", case_content(text_content(prompt="nothing to fill in"))),
         ("variables", case_content(text_content(prompt="{{mail}} {{other}}"))),
+        ("variables", case_content(text_content(prompt="{{mail}} " * MOST_PLACES, system="{{mail}}"))),
         ("variables", case_content(text_content(variables=(MAIL, MAIL)))),
         ("variables", case_content(text_content(variables=(MAIL,) * (MOST_VARIABLES + 1)))),
         ("variables", case_content(text_content(variables=(Variable(name="Mail", label="x"),)))),
@@ -60,6 +69,13 @@ def test_what_cannot_be_a_case_is_refused_with_its_field(code, content):
 def test_values_are_filled_in_once_and_are_text_themselves():
     assert fill_in("{{a}} and {{ b }}, {{c}}", {"a": "{{b}}", "b": "2"}) == "{{b}} and 2, {{c}}"
     assert find_names("{{a}} {{b}} {{a}} {{9}} {{B}}", "{{c}}") == ["a", "b", "c"]
+
+
+def test_what_is_filled_in_many_times_stays_small():
+    """Of a case that an older version took."""
+    assert fill_in("{{a}}" * 2000, {"a": "x" * MAX_VALUE}) == "x" * MAX_VALUE * MOST_PLACES + "{{a}}" * (
+        2000 - MOST_PLACES
+    )
 
 
 def test_what_people_fill_in_is_bounded():

@@ -110,3 +110,18 @@ def test_a_star_between_spaces_is_a_star(text):
 
 def test_a_text_beyond_the_bound_is_cut():
     assert "end" not in render_markdown("x" * MAX_LENGTH + "end")
+
+
+@pytest.mark.parametrize("prefix", ["", "> ", "- ", "  "])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_few_signs_are_no_table_of_thousands_of_cells(prefix, end):
+    lines = ["|" * 151, "|-" * 150 + "|", *["|"] * 600]
+    html = render_markdown(end.join(prefix + line for line in lines)[:1000])
+    assert "<td" not in html
+    assert len(html) < 5000
+
+
+def test_a_table_whose_cells_were_written_is_one():
+    row = "|" + "x|" * 60
+    html = render_markdown("\n".join(["Of each day:", "", row, "|" + "-|" * 60, *[row] * 60]))
+    assert html.count("<td") == 60 * 60
