@@ -1,6 +1,7 @@
 """Sentences of Django's admin that our catalogue words in another way.
 
-Django's Japanese has a blank between a name and the particle behind it: 「ユーザー を追加」.
+Django's Japanese has a blank between a name and the particle behind it: 「ユーザー を追加」. Where there is nothing yet
+it says 「利用不可」, which means that something cannot be used.
 """
 
 from django.utils.translation import gettext_noop, ngettext_lazy
@@ -16,6 +17,7 @@ WORDS = (
     gettext_noop("Delete selected %(model)s"),
     gettext_noop("Delete selected %(verbose_name_plural)s"),
     gettext_noop("Models in the %(name)s application"),
+    gettext_noop("None available"),
     gettext_noop("Select %s"),
     gettext_noop("Select %s to change"),
     gettext_noop("Successfully deleted %(count)d %(items)s."),

@@ -14,3 +14,8 @@ SwaggerUIBundle({
     return request;
   },
 });
+
+// Long examples scroll, so the keyboard must reach them.
+new MutationObserver(() => {
+  for (const example of place.querySelectorAll("pre:not([tabindex])")) example.tabIndex = 0;
+}).observe(place, { childList: true, subtree: true });
