@@ -10,7 +10,7 @@ help:
 	@echo 'make test-engines  all three llama.cpp launchers, two of them compiled first (25 minutes, later 3)'
 	@echo 'make test-clients  real clients, Open WebUI among them (1.2 GB; some minutes, later 2)'
 	@echo 'make test-gpu  what is planned for GPUs beside what this machine has (one is needed; 5 minutes)'
-	@echo 'make test-ray  a cluster of GPU hosts whose parts die, in networks of its own (as root; 10 minutes)'
+	@echo 'make test-ray  a cluster of GPU hosts whose parts die, in networks of its own (as root; 5 minutes)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway; pages (50 minutes)'
 	@echo 'make chaos   kill -9 every part at random under load, vLLM included (MINUTES=20, SEED=…)'
 	@echo 'make fuzz    send malformed input to every part (SECONDS=600, SEED=…)'
