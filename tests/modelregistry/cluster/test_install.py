@@ -36,7 +36,7 @@ def test_a_directory_that_is_no_hosts_is_refused(tmp_path, capsys):
     assert "not the directory of a host" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["install", "join", "leave", "keeper", "fence", "agent"])
+@pytest.mark.parametrize("command", ["install", "join", "leave", "keeper", "fence", "agent", "host_server"])
 def test_what_a_host_runs_needs_neither_django_nor_ray(command):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
