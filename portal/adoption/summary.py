@@ -23,7 +23,7 @@ from typing import Any
 from django.db.models import Count, Q
 from django.utils import timezone
 
-from portal.accounts.models import Tenant
+from portal.accounts.tenant_names import read_tenant_names
 from portal.adoption import channels, journeys
 from portal.adoption.models import COMPANY, AdoptionJourney, AdoptionRun, AdoptionSummary
 from portal.adoption.suppression import LEAST, TOTAL, Cell, hide_small, round_people
@@ -79,7 +79,7 @@ def update_summaries(today: date) -> None:
     """Store the counts of the company and of each tenant, as of the beginning of this week."""
     cohorts = Cohorts(as_of=monday_of(today))
     rows = list(AdoptionJourney.objects.filter(arrived_on__lt=cohorts.as_of))
-    names = {one.pk: one.name for one in Tenant.objects.exclude(slug=CANARY_TENANT).order_by("name")}
+    names = {pk: one for pk, one in read_tenant_names().items() if one.slug != CANARY_TENANT}
     scopes = [*(pk for pk in names), TOTAL]
     shown: dict[str, Any] = {name: {pk: {} for pk in scopes} for name in TABLES}
     _add_steps(shown, rows, scopes, cohorts)
@@ -90,7 +90,7 @@ def update_summaries(today: date) -> None:
     for pk in scopes:
         counts: dict[str, Any] = {name: table[pk] for name, table in shown.items()}
         if pk == TOTAL:
-            counts["tenants"] = [[names[one], shown["weeks"][one].get(TOTAL)] for one in names]
+            counts["tenants"] = [[one.name, shown["weeks"][pk].get(TOTAL), one.slug] for pk, one in names.items()]
         AdoptionSummary.objects.update_or_create(scope=_number(pk), defaults={"as_of": cohorts.as_of, "counts": counts})
     AdoptionSummary.objects.exclude(scope__in=[_number(pk) for pk in scopes]).delete()
 

@@ -110,7 +110,9 @@ def describe(found: AdoptionSummary) -> dict[str, Any]:
             for name, steps in counts["channels"].items()
             if any(steps.values())
         ],
-        "tenants": [(name, step_cells(steps, steps.get("arrived"))) for name, steps in counts.get("tenants", [])],
+        "tenants": [
+            (name, step_cells(steps, steps.get("arrived"))) for name, steps, *_slug in counts.get("tenants", [])
+        ],
         "ways": _ranked(
             (channels.CHANNELS[name], number) for name, number in counts["ways"].items() if name != "total"
         ),
@@ -204,8 +206,8 @@ def export(request: HttpRequest) -> HttpResponseBase:
         ]
     elif table == "tenants":
         rows = [
-            {"tenant": name, **{step: (numbers or {}).get(step) for step in summary.STEPS}}
-            for name, numbers in counts.get(table, [])
+            {"tenant": name, "slug": "".join(slug), **{step: (numbers or {}).get(step) for step in summary.STEPS}}
+            for name, numbers, *slug in counts.get(table, [])  # without the slug if stored by an older version
         ]
     elif table == "retention":
         names = [str(n) for n in range(1, summary.RETENTION + 1)]

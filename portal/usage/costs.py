@@ -11,6 +11,7 @@ from django.db.models import Case, DateField, Value, When
 from django.db.models.functions import TruncMonth
 
 from portal.accounts.models import Tenant
+from portal.accounts.tenant_names import TenantName, read_tenant_names
 from portal.prices import price_list
 from portal.prices.models import TenantBudget, TokenPrice
 from portal.prices.price_list import PriceList, round_yen
@@ -47,7 +48,7 @@ class UsageCosts:
     has_internal: bool
     has_outside: bool
     references: list[str]
-    names: dict[int, str]  # of tenants
+    names: dict[int, TenantName]
     budget: int | None = None  # of a month, of the one tenant that it is about
 
     @property
@@ -70,7 +71,7 @@ class UsageCosts:
             found[row.month, row.tenant].append(row)
         rows = [
             {
-                "tenant": self.names.get(tenant, f"#{tenant}"),
+                "tenant": self.name_of(tenant),
                 "month": month,
                 "yen": self._sum(parts, "internal"),
                 "outside": self._sum(parts, "outside"),
@@ -82,19 +83,22 @@ class UsageCosts:
     @property
     def export_rows(self) -> list[dict[str, Any]]:
         """Rows by month, tenant and model, with exact amounts; empty where there was no price."""
-        found: dict[tuple[date, str, str], list[CostRow]] = defaultdict(list)
+        found: dict[tuple[date, int, str], list[CostRow]] = defaultdict(list)
         for row in self.rows:
-            found[row.month, self.names.get(row.tenant, f"#{row.tenant}"), row.model].append(row)
+            found[row.month, row.tenant, row.model].append(row)
         return [
             {
                 "month": f"{month:%Y-%m}",
-                "tenant": tenant,
+                "tenant": self.name_of(tenant),
+                "slug": self.names[tenant].slug if tenant in self.names else "",
                 "model": model,
                 **{name: sum(row.tokens[n] for row in parts) for n, name in enumerate(TOKENS)},
                 "yen": _exact_sum(row.internal for row in parts),
                 "yen_elsewhere": _exact_sum(row.outside for row in parts),
             }
-            for (month, tenant, model), parts in sorted(found.items(), key=lambda item: item[0])
+            for (month, tenant, model), parts in sorted(
+                found.items(), key=lambda item: (item[0][0], self.name_of(item[0][1]), item[0][2])
+            )
         ]
 
     def sum_by(self, key: Callable[[CostRow], Any]) -> dict[Any, int]:
@@ -103,6 +107,10 @@ class UsageCosts:
         for row in self.rows:
             found[key(row)] += row.internal or 0
         return {name: round_yen(amount) for name, amount in found.items()}
+
+    def name_of(self, tenant: int) -> str:
+        """Return what differs from each other tenant's, deleted ones too."""
+        return self.names[tenant].name if tenant in self.names else f"#{tenant}"
 
     def _sum(self, rows: list[CostRow], kind: str) -> int:
         return round_yen(sum((getattr(row, kind) or Decimal(0) for row in rows), Decimal(0)))
@@ -120,7 +128,6 @@ def read_costs(scope: UsageScope, period: Period) -> UsageCosts | None:
     if not (internal or outside) or (scope.personal and not price_list.is_shown_to_people()):
         return None
     rows = _read_rows(period.filter_days(scope.sums), internal, outside, period)
-    tenants = {row.tenant for row in rows}
     budget = None
     if scope.owner is not None and scope.owner[0] == "tenant":
         budget = TenantBudget.objects.filter(tenant=scope.owner[1]).values_list("yen", flat=True).first()
@@ -129,7 +136,7 @@ def read_costs(scope: UsageScope, period: Period) -> UsageCosts | None:
         has_internal=bool(internal),
         has_outside=bool(outside),
         references=outside.find_references({row.model for row in rows}),
-        names=dict(Tenant.objects.filter(pk__in=tenants).values_list("pk", "name")),
+        names=read_tenant_names(),
         budget=budget,
     )
 

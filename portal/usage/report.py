@@ -15,6 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from portal.accounts.models import Tenant, User
+from portal.accounts.tenant_names import read_tenant_names
 from portal.keys.models import ApiKey
 from portal.usage import failure_reasons, hours, rollups, scopes
 from portal.usage.periods import Period, period_before, start_of_fiscal_year
@@ -386,7 +387,7 @@ def label_values(group: str, values: Iterable[Any]) -> dict[Any, tuple[str, str]
         people = User.objects.in_bulk([value for value in values if value is not None]).values()
         found = {None: (_("service keys"), scopes.SERVICE), **{one.pk: (person(one), str(one.pk)) for one in people}}
     elif group == "tenant":
-        found = {one.pk: (one.name, one.slug) for one in Tenant.objects.in_bulk(values).values()}
+        found = {**read_tenant_names()}
     gone = _("deleted (%(number)s)")
     # Usage of deleted rows can still be looked at, except a tenant's, whose address was its name.
     return {

@@ -91,7 +91,7 @@ def sum_yen(costs: UsageCosts | None, group: str) -> dict[str, int]:
     """Return the internal yen of each row of the table by model or tenant, by its name; none for other groups."""
     if costs is None or not costs.has_internal or group not in ("model", "tenant"):
         return {}
-    return costs.sum_by(lambda row: row.model if group == "model" else costs.names.get(row.tenant, ""))
+    return costs.sum_by(lambda row: row.model if group == "model" else costs.name_of(row.tenant))
 
 
 def build_charts(

@@ -168,6 +168,18 @@ class TestPages:
         [row] = csv.DictReader(io.StringIO(b"".join(answer.streaming_content).decode("utf-8-sig")))
         assert (row["month"], row["tenant"], row["model"], row["yen"]) == ("2026-11", "研究部", "qwen", "0.4995")
 
+    def test_tenants_of_one_name_remain_two(self, used, as_olivia, research):
+        twin = Tenant.objects.create(slug="twin", name=research.name)
+        records.record_usage([call(service_key_of(twin), tokens=(1_000, 0), at=NOON)])
+        price("2026-11-01", "2")
+        answer = as_olivia.get("/usage/costs/export/?of=all&period=2026-11")
+        rows = csv.DictReader(io.StringIO(b"".join(answer.streaming_content).decode("utf-8-sig")))
+        assert [(row["slug"], row["yen"]) for row in rows] == [("research", "30"), ("twin", "2")]
+        context = as_olivia.get("/usage/?of=all&period=2026-11&by=tenant").context
+        assert sorted(context["yen"].values()) == [2, 30]
+        assert {row["name"] for row in context["groups"]} == set(context["yen"])
+        assert {row["tenant"] for row in context["cost_rows"]} == set(context["yen"])
+
     def test_tokens_without_a_price_are_named(self, used, as_olivia):
         price("2026-11-01", "1", model="another")
         assert as_olivia.get("/usage/?of=all&period=2026-11").context["costs"].priceless == 15_000
