@@ -15,19 +15,28 @@ CODES = ("no-model", "dear")
 
 
 def find_caution(price: TokenPrice) -> Caution | None:
-    """Return what to ask about before this price is saved, its code one of CODES; None: nothing. Two queries.
+    """Return what to ask about before this price is saved; None: nothing. Two queries.
 
-    A deleted model may get prices still, and one that is registered tomorrow.
+    Its code is the first of CODES that applies, its sentences those of all. A deleted model may get prices still, and
+    one that is registered tomorrow.
     """
-    amounts = (price.input_price, price.output_price, price.cached_price)
-    dear = [amount for amount in amounts if amount is not None and amount.is_finite() and amount >= DEAR]
-    if dear:
-        sentence = _("%(amount)s yen for 1,000 tokens is more than any service takes. Is it the price of a million?")
-        return Caution("dear", sentence % {"amount": figure(max(dear))})
+    found = [one for one in (_find_strange_model(price), _find_dear_amount(price)) if one is not None]
+    return Caution(found[0].code, " ".join(one.sentence for one in found)) if found else None
+
+
+def _find_strange_model(price: TokenPrice) -> Caution | None:
     if ServedModel.objects.filter(name=price.model).exists():
         return None
-    known = TokenPrice.objects.filter(model=price.model)
-    if price.pk and known.filter(pk=price.pk).exists():
+    if price.pk and TokenPrice.objects.filter(model=price.model, pk=price.pk).exists():
         return None
     sentence = _("There is no model of the name %(model)s now. Usage has the names of models, not those of aliases.")
     return Caution("no-model", sentence % {"model": price.model})
+
+
+def _find_dear_amount(price: TokenPrice) -> Caution | None:
+    amounts = (price.input_price, price.output_price, price.cached_price)
+    dear = [amount for amount in amounts if amount is not None and amount.is_finite() and amount >= DEAR]
+    if not dear:
+        return None
+    sentence = _("%(amount)s yen for 1,000 tokens is more than any service takes. Is it the price of a million?")
+    return Caution("dear", sentence % {"amount": figure(max(dear))})

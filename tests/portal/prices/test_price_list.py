@@ -174,6 +174,14 @@ class TestPages:
         asked = as_olivia.post(f"/prices/{one.pk}/", {**self.FORM, **change, "first_day": "2026-05-01"})
         assert asked.status_code == (200 if code == "dear" else 302)  # a deleted model may keep its price
 
+    def test_of_two_cautions_both_are_said(self, as_olivia):
+        single = [{"model": "gwen"}, {"output_price": "1000"}]
+        sentences = [
+            as_olivia.post("/prices/", {**self.FORM, **change}).context["form"].caution.sentence for change in single
+        ]
+        both = as_olivia.post("/prices/", {**self.FORM, **single[0], **single[1]}).context["form"].caution
+        assert (both.code, both.sentence) == ("no-model", " ".join(sentences))
+
     @pytest.mark.parametrize(
         "wrong", [{"input_price": "-1"}, {"first_day": "x"}, {"output_price": "1e9"}, {"model": ""}]
     )
