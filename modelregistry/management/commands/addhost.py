@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry import addresses
 from modelregistry.cluster.site import NAME, ClusterSite, NoCluster
+from modelregistry.plain_numbers import whole_number
 
 COMMANDS = """\
 # On {name}, in a checkout of the same release of Madoguchi. What follows holds secrets: a reader of it can join.
@@ -21,7 +22,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name", help="the host's: small letters, digits and hyphens")
         parser.add_argument("--address", required=True, help="of the host, as this machine and other hosts reach it")
-        parser.add_argument("--gpus", type=int, default=0, help="how many it has at least: it does not join with fewer")
+        parser.add_argument(
+            "--gpus", type=whole_number, default=0, help="how many it has at least: it does not join with fewer"
+        )
 
     def handle(self, *args: Any, **options: Any) -> str:
         name = options["name"]

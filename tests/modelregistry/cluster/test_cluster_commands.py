@@ -83,3 +83,10 @@ def test_without_ray_the_command_that_installs_it_is_named(settings, tmp_path):
     settings.CACHE = tmp_path / "empty"
     with pytest.raises(CommandError, match="installray"):
         call_command("createcluster", "10.0.0.1")
+
+
+@pytest.mark.parametrize("gpus", ["-1", "65", "x", "1_0", "２"])
+def test_a_number_of_gpus_that_no_host_has_is_refused(gpus):
+    call_command("createcluster", "10.0.0.1")
+    with pytest.raises(CommandError):
+        call_command("addhost", "gpu1", "--address", "10.0.0.2", f"--gpus={gpus}")
