@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apiproxy.bridge.management.commands.up import MAX_PAUSE
+from apiproxy.bridge.management.commands.up import LIVED_WELL, MAX_PAUSE
 from modelregistry.process import shim
 from modelregistry.supervisor import loop, plan, state_sync
 
@@ -90,7 +90,7 @@ def of_engine() -> Backoff:
 
 
 def of_program() -> Backoff:
-    return Backoff(lambda deaths: min(MAX_PAUSE, 2.0 ** (deaths - 1)), MAX_PAUSE)
+    return Backoff(lambda deaths: min(MAX_PAUSE, 2.0 ** (deaths - 1)), LIVED_WELL)
 
 
 @contextlib.contextmanager

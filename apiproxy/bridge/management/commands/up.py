@@ -44,6 +44,9 @@ DRAIN_SECONDS = 10
 PR_SET_PDEATHSIG = 1
 START_SECONDS = 60.0  # seconds that the portal may take to start; a cold cache of a slow disk took 12
 MAX_PAUSE = 30.0
+# Seconds after which a program that ends is in no crash loop. Killed every 20 s, it was away for 16 or 30 each time and
+# its supervisor's host taken for gone.
+LIVED_WELL = 10.0
 SOCKET_QUEUE = 2048  # connections that may wait for the portal
 
 Kind = Literal["gateway", "portal", "supervisor"]
@@ -211,6 +214,14 @@ def check_workers(count: int) -> None:
         raise CommandError(f"{problem.msg} {problem.hint}")
 
 
+def next_pause(before: float, lived: float) -> float:
+    """Return the seconds after which a program that lived so long restarts: 1, or 2, 4 … 30 if it did not live well.
+
+    `before`: the pause before that life; 0: there was none.
+    """
+    return min(MAX_PAUSE, before * 2) if before and lived <= LIVED_WELL else 1.0
+
+
 def check_port(bind: str, port: int) -> None:
     """Raise CommandError if the port cannot be listened on."""
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
@@ -348,8 +359,8 @@ class Parent:
     async def _keep_running(
         self, program: Program, stop: asyncio.Event, process: asyncio.subprocess.Process | None = None
     ) -> None:
-        """Restart a program whenever it ends by itself, 1, 2, 4 … 30 s later; stop it when asked to."""
-        pause = 1.0
+        """Restart a program whenever it ends by itself, after `next_pause`; stop it when asked to."""
+        pause = 0.0
         while not stop.is_set():
             process = process or await self._start(program)
             begun = asyncio.get_running_loop().time()
@@ -358,11 +369,10 @@ class Parent:
                 break
             if stop.is_set():
                 return
-            if asyncio.get_running_loop().time() - begun > MAX_PAUSE:
-                pause = 1.0
+            pause = next_pause(pause, asyncio.get_running_loop().time() - begun)
             log.error("the %s ended (%s); it restarts in %.0f s", program.name, process.returncode, pause)
             await wait_for_first(stop.wait, partial(asyncio.sleep, pause))
-            pause, process = min(MAX_PAUSE, pause * 2), None
+            process = None
         if process is not None and process.returncode is None:
             await self._stop_process(program.name, process)
 
