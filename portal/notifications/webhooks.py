@@ -193,9 +193,26 @@ def slack_body(notice: NotificationRow) -> dict[str, Any]:
     return {"text": "\n".join(line for line in lines if line)}
 
 
+# "&" comes first: it is in what the next two become.
+HARMLESS = (
+    ("&", "&amp;"),
+    ("<", "&lt;"),
+    (">", "&gt;"),
+    ("@", "@\u200b"),
+    ("\uff20", "\uff20\u200b"),
+    ("]", "]\u200b"),
+)
+
+
 def escape_slack(text: str) -> str:
-    """Return the text without meaning for Slack: names that people chose must not call a whole channel."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Return the text without meaning for these programs: what people wrote must not call a whole channel.
+
+    Mattermost and Rocket.Chat know @channel, @all and @here without brackets, and links as in Markdown. Slack would
+    show a backslash, so a character without width parts what has a meaning.
+    """
+    for sign, harmless in HARMLESS:
+        text = text.replace(sign, harmless)
+    return text
 
 
 def teams_body(notice: NotificationRow) -> dict[str, Any]:

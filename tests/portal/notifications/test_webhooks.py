@@ -106,6 +106,16 @@ class TestSending:
         hook.refresh_from_db()
         assert hook.succeeded_at is not None
 
+    @pytest.mark.parametrize(
+        "name", ["@channel", "@all", "@here", "\uff20here", "[x](http://evil)", "[x]: http://evil"]
+    )
+    def test_a_name_calls_no_channel_and_hides_no_address(self, hook, channel, olivia, name):
+        notify([olivia], "canary-failed", "1", path="/operations/", **{**FACTS, "model": name})
+        run()
+        [body] = channel.bodies
+        assert name not in body["text"]
+        assert name in body["text"].replace("\u200b", "")  # which has no width, so it reads as it was written
+
     def test_teams_gets_a_card_without_markdown(self, hook, channel, olivia, settings):
         settings.PUBLIC_URL = "https://llm.example"
         Webhook.objects.update(style="teams")
