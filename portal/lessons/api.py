@@ -54,7 +54,7 @@ class TenantCoursesView(APIView):
         responses={200: shapes.CourseCounts(many=True)},
     )
     def get(self, request: Request, slug: str) -> Response:
-        """Return who is how far only as numbers, as of last night. Null: fewer than five have, or have not."""
+        """Return who is how far only as numbers, as of last night, in multiples of five."""
         tenant, may_administer = permissions.tenant_for(current_user(request), slug)
         if not may_administer:
             raise Http404

@@ -16,7 +16,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from portal.accounts.models import Tenant, User
-from portal.adoption.suppression import LEAST
+from portal.adoption.suppression import LEAST, round_people
 from portal.feedback.models import Feedback
 from portal.keys.models import ApiKey
 from portal.lessons.courses import Course, CourseStep, all_courses
@@ -78,7 +78,7 @@ class CourseProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CourseCounts:
-    """How many members of a tenant did what. None: fewer than LEAST did, or fewer than LEAST did not."""
+    """How many members of a tenant did what, to the nearest LEAST. None: fewer than LEAST did, or did not."""
 
     name: str
     members: int
@@ -198,7 +198,8 @@ def count_members(tenant: Tenant, now: datetime) -> list[CourseCounts]:
     Only stored steps count that were done before today, by the tenant's zone: a count that changed during the day would
     say what a person does who is seen signing in just then. Fewer than LEAST people are None, and so are all but fewer
     than LEAST: with the number of members they would say who has not. Zero and all as well, for they would say it of
-    each member. There are no sums from which these could be computed: a person has done many steps.
+    each member. There are no sums from which these could be computed: a person has done many steps. What is left is in
+    multiples of LEAST, since the counts of one night less those of the night before would say what one person did.
     """
     today = datetime.combine(now.astimezone(tenant.zone), time(), tenant.zone)
     members = User.objects.filter(memberships__tenant=tenant, is_active=True)
@@ -227,7 +228,7 @@ def count_members(tenant: Tenant, now: datetime) -> list[CourseCounts]:
 
 
 def _shown_count(people: int, members: int) -> int | None:
-    return people if LEAST <= people <= members - LEAST else None
+    return round_people(people) if LEAST <= people <= members - LEAST else None
 
 
 def _recognise(users: Sequence[User], missing: set[str], since: datetime | None) -> Iterator[tuple[int, str, datetime]]:

@@ -48,13 +48,17 @@ class Course(serializers.Serializer[Any]):
 
 class StepCount(serializers.Serializer[Any]):
     code = serializers.CharField()
-    people = serializers.IntegerField(allow_null=True, help_text="Null: fewer than five have, or have not.")
+    people = serializers.IntegerField(
+        allow_null=True, help_text="To the nearest five. Null: fewer than five have, or have not."
+    )
 
 
 class CourseCounts(serializers.Serializer[Any]):
     name = serializers.CharField()
     members = serializers.IntegerField(help_text="Active members of the tenant.")
-    finished = serializers.IntegerField(allow_null=True, help_text="Null: fewer than five have, or have not.")
+    finished = serializers.IntegerField(
+        allow_null=True, help_text="To the nearest five. Null: fewer than five have, or have not."
+    )
     steps = StepCount(many=True)
 
 
