@@ -133,8 +133,12 @@ class Seminars(GenericViewSet[Seminar]):
         filters=False,
     )
     def progress(self, request: Request, pk: int) -> Response:
-        """Return what participants agreed to show when they joined: no texts, only which steps and when."""
-        rows = seminars.read_participants(self.get_object())
+        """Return what participants agreed to show when they joined: no texts, only which steps and when.
+
+        What they did from joining until 30 minutes after the end. The list is empty from 7 days after that on.
+        """
+        seminar = self.get_object()
+        rows = seminars.read_participants(seminar) if seminars.shows_names(seminar, timezone.now()) else []
         return Response([describe_participant(row) for row in rows])
 
     @action(["post"], detail=True)
@@ -175,6 +179,8 @@ class Seminars(GenericViewSet[Seminar]):
         """Revoke a participant's keys of this seminar for good. The person is notified of the reason."""
         seminar = self.get_object()
         values = validated(shapes.TakingBack, request.data)
+        if not seminars.shows_names(seminar, timezone.now()):
+            raise seminars.SeminarRefused(_("The seminar is over."), code="over")
         rows = SeminarParticipant.objects.select_related("user", "seminar__tenant", "key__tenant", "key__user")
         participant = rows.filter(seminar=seminar, user__username=values["person"]).first()
         if participant is None:
@@ -201,8 +207,8 @@ class JoinSeminarView(APIView):
     def post(self, request: Request) -> Response:
         """Join by the code, or by number where the organiser named you. Return the key with its text, this once.
 
-        Its organiser then sees your name, which steps of the course you have done and when, and no texts. Who joins
-        again gets 200 and no text.
+        Its organiser then sees your name, and which steps of the course you do and when, from joining until 30 minutes
+        after the end, and no texts; 7 days later only how many people did. Who joins again gets 200 and no text.
         """
         user, now = current_user(request), timezone.now()
         wanted = validated(shapes.SeminarToJoin, request.data)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import Any
 
-from django.db.models import Count, F, Max, Min, Q, QuerySet, Value
+from django.db.models import Count, F, Max, Min, OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -20,7 +20,7 @@ from portal.adoption.suppression import LEAST, round_people
 from portal.feedback.models import Feedback
 from portal.keys.models import ApiKey
 from portal.lessons.courses import Course, CourseStep, all_courses
-from portal.lessons.models import CoursesDeclined, StepDone
+from portal.lessons.models import CoursesDeclined, SeminarParticipant, StepDone
 from portal.quotas.models import QuotaRequest
 from portal.usage.client_classes import CURL, DIFY, OPEN_WEBUI, OPENAI
 from portal.usage.models import UsageRecord
@@ -46,6 +46,7 @@ FIRST_CALLS = {
 OF_CALLS = {*FIRST_CALLS, "practised", "three-models"}
 # Parts of the names of keys, and of services, that programs without a name of their own are recognised by.
 HINTS = {"dify": "dify", "webui": "openwebui"}
+HINTED = frozenset(HINTS.values())  # with the time of the last use, which moves
 Done = dict[int, dict[str, datetime]]  # by person and step
 
 
@@ -144,6 +145,37 @@ def find_steps(users: Sequence[User], since: datetime | None = None) -> Done:
     return {number: {**new, **stored} for number, (stored, new) in _look_up(users, since).items()}
 
 
+def find_steps_of_seminar(people: Sequence[SeminarParticipant], until: datetime) -> Done:
+    """Return what these participants of one seminar have done from their joining until then. Three queries at most.
+
+    A step that was done before as well counts if calls show it again. What changes with every later use, such as the
+    last sign-in, is not looked at: that a step disappears would say that a person did something afterwards.
+    """
+    joined = {row.user_id: row.joined_at for row in people}
+    done: Done = {number: {"signed-in": at} for number, at in joined.items()}
+    for row in StepDone.objects.filter(user__in=joined, at__lte=until):
+        if row.at >= joined[row.user_id]:
+            done[row.user_id].setdefault(row.step, row.at)
+    for number, step, at in _recognise(
+        [row.user for row in people], _missing(done), calls_since_joining(people, until)
+    ):
+        if joined[number] <= at <= until:
+            done[number].setdefault(step, at)
+    return done
+
+
+def calls_since_joining(people: Sequence[SeminarParticipant], until: datetime) -> QuerySet[UsageRecord]:
+    """Return the answered calls of these participants of one seminar, each from their joining on."""
+    joined = SeminarParticipant.objects.filter(seminar=people[0].seminar_id, user=OuterRef("user"))
+    return UsageRecord.objects.filter(
+        Q(started_at__gte=min(row.joined_at for row in people)),  # which an index finds
+        user__in=[row.user_id for row in people],
+        started_at__gte=Subquery(joined.values("joined_at")[:1]),
+        started_at__lte=until,
+        status=UsageRecord.Status.FINISHED,
+    )
+
+
 def record_steps(now: datetime) -> int:
     """Store the steps of all who did anything since NIGHT, from calls since LOOK_BACK; return how many are new."""
     people = list(User.objects.filter(pk__in=_active_since(now - NIGHT)).order_by("pk"))
@@ -183,13 +215,17 @@ def _look_up(
 
 def _find_new(users: Sequence[User], stored: Done, since: datetime | None) -> Done:
     """Return the steps that only records show. Two queries at most."""
-    codes = {step.code for course in all_courses().values() for step in course.steps}
-    missing = {code for code in codes if any(code not in done for done in stored.values())}
     new: Done = {number: {} for number in stored}
-    for number, step, at in _recognise(users, missing, since):
+    for number, step, at in _recognise(users, _missing(stored), since):
         if step not in stored[number]:
             new[number].setdefault(step, at)
     return new
+
+
+def _missing(done: Done) -> set[str]:
+    """Return the steps that not all of these people have done."""
+    codes = {step.code for course in all_courses().values() for step in course.steps}
+    return {code for code in codes if any(code not in steps for steps in done.values())}
 
 
 def count_members(tenant: Tenant, now: datetime) -> list[CourseCounts]:
@@ -231,8 +267,10 @@ def _shown_count(people: int, members: int) -> int | None:
     return round_people(people) if LEAST <= people <= members - LEAST else None
 
 
-def _recognise(users: Sequence[User], missing: set[str], since: datetime | None) -> Iterator[tuple[int, str, datetime]]:
-    """Yield (person, step, when)."""
+def _recognise(
+    users: Sequence[User], missing: set[str], since: datetime | QuerySet[UsageRecord] | None
+) -> Iterator[tuple[int, str, datetime]]:
+    """Yield (person, step, when). `since`: from when on calls are looked at, or these calls."""
     numbers = [user.pk for user in users]
     if "signed-in" in missing:
         for user in users:
@@ -246,7 +284,7 @@ def _recognise(users: Sequence[User], missing: set[str], since: datetime | None)
         "quota": (QuotaRequest.objects.filter(asked_by__in=numbers), "asked_by"),
     }
     counted = [
-        *_steps_of_keys(numbers, missing),
+        *_steps_of_keys(numbers, missing - HINTED if isinstance(since, QuerySet) else missing),
         *(
             rows.order_by()
             .values_list(whose)
@@ -260,7 +298,7 @@ def _recognise(users: Sequence[User], missing: set[str], since: datetime | None)
             yield number, step, at
 
 
-def _summed_calls(numbers: Sequence[int], since: datetime | None) -> list[dict[str, Any]]:
+def _summed_calls(numbers: Sequence[int], since: datetime | QuerySet[UsageRecord] | None) -> list[dict[str, Any]]:
     calls = UsageRecord.objects.filter(status=UsageRecord.Status.FINISHED)
     sums: dict[str, Any] = {
         name.replace("-", "_"): Min("started_at", filter=shown) for name, shown in FIRST_CALLS.items()
@@ -270,7 +308,8 @@ def _summed_calls(numbers: Sequence[int], since: datetime | None) -> list[dict[s
     sums["models"] = Count("model", distinct=True)
     sums["last_call"] = Max("started_at")
     if since is not None:
-        rows: Any = calls.filter(user__in=numbers, started_at__gte=since).order_by().values("user_id")
+        found = since if isinstance(since, QuerySet) else calls.filter(user__in=numbers, started_at__gte=since)
+        rows: Any = found.order_by().values("user_id")
         return list(rows.annotate(**sums))
     (number,) = numbers
     newest = calls.filter(user=number).order_by("-started_at")[:MOST_CALLS]

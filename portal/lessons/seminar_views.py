@@ -78,6 +78,7 @@ def render_seminar(request: HttpRequest, seminar: Seminar, names: NamesForm, sta
         "rows": rows,
         "with_key": sum(row.has_key for row in rows),
         "answered": sum(row.answered_at is not None for row in rows),
+        "shows_names": seminars.shows_names(seminar, timezone.now()),
         "awaited": [] if seminar.ended_at else invitations.awaited(seminar),
         "names": names,
     }

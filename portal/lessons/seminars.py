@@ -37,7 +37,6 @@ from portal.lessons.progress import CourseProgress
 from portal.quotas.administration import QuotaKind, QuotaTarget, effective_amount
 from portal.quotas.models import Quota
 from portal.quotas.units import TOKENS
-from portal.usage.models import UsageRecord
 from portal.web.notify import notify
 from portal.web.refusals import Refused
 from portal.web.templatetags.formatting import figure
@@ -45,7 +44,8 @@ from portal.web.templatetags.formatting import figure
 CODE_LENGTH = 16  # characters of base 32: 80 bits
 GROUP = 4
 EARLY = timedelta(hours=1)  # before its beginning, people may join
-AFTERWARDS = timedelta(minutes=30)
+AFTERWARDS = timedelta(minutes=30)  # in the words of consent
+NAMES_KEPT = timedelta(days=7)  # after the end; in the words of consent
 LATEST = timedelta(hours=1)
 LONGEST = timedelta(hours=12)
 MOST_AHEAD = timedelta(days=366)
@@ -311,7 +311,10 @@ def _add_participant(seminar: Seminar, user: User) -> tuple[SeminarParticipant, 
     )
     if seminar.tokens is not None:
         _limit_key(key, seminar.tokens)
-    return SeminarParticipant.objects.create(seminar=seminar, user=user, key=key, added_to_tenant=added), text
+    row = SeminarParticipant(seminar=seminar, user=user, key=key, added_to_tenant=added)
+    row.joined_at = key.created_at  # the key is the first step
+    row.save(force_insert=True)
+    return row, text
 
 
 def count_places_taken(seminar: Seminar, but: User | None = None) -> int:
@@ -423,17 +426,29 @@ def follow_key(old: ApiKey, new: ApiKey, **_facts: Any) -> None:
         new.save(update_fields=["expires_at"])
 
 
+def closes_at(seminar: Seminar) -> datetime:
+    """Return when it is over for its participants: what they do later is not its organiser's."""
+    latest = seminar.ends_at + AFTERWARDS
+    return latest if seminar.ended_at is None else min(seminar.ended_at, latest)
+
+
+def shows_names(seminar: Seminar, now: datetime) -> bool:
+    """Return whether the organiser still sees who has done what; later only how many."""
+    return now < closes_at(seminar) + NAMES_KEPT
+
+
 def read_participants(seminar: Seminar) -> list[ParticipantRow]:
-    """Return what the organiser sees of each, in the order in which they joined. Nine queries at most."""
+    """Return what the organiser sees of each, in the order in which they joined. Nine queries at most.
+
+    From joining until `closes_at`. Show it by name only while `shows_names`.
+    """
     rows = list(seminar.participants.select_related("user", "key").order_by("joined_at", "pk")[:MOST_PEOPLE])
     if not rows:
         return []
-    people, since = [row.user for row in rows], rows[0].joined_at
-    calls = UsageRecord.objects.filter(
-        user__in=people, tenant=seminar.tenant, started_at__gte=since, status=UsageRecord.Status.FINISHED
-    )
+    until = closes_at(seminar)
+    calls = progress.calls_since_joining(rows, until).filter(tenant=seminar.tenant)
     answered = dict(calls.order_by().values_list("user_id").annotate(first=Min("started_at")))
-    done = progress.find_steps(people, since=since)
+    done = progress.find_steps_of_seminar(rows, until)
     course = all_courses()[seminar.course]
     return [
         ParticipantRow(

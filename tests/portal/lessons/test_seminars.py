@@ -18,9 +18,9 @@ from portal.audit.models import AuditEvent
 from portal.keys import lifecycle
 from portal.keys.models import ApiKey
 from portal.keys.secret import digest_of
-from portal.lessons import code_throttle, invitations, seminars
+from portal.lessons import code_throttle, invitations, progress, seminars
 from portal.lessons.courses import all_courses
-from portal.lessons.models import Seminar, SeminarParticipant
+from portal.lessons.models import Seminar, SeminarParticipant, StepDone
 from portal.lessons.seminars import SeminarRefused
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
@@ -483,6 +483,81 @@ class TestProgress:
         assert len(all_of(seen, "[data-participant]")) == 30
         with capsys.disabled():
             print(f"\n30 people joined, were answered and were seen within {took:.1f} s")
+
+    def test_what_was_done_before_joining_or_after_the_end_is_not_on_it(self, alice, bob, carol, research, seminar):
+        now = timezone.now()
+        own = key_of(alice, research)
+        use(own, at=now - timedelta(minutes=2), client_class="openai")
+        StepDone.objects.create(user=alice, step="feedback", at=now - timedelta(days=3))
+        for one in (alice, bob, carol):
+            seminars.join_seminar(one, seminars.code_of(seminar), now)
+        with time_machine.travel(seminar.ends_at + seminars.AFTERWARDS - timedelta(minutes=1)):
+            use(ApiKey.objects.get(user=carol), client_class="curl")
+        later = seminar.ends_at + seminars.AFTERWARDS + timedelta(minutes=1)
+        for one in (alice, bob):
+            with time_machine.travel(later):
+                use(key_of(one, research), client_class="curl")
+                progress.note_step(one, "use-case")
+                signed_in = client_of(one)
+                assert read(signed_in, "/lessons/")
+
+        def shown() -> list[tuple[str, bool, set[str]]]:
+            return [
+                (
+                    row.person.username,
+                    row.answered_at is not None,
+                    {one.step.code for one in row.progress.steps if one.done_at} - {"signed-in", "key"},
+                )
+                for row in seminars.read_participants(seminar)
+            ]
+
+        Seminar.objects.filter(pk=seminar.pk).update(course="developers")
+        seminar.refresh_from_db()
+        expected = [("alice", False, set()), ("bob", False, set()), ("carol", True, {"curl"})]
+        assert shown() == expected
+        seminars.end_seminar(seminar, later + timedelta(hours=5))
+        seminar.refresh_from_db()
+        assert shown() == expected
+
+    def test_what_was_done_after_an_early_end_is_not_on_it(self, alice, bob, research, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        seminars.end_seminar(seminar, timezone.now())
+        with time_machine.travel(timezone.now() + timedelta(minutes=1)):
+            use(key_of(alice, research))
+        seminar.refresh_from_db()
+        assert [row.answered_at for row in seminars.read_participants(seminar)] == [None]
+
+    @pytest.mark.parametrize("course", ["everyone", "developers"])
+    def test_later_use_takes_no_step_away(self, alice, bob, research, seminar, course):
+        Seminar.objects.filter(pk=seminar.pk).update(course=course)
+        seminar.refresh_from_db()
+        alice.last_login = timezone.now() - timedelta(days=1)
+        alice.save()
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        key = ApiKey.objects.get(user=alice)
+        ApiKey.objects.filter(pk=key.pk).update(name="dify and webui", last_used_at=timezone.now())
+        before = seminars.read_participants(seminar)
+        alice.last_login = seminar.ends_at + timedelta(days=1)
+        alice.save()
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=seminar.ends_at + timedelta(days=1))
+        assert [row.progress for row in seminars.read_participants(seminar)] == [row.progress for row in before]
+
+    def test_days_after_the_end_names_are_gone_and_counts_stay(self, as_bob, alice, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        use(ApiKey.objects.get())
+        seminars.end_seminar(seminar, timezone.now())
+        page, over = f"/lessons/seminars/{seminar.pk}/", timezone.now()
+        for days, names in ((seminars.NAMES_KEPT - timedelta(hours=1), 1), (seminars.NAMES_KEPT, 0)):
+            with time_machine.travel(over + days):
+                browser = client_of(seminar.opened_by)
+                seen = read(browser, page)
+                assert len(all_of(seen, "[data-participant]")) == names
+                assert len(browser.get(f"/api/v1{page.removeprefix('/lessons')}progress/").json()) == names
+                assert [texts(seen, f"[{name}]") for name in ("data-joined", "data-answered")] == [["1"]] * 2
+                body = {"person": "alice"}
+                again = browser.post(f"/api/v1/seminars/{seminar.pk}/take-back/", body, "application/json")
+                assert again.status_code == (200 if names else 409)
+                assert has(seen, "[data-only-counts]") is not bool(names)
 
     def test_contents_and_people_of_no_seminar_are_not_on_it(self, as_bob, alice, research, seminar):
         use(key_of(alice, research))
