@@ -29,6 +29,7 @@ from portal.web import posted_forms, table_export
 from portal.web.templatetags.formatting import slot_of
 
 CURVES = 6  # cohorts in the chart of retention: it has so many colours
+LEAST_SHARED = 50  # people at least that a share is shown of: numbers rounded to fives say too little of fewer
 TABLES = ("weeks", "channels", "tenants", "active", "retention", "ways", "models", "use_cases")
 
 
@@ -51,8 +52,14 @@ class StepCell:
     is_open: bool = False
 
     @property
-    def percent(self) -> int | None:
+    def width(self) -> int | None:
+        """Of its bar, in per cent."""
         return round(100 * self.people / self.of) if self.people is not None and self.of else None
+
+    @property
+    def percent(self) -> int | None:
+        """About how many: both numbers are rounded. None where that would say little."""
+        return self.width if self.of is not None and self.of >= LEAST_SHARED else None
 
 
 def scope_choices(user: User) -> list[AdoptionScope]:
@@ -123,8 +130,11 @@ def describe(found: AdoptionSummary) -> dict[str, Any]:
         "active": known,
         "latest": active[max(active)] if active else None,
         "charts": charts,
-        "kept": find_kept(charts.get("retention")),
+        "kept": find_kept(
+            charts.get("retention"), {slot_of(week, "week"): _arrived(weeks, week) for week in cohorts.closed}
+        ),
         "least": LEAST,
+        "least_shared": LEAST_SHARED,
     }
 
 
@@ -137,13 +147,16 @@ def named_use_cases(counts: dict[str, Any], reader: User) -> list[tuple[UseCase,
     return sorted(((case, shown[case.pk]) for case in cases), key=lambda row: (-row[1], row[0].pk))
 
 
-def find_kept(curves: chart.Chart | None) -> dict[str, Any] | None:
-    """Return what the chart of retention says first: of the longest curve its last "share" and "week", and "since"."""
+def find_kept(curves: chart.Chart | None, arrived: dict[str, int | None]) -> dict[str, Any] | None:
+    """Return what the chart of retention says first: of the longest curve the last "people" and "week", "since", "of".
+
+    `arrived`: by the names of weeks.
+    """
     if curves is None:
         return None
     longest = max(curves.series, key=lambda one: sum(value is not None for value in one.values))
-    number, share = max((n, value) for n, value in enumerate(longest.values, 1) if value is not None)
-    return {"since": longest.label, "week": number, "share": round(share)}
+    number, people = max((n, value) for n, value in enumerate(longest.values, 1) if value is not None)
+    return {"since": longest.label, "week": number, "people": round(people), "of": arrived[longest.label]}
 
 
 def _arrived(weeks: dict[str, Any], week: date) -> int | None:
@@ -176,15 +189,15 @@ def build_charts(
         charts["active"] = chart.line_chart(
             {str(_("Active people")): active}, sorted(active), "week", name="active-people", measure="people"
         )
-    curves: dict[str, dict[int, float]] = {}
+    curves: dict[str, dict[int, int]] = {}
     for week in cohorts.closed[::-1]:
-        of, found = _arrived(weeks, week), retention.get(week.isoformat(), {})
-        shares = {int(n): round(100 * number / of, 1) for n, number in found.items() if of and number is not None}
-        if len(shares) > 1 and len(curves) < CURVES:
-            curves[slot_of(week, "week")] = shares
+        found = retention.get(week.isoformat(), {}) if _arrived(weeks, week) else {}
+        people = {int(n): number for n, number in found.items() if number is not None}
+        if len(people) > 1 and len(curves) < CURVES:
+            curves[slot_of(week, "week")] = people
     if curves:
-        numbers = range(1, max(max(shares) for shares in curves.values()) + 1)
-        charts["retention"] = chart.line_chart(curves, list(numbers), "nth week", name="retention", measure="per cent")
+        numbers = range(1, max(max(people) for people in curves.values()) + 1)
+        charts["retention"] = chart.line_chart(curves, list(numbers), "nth week", name="retention", measure="people")
     return charts
 
 

@@ -52,14 +52,28 @@ def counted(research: Tenant) -> Tenant:
     return research
 
 
-def test_steps_are_shown_with_their_share(counted, as_bob):
+def test_steps_are_shown_with_the_length_of_their_bars(counted, as_bob):
     read(as_bob, "/adoption/")
-    cells = {cell.step: (cell.people, cell.percent) for cell in as_bob.get("/adoption/").context["funnel"]}
+    cells = {cell.step: (cell.people, cell.width) for cell in as_bob.get("/adoption/").context["funnel"]}
     assert cells["arrived"] == (10, 100)  # 11 people, to the nearest five
     assert cells["answered"] == (10, 100)
     assert cells["regular"] == (5, 50)  # 6
     assert cells["week4"] == (5, 50)
     assert cells["week2"] == (None, None)  # no one: fewer than five
+
+
+def test_no_share_of_a_few_people_is_shown(counted, as_bob, as_olivia):
+    """Of 11 people and of all 32, "50%" could be anything from 30 to 80: both numbers are rounded."""
+    for client, kept in ((as_bob, (5, 10)), (as_olivia, (15, 30))):
+        answer = client.get("/adoption/")
+        shown = [answer.context["funnel"], *(cells for _name, cells in answer.context["tenants"])]
+        assert {cell.percent for cells in shown for cell in cells} == {None}
+        assert (answer.context["kept"]["people"], answer.context["kept"]["of"]) == kept
+
+
+def test_a_share_of_many_people_is_shown():
+    assert views.StepCell(step="week4", people=25, of=50).percent == 50
+    assert views.StepCell(step="week4", people=25, of=45).percent is None
 
 
 def test_an_operator_sees_all_tenants_and_an_admin_the_own_one(counted, as_olivia, as_bob):
