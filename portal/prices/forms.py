@@ -41,7 +41,8 @@ class PriceForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def confirmation(self) -> str:
         """Return what the page sends back when the caution about exactly this price was read."""
-        return "/".join([self.instance.model, *self.instance.texts.values()])
+        price = self.instance
+        return "/".join([price.kind, price.model, str(price.first_day), *price.texts.values()])
 
     def store(self, by: User) -> bool:
         """Save the price if it is sound; return whether it was. Otherwise its fields have errors, or it a `caution`.

@@ -121,7 +121,9 @@ def check_price(price: TokenPrice, others: Iterable[TokenPrice], today: date) ->
         raise _error("reference", "no-reference", _("Name the service whose price this is."))
     for name, day in (("first_day", price.first_day), ("last_day", price.last_day)):
         if day is not None and not FIRST_YEAR <= day.year <= today.year + YEARS_AHEAD:
-            raise _error(name, "year", _("Choose a day within the next two years, or a past one."))
+            raise _error(
+                name, "year", _("Choose a day from %(year)d on, at most two years ahead.") % {"year": FIRST_YEAR}
+            )
     if price.last_day is not None and price.last_day < price.first_day:
         raise _error("last_day", "order", _("The last day is before the first one."))
     if any(other.first_day == price.first_day for other in others):

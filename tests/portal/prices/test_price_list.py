@@ -174,6 +174,17 @@ class TestPages:
         asked = as_olivia.post(f"/prices/{one.pk}/", {**self.FORM, **change, "first_day": "2026-05-01"})
         assert asked.status_code == (200 if code == "dear" else 302)  # a deleted model may keep its price
 
+    @pytest.mark.parametrize("other", [{"first_day": "2026-05-01"}, {"kind": "outside", "reference": "Service X"}])
+    def test_an_answer_is_about_one_day_and_kind(self, as_olivia, other):
+        dear = {**self.FORM, "output_price": "1000"}
+        confirmed = {"confirmed": as_olivia.post("/prices/", dear).context["form"].confirmation()}
+        assert as_olivia.post("/prices/", {**dear, **other, **confirmed}).context["form"].caution.code == "dear"
+        assert not TokenPrice.objects.exists()
+
+    def test_a_day_too_long_ago_is_refused_with_the_first_year(self, as_olivia):
+        answer = as_olivia.post("/prices/", {**self.FORM, "first_day": "1999-12-31"})
+        assert "2000" in str(answer.context["form"].errors["first_day"])
+
     def test_of_two_cautions_both_are_said(self, as_olivia):
         single = [{"model": "gwen"}, {"output_price": "1000"}]
         sentences = [
