@@ -21,6 +21,7 @@ from portal.keys import model_access
 from portal.keys.model_access import AvailableModel
 from portal.status.models import StatusInterval, StatusWatch
 from portal.status.recording import NEW
+from portal.web.templatetags.formatting import round_share
 
 Kind = StatusInterval.Kind
 Span = tuple[datetime, datetime]
@@ -77,9 +78,9 @@ class ModelStatus:
     def days_alike(self) -> list[DaysAlike]:
         """The days, the latest first, with those that look the same in one row: a good month is one row."""
         found: list[DaysAlike] = []
-        for share, days in groupby(reversed(self.days), key=lambda day: day.share and round(day.share, 4)):
+        for _share_shown, days in groupby(reversed(self.days), key=lambda day: day.share and round_share(day.share, 2)):
             latest, *more = days
-            found.append(DaysAlike(first=more[-1].day if more else latest.day, last=latest.day, share=share))
+            found.append(DaysAlike(first=more[-1].day if more else latest.day, last=latest.day, share=latest.share))
         return found
 
 

@@ -9,6 +9,7 @@ from django.utils.translation import gettext_lazy
 from modelregistry.engines.base import LEVEL_1, LEVEL_2
 from modelregistry.failure_advice import ADVICE
 from modelregistry.overview import ReplicaNow
+from portal.web.templatetags.formatting import round_share
 
 register = template.Library()
 
@@ -55,7 +56,7 @@ def rate(value: float | None) -> str:
 @register.filter
 def per_cent(value: float | None, digits: int = 0) -> str:
     """Return a share from 0 to 1 in per cent, with so many decimals."""
-    return "" if value is None else f"{number_format(round(100 * value, digits), decimal_pos=digits)}%"
+    return "" if value is None else f"{number_format(round_share(value, digits), decimal_pos=digits)}%"
 
 
 @register.filter

@@ -32,6 +32,12 @@ def figure(value: int | float) -> str:
     return number_format(value, force_grouping=True)
 
 
+def round_share(share: float, digits: int) -> float:
+    """Return the share, 0 to 1, in per cent. Less than all is never rounded up to all."""
+    rounded: float = round(100 * share, digits)
+    return rounded if share >= 1 else min(rounded, 100 - 10**-digits)
+
+
 @register.filter
 def short(value: int) -> str:
     """Abbreviate a number: 123.5万 in Japanese, 1.2M in English. Rounded down, so that less than a limit looks less."""
