@@ -69,12 +69,13 @@ def record_event(
     request: HttpRequest | None = None,
     actor: User | None = None,
     via: str = "",
+    name: str = "",
 ) -> AuditEvent:
     """Write one event, within the caller's transaction.
 
     `action` is like "model.stop"; `before` and `after` hold only the changed fields, as values for JSON, without
     secrets. `request` and `actor` default to the request that is being answered and the person who sent it; `via` to
-    the way that request came, or to a command without one.
+    the way that request came, or to a command without one; `name` to that of the target.
     """
     by_directory = is_by_directory()
     request = None if by_directory else request or _request.get()
@@ -85,7 +86,7 @@ def record_event(
         action=action,
         object_kind=kind,
         object_id=str(target.pk),
-        object_name=name_of(target)[:200],
+        object_name=(name or name_of(target))[:200],
         tenant=tenant,
         before=before,
         after=after,

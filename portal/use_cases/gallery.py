@@ -92,22 +92,31 @@ def search(cases: QuerySet[UseCase], query: GalleryQuery) -> QuerySet[UseCase]:
 
 
 def own_versions(user: User) -> QuerySet[UseCaseVersion]:
-    """Return the newest version of each case that the person proposed, if it is not simply published."""
+    """Return the newest version of each case that the person proposed, if it is not simply published.
+
+    Also of the cases of others to which it is this person's edit.
+    """
     known = UseCaseVersion.objects.filter(~Q(state=State.DRAFT) | Q(author=user))
     newer = known.filter(use_case=OuterRef("use_case"), number__gt=OuterRef("number"))
     found = known.filter(
-        ~Exists(newer), use_case__author=user, use_case__in=readable(user).values("pk"), state__in=OPEN
+        ~Exists(newer),
+        Q(use_case__author=user) | Q(author=user),
+        use_case__in=readable(user).values("pk"),
+        state__in=OPEN,
     )
     return found.select_related("use_case", "author").prefetch_related("texts").order_by("-created_at")
 
 
 def overtaken_drafts(user: User) -> QuerySet[UseCaseVersion]:
-    """Return the person's drafts of cases of which others have made a newer version that is not a draft."""
+    """Return the person's newest drafts of cases of which others have made a newer version that is not a draft."""
     newer = UseCaseVersion.objects.filter(
         ~Q(state=State.DRAFT), use_case=OuterRef("use_case"), number__gt=OuterRef("number")
     )
+    newer_drafts = UseCaseVersion.objects.filter(
+        use_case=OuterRef("use_case"), author=user, state=State.DRAFT, number__gt=OuterRef("number")
+    )
     found = UseCaseVersion.objects.filter(
-        Exists(newer), author=user, state=State.DRAFT, use_case__in=readable(user).values("pk")
+        Exists(newer), ~Exists(newer_drafts), author=user, state=State.DRAFT, use_case__in=readable(user).values("pk")
     )
     return found.select_related("use_case", "author").prefetch_related("texts").order_by("-created_at")
 

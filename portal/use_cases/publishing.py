@@ -23,6 +23,7 @@ from portal.web.notify import notify
 State = UseCaseVersion.State
 # Drafts and proposals of one person at a time: a script that runs wild would bury those of others.
 MOST_OPEN = 50
+MOST_UNPUBLISHED = 200  # with hidden ones, which are kept
 
 
 class UseCaseChanged(UseCaseRefused):
@@ -41,20 +42,25 @@ def create_case(by: User, tenant: Tenant | None, content: UseCaseContent) -> Use
     allowed = permissions.may_operate(by) or (tenant and permissions.own_tenants(by).filter(pk=tenant.pk).exists())
     if not allowed:
         raise UseCaseForbidden(_("Choose one of your own tenants."))
-    if count_open(by) >= MOST_OPEN:
-        sentence = _("You have %(most)d use cases that are not published, the most there may be. Finish or hide some.")
-        raise UseCaseRefused(sentence % {"most": MOST_OPEN}, code="many")
+    check_open(by)
+    if count_unpublished(by) >= MOST_UNPUBLISHED:
+        sentence = _(
+            "You have %(most)d use cases that were never published, with those you have hidden, the most there may be. "
+            "Change one of these instead."
+        )
+        raise UseCaseRefused(sentence % {"most": MOST_UNPUBLISHED}, code="many")
     with transaction.atomic():
         case = UseCase.objects.create(name=content.name, tenant=tenant, author=by, is_company_wide=tenant is None)
         version = write_version(case, content, number=1, author=by)
-        tracking.record_event("use-case.add", case, "use-case", tenant=tenant)
+        record(case, "add")
     return version
 
 
 def save_version(by: User, case: UseCase, content: UseCaseContent, *, seen: int | None = None) -> UseCaseVersion:
     """Save an edit as a draft. The person's own draft is changed, everything else gets a newer version.
 
-    Drafts of others stay as they are: they are not known to this person.
+    Drafts of others stay as they are: they are not known to this person. So does the person's own draft over which
+    others have published: what is replaced, others read in the history.
 
     `seen`: the number of the version that was edited. Raises UseCaseChanged if it is no longer the newest.
     """
@@ -71,12 +77,12 @@ def save_version(by: User, case: UseCase, content: UseCaseContent, *, seen: int 
             number = newest.number
         else:
             number = next_number(case)
-            known.filter(state__in=(State.PROPOSED, State.DRAFT)).update(state=State.REPLACED)
+            known.filter(state=State.PROPOSED).update(state=State.REPLACED)
         if case.current_id is None:  # else others would read a title that is not published
             case.name = content.name
             case.save(update_fields=["name"])
         version = write_version(case, content, number=number, author=by)
-        tracking.record_event("use-case.change", case, "use-case", after={"version": number}, tenant=case.tenant)
+        record_values(case, "change", {"version": number})
     return version
 
 
@@ -201,6 +207,8 @@ def show_again(by: User, case: UseCase) -> None:
         own_draft = case.author_id == by.pk and case.current_id is None
         if not (own_draft or Publisher(by).may_publish(case)):
             raise UseCaseForbidden(_("You may not publish this use case."))
+        if case.current_id is None and case.retired_at is not None and case.author is not None:
+            check_open(case.author)
         case.retired_at = None
         case.save(update_fields=["retired_at"])
         record(case, "shown")
@@ -236,9 +244,16 @@ def check_seen(newest: UseCaseVersion | None, seen: int | None) -> None:
         raise UseCaseChanged(_("There is a newer version meanwhile. Look at it first."), code="changed")
 
 
-def count_open(author: User) -> int:
-    """Return how many cases of this person were never published and are not hidden."""
-    return UseCase.objects.filter(author=author, current=None, retired_at=None).count()
+def check_open(author: User) -> None:
+    """Raise UseCaseRefused if the person has as many open cases as allowed."""
+    if count_unpublished(author, retired_at=None) >= MOST_OPEN:
+        sentence = _("You have %(most)d use cases that are not published, the most there may be. Finish or hide some.")
+        raise UseCaseRefused(sentence % {"most": MOST_OPEN}, code="many")
+
+
+def count_unpublished(author: User, **which: None) -> int:
+    """Return how many cases of this person were never published, or of those which."""
+    return UseCase.objects.filter(author=author, current=None, **which).count()
 
 
 def decide(version: UseCaseVersion, state: str, by: User | None, note: str = "") -> None:
@@ -248,7 +263,20 @@ def decide(version: UseCaseVersion, state: str, by: User | None, note: str = "")
 
 def record(case: UseCase, verb: str, version: UseCaseVersion | None = None) -> None:
     after = {"version": version.number, "company_wide": case.is_company_wide} if version else None
-    tracking.record_event(f"use-case.{verb}", case, "use-case", after=after, tenant=case.tenant)
+    record_values(case, verb, after)
+
+
+def record_values(case: UseCase, verb: str, after: dict[str, int | bool] | None) -> None:
+    event = f"use-case.{verb}"
+    tracking.record_event(event, case, "use-case", after=after, tenant=case.tenant, name=name_for_others(case))
+
+
+def name_for_others(case: UseCase) -> str:
+    """Return what the audit log calls the case: the title of a draft is its author's alone."""
+    if case.current_id is not None:
+        return str(case)
+    shown = case.versions.exclude(state=State.DRAFT).order_by("number").last()
+    return f"#{case.pk} {content_of(shown).name}" if shown else f"#{case.pk}"
 
 
 def deciders(case: UseCase) -> Iterable[User]:

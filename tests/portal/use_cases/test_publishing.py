@@ -8,6 +8,7 @@ from portal.notifications.models import Notice
 from portal.use_cases import gallery, publishing
 from portal.use_cases.content import UseCaseRefused
 from portal.use_cases.models import MAX_NOTE, UseCase, UseCaseVersion
+from portal.use_cases.versions import read_history
 from tests.conftest import person
 from tests.use_cases import case_content, text_content, use_case
 
@@ -155,6 +156,28 @@ def test_the_draft_of_an_author_is_proposed_published_and_replaced_by_no_one_els
     assert (draft.state, states(case)) == (State.DRAFT, [State.REPLACED, State.DRAFT, State.PUBLISHED])
 
 
+def test_a_draft_over_which_another_was_published_stays_its_author_s_alone(alice, bob, research):
+    case = use_case(alice, research, publisher=bob)
+    draft = publishing.save_version(bob, case, case_content(text_content(title="Secret")))
+    assert list(gallery.own_versions(bob)) == [draft]
+    publishing.save_version(alice, case, case_content(text_content(title="By Alice")))
+    publishing.propose(alice, case)
+    publishing.publish(bob, case)
+    newest = gallery.newest_version(bob, case)
+    assert newest is not None
+    assert gallery.find_overtaken(newest) == draft.number
+    assert list(gallery.overtaken_drafts(bob)) == [draft]
+    later = publishing.save_version(bob, case, case_content(text_content(title="Again")))
+    assert draft not in gallery.versions_for(alice, case)
+    assert draft in gallery.versions_for(bob, case)
+    assert (list(gallery.own_versions(bob)), list(gallery.overtaken_drafts(bob))) == ([later], [])
+    publishing.publish(bob, case)
+    shown = [one.version.number for one in read_history(alice, case, all_states=True)]
+    assert draft.number not in shown
+    assert later.number in shown
+    assert list(gallery.overtaken_drafts(bob)) == [draft]
+
+
 def test_a_proposal_comes_before_a_draft_that_who_decides_began(alice, bob, research):
     case = use_case(alice, research, publisher=bob)
     publishing.save_version(alice, case, case_content(text_content(title="By Alice")))
@@ -218,6 +241,40 @@ def test_the_audit_log_has_each_step(alice, bob, research):
     events = AuditEvent.objects.filter(object_kind="use-case", tenant=research).order_by("pk")
     steps = ["add", "proposed", "returned", "change", "proposed", "published", "hidden"]
     assert [event.action for event in events] == [f"use-case.{step}" for step in steps]
+
+
+def test_the_audit_log_has_no_title_of_a_draft(alice, bob, research):
+    case = publishing.create_case(alice, research, case_content(text_content(title="Private"))).use_case
+    publishing.save_version(alice, case, case_content(text_content(title="Private too")))
+    publishing.hide(alice, case)
+    publishing.show_again(alice, case)
+    publishing.propose(alice, case)
+    publishing.send_back(bob, case, "shorter")
+    publishing.save_version(alice, case, case_content(text_content(title="Rewritten")))
+    publishing.propose(alice, case)
+    names = list(AuditEvent.objects.filter(object_kind="use-case").order_by("pk").values_list("object_name", flat=True))
+    alone, proposed, rewritten = (f"#{case.pk}{title}" for title in ("", " Private too", " Rewritten"))
+    assert names == [alone] * 4 + [proposed] * 3 + [rewritten]
+
+
+def test_hiding_makes_no_room_without_end(alice, research, monkeypatch):
+    monkeypatch.setattr(publishing, "MOST_OPEN", 2)
+    monkeypatch.setattr(publishing, "MOST_UNPUBLISHED", 4)
+    cases = []
+    for _ in range(4):
+        cases.append(publishing.create_case(alice, research, case_content()).use_case)
+        publishing.hide(alice, cases[-1])
+    with pytest.raises(UseCaseRefused) as refusal:
+        publishing.create_case(alice, research, case_content())
+    assert refusal.value.code == "many"
+    for case in cases[:2]:
+        publishing.show_again(alice, case)
+    with pytest.raises(UseCaseRefused) as refusal:
+        publishing.show_again(alice, cases[2])
+    assert refusal.value.code == "many"
+    publishing.show_again(alice, cases[0])  # is shown
+    publishing.hide(alice, cases[0])
+    publishing.show_again(alice, cases[2])
 
 
 def test_one_person_has_only_so_many_that_are_not_published(alice, bob, research, monkeypatch):
