@@ -67,7 +67,7 @@ class Keys(GenericViewSet[ApiKey]):
         if "expires_at" not in values and tenant.key_days:
             values["expires_at"] = timezone.now() + timedelta(days=tenant.key_days)
         models = values.pop("models", None)
-        key, text = lifecycle.issue_key(
+        key, text = lifecycle.request_key(
             **values,
             tenant=tenant,
             service=service,

@@ -87,10 +87,10 @@ def chosen_tenant(request: HttpRequest) -> Tenant | None:
 def create_key(request: HttpRequest, form: NewKeyForm, back: str, **holder: Any) -> HttpResponse:
     """Create the key that `form` describes and show it; `back`: the page to go to where that is refused.
 
-    `holder`: the arguments of `lifecycle.issue_key` that say whose key it is.
+    `holder`: the arguments of `lifecycle.request_key` that say whose key it is.
     """
     try:
-        key, text = lifecycle.issue_key(
+        key, text = lifecycle.request_key(
             **holder,
             tenant=form.cleaned_data["tenant"],
             name=form.cleaned_data["name"],

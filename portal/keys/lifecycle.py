@@ -6,7 +6,7 @@ else cannot be done raises a KeyRefused.
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from django.conf import settings
 from django.db import transaction
@@ -21,7 +21,7 @@ from portal.accounts.permissions import admins_of, operators
 from portal.audit import tracking
 from portal.keys import queries
 from portal.keys.models import MAX_YEARS, ApiKey, check_expiry, check_networks
-from portal.keys.signals import key_replaced, key_replacement_requested
+from portal.keys.signals import key_replaced, key_replacement_requested, key_requested
 from portal.web.notify import notify
 from portal.web.refusals import Refused
 from portal.web.templatetags.formatting import person
@@ -67,6 +67,16 @@ class Changes(TypedDict, total=False):
     expires_at: datetime | None
     allowed_models: Iterable[ServedModel] | None
     responsible: User | None
+
+
+def request_key(*, tenant: Tenant, user: User | None = None, **settings: Any) -> tuple[ApiKey, str]:
+    """Return what `issue_key` returns of these, for a person who asks for it on a page or by the API.
+
+    Raises what that raises, and what a receiver of `key_requested` raises.
+    """
+    with transaction.atomic():
+        key_requested.send(sender=None, tenant=tenant, user=user)
+        return issue_key(tenant=tenant, user=user, **settings)
 
 
 def issue_key(

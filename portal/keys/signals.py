@@ -2,6 +2,10 @@
 
 from django.dispatch import Signal
 
+# A person asks for a new key. Arguments: `tenant`, `user` (None: a service key). A receiver that raises KeyRefused
+# forbids it.
+key_requested = Signal()
+
 # A key is to get a successor. Arguments: `key`. A receiver that raises KeyRefused forbids it.
 key_replacement_requested = Signal()
 

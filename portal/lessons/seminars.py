@@ -64,6 +64,10 @@ class KeyOfTheSeminar(lifecycle.KeyRefused):
     """The organiser took the key back, or its seminar is over: it gets no successor."""
 
 
+class GuestOfTheSeminar(lifecycle.KeyRefused):
+    """A person is a member of the tenant through a seminar alone, whose key has a limit: they make no other one."""
+
+
 class SeminarChanges(TypedDict, total=False):
     """What an organiser may change of a seminar."""
 
@@ -404,6 +408,22 @@ def close_due_seminars(now: datetime) -> int:
     for seminar in due:
         end_seminar(seminar, now)
     return len(due)
+
+
+def check_request(tenant: Tenant, user: User | None, **_facts: Any) -> None:
+    """Raise GuestOfTheSeminar for a key of their own that a guest asks for."""
+    guests = SeminarParticipant.objects.filter(
+        user=user, seminar__tenant=tenant, seminar__ended_at=None, added_to_tenant=True
+    )
+    membership = Membership.objects.filter(
+        user=user, tenant=tenant, source=Membership.Source.MANUAL, role=Membership.Role.MEMBER
+    )
+    if user is not None and guests.exists() and membership.exists():
+        raise GuestOfTheSeminar(
+            _("You are a member of %(tenant)s for the time of a seminar only. Use the key of the seminar.")
+            % {"tenant": tenant},
+            code="guest",
+        )
 
 
 def check_replacement(key: ApiKey, **_facts: Any) -> None:

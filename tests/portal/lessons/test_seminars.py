@@ -224,6 +224,27 @@ class TestJoining:
         seminars.end_seminar(both[1], timezone.now())
         assert not Membership.objects.filter(user=charlie, tenant=research).exists()
 
+    def test_a_guest_makes_no_key_without_the_seminar_s_limit(self, charlie, research, olivia):
+        seminar = seminar_of(research, olivia, is_company_wide=True, tokens=5000)
+        browser = client_of(charlie)
+        join(browser, seminars.code_of(seminar))
+        body = {"tenant": "research", "name": "mine"}
+        api = browser.post("/api/v1/keys/", body, "application/json")
+        token = browser.get("/keys/new/").context["form"]["token"].value()
+        asked = {"tenant": research.pk, "name": "mine", "lifetime": "90", "token": token}
+        page = browser.post("/keys/new/", asked, follow=True).content.decode()
+        assert api.status_code == 409
+        assert WHOLE_KEY.search(page) is None
+        assert ApiKey.objects.filter(user=charlie, tenant=research).count() == 1
+        assert browser.post("/api/v1/keys/", {**body, "tenant": "sales"}, "application/json").status_code == 201
+        join(browser, seminars.code_of(seminar_of(research, olivia, is_company_wide=True)))
+        assert ApiKey.objects.filter(user=charlie, tenant=research).count() == 2
+
+    def test_a_member_who_joins_makes_keys_as_before(self, as_alice, alice, research, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        asked = {"tenant": "research", "name": "mine"}
+        assert as_alice.post("/api/v1/keys/", asked, "application/json").status_code == 201
+
     def test_a_code_is_in_no_address(self, as_alice, seminar):
         assert as_alice.get(f"/lessons/join/?code={seminars.code_of(seminar)}").status_code == 200
         assert not SeminarParticipant.objects.exists()
