@@ -95,7 +95,7 @@ def parse_feedback(key: Key, body: bytes) -> FeedbackNote:
     try:
         fields = loads(body)
     except ValueError as error:
-        raise BadRequest("invalid_json", detail="JSON") from error
+        raise BadRequest("invalid_json", detail=str(error)[:200]) from error
     if not isinstance(fields, dict):
         raise BadRequest("not_an_object", code="invalid_json")
     for name in fields:
@@ -127,8 +127,10 @@ def _read_text(fields: dict[str, Any], name: str, most: int) -> str:
     value = fields.get(name)
     if value is None:
         return ""
-    if not isinstance(value, str) or "\0" in value:
+    if not isinstance(value, str):
         raise _refuse(name, "a text")
+    if "\0" in value:
+        raise _refuse(name, "a text without the character U+0000")
     if len(value) > most:
         raise BadRequest("too_long", code="invalid_value", param=name, most=most, sent=len(value))
     return value.encode(errors="replace").decode()  # half a pair of surrogates is no text to a database

@@ -72,6 +72,16 @@ def test_what_cannot_be_feedback_is_refused_in_openais_form(counter, body, statu
     assert not Feedback.objects.exists()
 
 
+def test_a_fault_is_described_by_what_it_is(counter):
+    broken, nul, number = (
+        send(counter, body).json()["error"]["message"]
+        for body in (b"{bad", *({"request_id": "r", "score": 1, "comment": comment} for comment in ("\0", 7)))
+    )
+    assert "column 2" in broken
+    assert nul != number
+    assert "U+0000" in nul
+
+
 def test_other_methods_and_keys_are_refused(counter):
     assert httpx2.post(f"{counter.url}/v1/feedback", json={}).status_code == 401
     headers = {"authorization": f"Bearer {counter.key}"}
