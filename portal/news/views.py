@@ -76,9 +76,10 @@ def _edit(request: HttpRequest, row: Announcement) -> HttpResponse:
     """Show the form with times in the operator's zone, and save what is posted as it should be."""
     zone = zone_of(current_user(request))
     with timezone.override(zone):
-        form = AnnouncementForm(request.POST or None, instance=row)
+        form = AnnouncementForm(request.POST if request.method == "POST" else None, instance=row)
         if request.method == "POST" and form.is_valid():
             announcements.save_announcement(form.save(commit=False), form.cleaned_data["tenants"])
             messages.success(request, _("Saved."))
             return redirect("news")
-        return render(request, "news/edit.html", {"form": form, "zone": zone, "pk": row.pk})
+        status = 400 if form.is_bound else 200
+        return render(request, "news/edit.html", {"form": form, "zone": zone, "pk": row.pk}, status=status)

@@ -163,6 +163,7 @@ class TestForm:
     )
     def test_what_cannot_be_is_named_and_what_was_typed_is_kept(self, as_olivia, field, code, change):
         response = as_olivia.post("/news/new/", {**self.FORM, "text_ja": "私の文章", **change})
+        assert response.status_code == 400
         assert response.context["form"].has_error(field, code)
         assert one_of(response, "[name=text_ja]").text == "私の文章"
         assert not Announcement.objects.exists()
