@@ -19,6 +19,7 @@ from portal.keys import networks
 from portal.keys.lifecycle import Changes
 from portal.keys.model_access import open_to
 from portal.keys.models import ApiKey, check_expiry
+from portal.web.one_line import check_one_line
 
 # The lifetime that the tenant of the key proposes, where a person's tenants propose different ones.
 PROPOSED, NEVER = "proposed", "never"
@@ -62,10 +63,15 @@ class KeyForm(forms.Form):
     name = forms.CharField(
         label=_("Name"),
         max_length=60,
+        validators=[check_one_line],
         help_text=_("To recognise the key later: what it is for, or where it is stored."),
     )
     purpose = forms.CharField(
-        label=_("Purpose"), max_length=200, required=False, help_text=_("For other people who come across the key.")
+        label=_("Purpose"),
+        max_length=200,
+        required=False,
+        validators=[check_one_line],
+        help_text=_("For other people who come across the key."),
     )
     key_class = forms.ChoiceField(
         label=_("Class"),

@@ -13,6 +13,7 @@ from portal.keys import networks, queries
 from portal.keys.api_fields import AnyModel
 from portal.keys.model_access import AvailableModel, Liveness, open_to
 from portal.keys.models import ApiKey, check_expiry
+from portal.web.one_line import check_one_line
 from portal.web.rest import scopes
 from portal.web.rest.strict_fields import CharField, DateTimeField
 
@@ -96,8 +97,8 @@ class KeyFilter(serializers.Serializer[Any]):
 class KeySettings(serializers.Serializer[Any]):
     """What the holder of a key or a tenant admin decides about it."""
 
-    name = CharField(max_length=60, required=False)
-    purpose = CharField(max_length=200, required=False, allow_blank=True)
+    name = CharField(validators=[check_one_line], max_length=60, required=False)
+    purpose = CharField(validators=[check_one_line], max_length=200, required=False, allow_blank=True)
     key_class = serializers.ChoiceField(
         ApiKey.CHOOSABLE, required=False, help_text="`batch`: calls of `interactive` keys go first."
     )
@@ -150,9 +151,9 @@ class KeySettings(serializers.Serializer[Any]):
 class NewKey(KeySettings):
     """With `service` a service key of a tenant that you administer, else a personal key of a tenant of yours."""
 
-    name = CharField(max_length=60)
+    name = CharField(validators=[check_one_line], max_length=60)
     tenant = AnyTenant()
-    service = CharField(max_length=60, required=False, default="", allow_blank=True)
+    service = CharField(validators=[check_one_line], max_length=60, required=False, default="", allow_blank=True)
     expires_at = DateTimeField(
         required=False, allow_null=True, help_text="Null: never. Left out: after as many days as the tenant proposes."
     )
@@ -239,7 +240,7 @@ class ManagementKeyWithText(ManagementKey):
 
 
 class NewManagementKey(serializers.Serializer[Any]):
-    name = CharField(max_length=60)
+    name = CharField(validators=[check_one_line], max_length=60)
     scopes = serializers.ListField(
         child=serializers.ChoiceField([(name, scope.label) for name, scope in scopes.SCOPES.items()]), allow_empty=False
     )

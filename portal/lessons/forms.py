@@ -10,6 +10,7 @@ from portal.lessons.courses import all_courses
 from portal.lessons.models import MOST_PEOPLE, Seminar
 from portal.lessons.seminars import SeminarChanges
 from portal.quotas.administration import MAX_AMOUNT
+from portal.web.one_line import check_one_line
 
 
 class JoinForm(forms.Form):
@@ -40,7 +41,11 @@ class PlanForm(forms.Form):
     """What an organiser decides about a seminar. Day and hours are of the tenant's zone."""
 
     title = forms.CharField(
-        label=_("Title"), required=False, max_length=80, help_text=_("Empty: the title of the course.")
+        label=_("Title"),
+        required=False,
+        max_length=80,
+        validators=[check_one_line],
+        help_text=_("Empty: the title of the course."),
     )
     course = forms.ChoiceField(label=_("Course"))
     day = forms.DateField(label=_("Day of the seminar"), widget=forms.DateInput(attrs={"type": "date"}))

@@ -279,13 +279,19 @@ def join_seminar(user: User, typed: str, now: datetime) -> tuple[SeminarParticip
 
 
 def join_as_named(user: User, seminar: Seminar, now: datetime) -> tuple[SeminarParticipant, str]:
-    """Let a person join that the organiser named, as `join_seminar` does with a code. Raises SeminarRefused."""
+    """Let a person join that the organiser named, as `join_seminar` does with a code. Raises SeminarRefused.
+
+    Who has joined already, by the code, need not be named.
+    """
     with transaction.atomic():
         row = _lock_seminar(pk=seminar.pk)
-        is_named = row is not None and row.invitations.filter(user=user).exists()
-        if row is None or not is_named or not _is_open(row, user, now):
+        if row is None or not _is_open(row, user, now) or not _is_known(row, user):
             raise SeminarRefused(_("You cannot join this seminar now. Ask the organiser."), code="closed")
         return _add_participant(row, user)
+
+
+def _is_known(seminar: Seminar, user: User) -> bool:
+    return any(rows.filter(user=user).exists() for rows in (seminar.invitations, seminar.participants))
 
 
 def _lock_seminar(**which: Any) -> Seminar | None:

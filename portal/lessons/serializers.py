@@ -11,6 +11,7 @@ from portal.lessons import seminars
 from portal.lessons.courses import NAMES
 from portal.lessons.models import MOST_PEOPLE
 from portal.quotas.administration import MAX_AMOUNT
+from portal.web.one_line import check_one_line
 from portal.web.rest import scopes
 from portal.web.rest.strict_fields import CharField, ChoiceField, DateTimeField, KnownFields
 
@@ -95,7 +96,13 @@ class SeminarFilter(KnownFields):
 class ChangedSeminar(KnownFields):
     """Times are whole minutes with their offset, such as `2026-12-01T09:00:00+09:00`."""
 
-    title = CharField(required=False, allow_blank=True, max_length=80, help_text="Empty: the title of the course.")
+    title = CharField(
+        required=False,
+        allow_blank=True,
+        max_length=80,
+        validators=[check_one_line],
+        help_text="Empty: the title of the course.",
+    )
     course = ChoiceField(COURSES, required=False)
     begins_at = DateTimeField(required=False, validators=[check_year, check_minute])
     ends_at = DateTimeField(required=False, validators=[check_year, check_minute])
@@ -115,7 +122,12 @@ class NewSeminar(ChangedSeminar):
     tenant = CharField(max_length=50, help_text="Short name.")
     is_company_wide = serializers.BooleanField(required=False, default=False)
     title = CharField(
-        required=False, allow_blank=True, default="", max_length=80, help_text="Empty: the title of the course."
+        required=False,
+        allow_blank=True,
+        default="",
+        max_length=80,
+        validators=[check_one_line],
+        help_text="Empty: the title of the course.",
     )
     course = ChoiceField(COURSES)
     begins_at = DateTimeField(validators=[check_year, check_minute])

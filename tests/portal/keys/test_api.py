@@ -166,6 +166,10 @@ def test_what_is_wrong_is_told_with_its_place(call, bob, charlie, research, sale
         ({"responsible": "bob"}, "#/responsible"),
         ({"service": "Dify", "responsible": "charlie"}, "#/responsible"),
         ({"models": []}, "#/models"),
+        ({"name": "two\nlines"}, "#/name"),
+        ({"name": "a bell\a"}, "#/name"),
+        ({"name": "turned \u202e round"}, "#/name"),
+        ({"purpose": "two\u2028lines"}, "#/purpose"),
         ({"key_class": "canary"}, "#/key_class"),
         ({"expires_at": f"{timezone.now().year + 1}-01-01T09:00:00"}, "#/expires_at"),  # of which zone
     ):

@@ -129,6 +129,11 @@ class TestSeminars:
         assert post(as_bob, f"seminars/{seminar.pk}/end/", {})["ended_at"]
         assert as_bob.patch(f"/api/v1/seminars/{seminar.pk}/", {"places": 21}, JSON).status_code == 409
 
+    @pytest.mark.parametrize("title", ["two\nlines", "a bell\a", "turned \u202e round"])
+    def test_a_title_is_one_line(self, as_bob, research, title):
+        refused = post(as_bob, "seminars/", plan(title=title), 400)
+        assert [one["pointer"] for one in refused["errors"]] == ["#/title"]
+
     def test_what_is_left_out_is_as_the_page_suggests(self, as_bob, research):
         made = post(as_bob, "seminars/", plan(), 201)
         suggested = {name: field.initial for name, field in PlanForm.base_fields.items()}
@@ -216,6 +221,8 @@ class TestSeminars:
         assert "code" not in joined["seminar"]
         again = post(as_alice, "seminars/join/", {"code": seminars.code_of(seminar)})
         assert (again["key"], again["text"]) == (joined["key"], None)
+        by_number = post(as_alice, "seminars/join/", {"seminar": seminar.pk})
+        assert (by_number["key"], by_number["text"]) == (joined["key"], None)
 
     def test_who_is_named_joins_by_number(self, as_alice, alice, charlie, seminar):
         post(as_alice, "seminars/join/", {"seminar": seminar.pk}, 400)
