@@ -30,7 +30,8 @@ OUTSIDE = {
     CHAT: ("0.023", "0.092", "クラウド A 社の小型モデル（見積もり）"),
     VISION: ("0.038", "0.15", "クラウド B 社の小型モデル（見積もり）"),
 }
-# The part of its budget that a tenant has spent by now.
+EARLY = 7  # days of a month in which too little is spent to make a budget of it
+# The part of its budget that a tenant has spent in `month_of_budgets`.
 SPENT = {HOME: 0.83, "legal": 0.58, "research": 0.71, "aoba-software": 1.04, "marketing": 0.4, "dx-promotion": 0.66}
 
 
@@ -46,12 +47,18 @@ def create_prices(now: datetime, staff: Staff, days: int) -> None:
     TokenPrice.objects.bulk_create(rows)
     insert_row(PriceOptions(pk=price_list.ROW, shown_to_people=True))
     tenants = [staff.tenants[slug] for slug in SPENT]
-    months = {one.pk: now.astimezone(one.zone).date().replace(day=1) for one in tenants}
+    months = {one.pk: month_of_budgets(now.astimezone(one.zone).date()) for one in tenants}
     spent = read_spending(tenants, months)
     TenantBudget.objects.bulk_create(
         TenantBudget(tenant=one, yen=max(1, int(float(spent.get(one.pk, 0)) / SPENT[one.slug]))) for one in tenants
     )
     budget_alerts.notify_near_budgets(now)
+
+
+def month_of_budgets(today: date) -> date:
+    """Return the first day of the month whose spending budgets are made of: the last one in the first days of one."""
+    day = today - timedelta(days=today.day) if today.day <= EARLY else today
+    return day.replace(day=1)
 
 
 def _price(kind: str, model: str, first: date, into: str, out: str, reference: str = "") -> TokenPrice:

@@ -22,7 +22,7 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.adoption.models import COMPANY, AdoptionJourney, AdoptionSummary
 from portal.audit import tracking
 from portal.audit.models import AuditEvent
-from portal.demo import company, machines, staff
+from portal.demo import company, machines, money, staff
 from portal.demo.plan import LARGE, NEW
 from portal.demo.workdays import closes_month
 from portal.guide.models import HouseRules
@@ -117,6 +117,13 @@ def test_tokens_cost_something_here_and_elsewhere_and_some_budgets_are_nearly_sp
     assert set(Notice.objects.filter(kind__startswith="budget-").values_list("kind", flat=True)) == {
         *("budget-near", "budget-reached"),
     }
+
+
+@pytest.mark.parametrize(
+    ("today", "month"), [((2027, 1, 1), (2026, 12, 1)), ((2027, 3, 7), (2027, 2, 1)), ((2027, 3, 8), (2027, 3, 1))]
+)
+def test_budgets_are_not_made_of_the_first_days_of_a_month(today, month):
+    assert money.month_of_budgets(date(*today)) == date(*month)
 
 
 def test_news_and_rules_are_in_both_languages(filled):
