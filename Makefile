@@ -29,7 +29,7 @@ demo-data: setup
 	@.venv/bin/python manage.py demodata
 
 test: test-setup check
-	.venv/bin/pytest -n auto --dist loadfile --no-loadscope-reorder || { [ $$? = 1 ] && .venv/bin/python -m tests.alone; }
+	.venv/bin/pytest --cache-clear -n auto --dist loadfile --no-loadscope-reorder || { [ $$? = 1 ] && .venv/bin/python -m tests.alone; }
 
 test-setup:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py test

@@ -381,6 +381,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "1 or -1": "1 か -1 を指定してください",
         "the id of a request": "リクエストの ID を指定してください",
         "a text": "文字列にしてください",
+        "a text without the character U+0000": "文字 U+0000 を含まない文字列にしてください",
         "a whole number": "正の整数にしてください",
         "no final boundary": "終わりの boundary がありません",
     },

@@ -43,6 +43,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS = 32  # that wait for processes and disks
+# Beside them, for what takes no time: 32 engines that stop hold all of those for as long as their grace.
+QUICK_THREADS = 4
 BEGUN_WITHIN = 30.0  # seconds for a shim whose starter was killed to report itself, as for one whose starter waits
 LOOK_AGAIN = 0.1
 CALLED_OFF_FOR = 86_400.0  # seconds; a request that is late by a day is not on its way any more
@@ -59,6 +61,7 @@ class LocalHost:
         self.runs = Runs(config.runs, groups=process.own_group())
         self.inspector = Inspector(self.runs, config.cache, config.commands)
         self.executor = Executor(THREADS, "processes")
+        self.quick = Executor(QUICK_THREADS, "looks")
         self.rng = rng or random.Random()  # noqa: S311 -- chooses ports
         # Kept, as processes are to be found also when the disk with their directories is away.
         self.known: dict[str, Run] = {}
@@ -77,9 +80,9 @@ class LocalHost:
     def life_of(self, run_id: str) -> Life | None:
         try:
             run = self._find(run_id)
+            return process.life_of(run) if run else Life.LOST
         except (OSError, ValueError):
-            return None  # the disk does not answer, and this run was not seen before
-        return process.life_of(run) if run else Life.LOST
+            return None  # the disk does not answer
 
     def oom_kills(self) -> int:
         return process.oom_kills()
@@ -94,9 +97,10 @@ class LocalHost:
 
     async def close(self) -> None:
         self.executor.close()
+        self.quick.close()
 
     async def take_snapshot(self) -> HostSnapshot:
-        return await self._run(self._take_snapshot)
+        return await self.quick.run(self._take_snapshot)
 
     def _take_snapshot(self) -> HostSnapshot:
         names = os.listdir(self.runs.root) if self.runs.root.exists() else []
@@ -162,7 +166,7 @@ class LocalHost:
             run = self._find(run_id)
             return process.cpu_seconds(run) if run else 0.0
 
-        return await self._run(count)
+        return await self.quick.run(count)
 
     # --- Starting
 
@@ -310,7 +314,7 @@ class LocalHost:
         return await self._run(describe)
 
     async def log_tail(self, run_id: str, lines: int) -> str:
-        return await self._run(process.log_tail, self._directory(run_id), lines)
+        return await self.quick.run(process.log_tail, self._directory(run_id), lines)
 
     async def stop(self, run_id: str, grace: float) -> str:
         return await self._run(self._stop, run_id, grace)
@@ -338,7 +342,7 @@ class LocalHost:
             if run := self._find(run_id):
                 process.terminate_at_once(run)
 
-        await self._run(kill)
+        await self.quick.run(kill)
 
     async def forget_run(self, run_id: str) -> None:
         def forget() -> None:

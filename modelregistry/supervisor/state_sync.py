@@ -261,7 +261,7 @@ class StateSync:
         except TimeoutError:
             slow = AddressFault(code="address-slow", address=address, reason=f"{ADDRESS_WITHIN:g}")
             fault = None if self.machine.silent_for() else slow
-        except (HostSilent, HostFault):
+        except (HostSilent, HostFault, OSError):  # of a disk
             fault = self.address_fault if address == before[0] else None  # nothing is known of it: nothing changes
         self.address, self.address_fault, self.address_at = address, fault, self.clock()
         if fault and before != (address, fault):
@@ -299,7 +299,7 @@ class StateSync:
         granted = replica.allocation
         try:
             used = await self.machine.measure_use(run.run_id, granted.devices if granted else ())
-        except (HostSilent, HostFault):
+        except (HostSilent, HostFault, OSError):  # of a disk
             return
         if used is None:
             return
@@ -319,7 +319,7 @@ class StateSync:
         for replica, run_id in watched.items():
             try:
                 text = await self.machine.log_tail(run_id, TAIL_LINES) if run_id else ""
-            except (HostSilent, HostFault):
+            except (HostSilent, HostFault, OSError):  # of a disk
                 continue
             if self.log_tails.get(replica) != text:
                 await self.database.run(repository.record_log_tail, replica, text)

@@ -9,13 +9,17 @@ from django.utils.translation import gettext_lazy as _
 from portal.accounts.models import User
 from portal.keys.forms import LIFETIMES
 from portal.keys.management_keys import usable_scopes
+from portal.web.one_line import check_one_line
 
 
 class NewManagementKeyForm(forms.Form):
     """The form for a new management key, with the scopes that the person may use."""
 
     name = forms.CharField(
-        label=_("Name"), max_length=60, help_text=_("To recognise the key later: which program uses it, and where.")
+        validators=[check_one_line],
+        label=_("Name"),
+        max_length=60,
+        help_text=_("To recognise the key later: which program uses it, and where."),
     )
     scopes = forms.MultipleChoiceField(
         label=_("What it may do"),

@@ -15,7 +15,8 @@ from portal.use_cases.models import Language, TargetGroup, TaskKind, UseCase, Us
 SHOWN = 30  # the newest versions
 # Lines of a text that are compared: two of 8,000 lines of a character each take a second.
 MOST_LINES = 400
-LINES_OF_CHANGE, LINES_OF_PAGE = 200, 2000
+LINES_OF_CHANGE, LINES_OF_PAGE = 200, 1000
+MAX_LINE = 200  # characters that are shown of one
 MORE = (" ", "…")
 State = UseCaseVersion.State
 
@@ -92,6 +93,7 @@ def compare_lines(before: str, after: str) -> Iterator[tuple[str, str]]:
     lines = list(difflib.unified_diff(old[:MOST_LINES], new[:MOST_LINES], lineterm="", n=1))[2:]
     shown = [line for line in lines if not line.startswith("@@")]
     for line in shown[:LINES_OF_CHANGE]:
-        yield line[0], line[1:]
+        text = line[1:]
+        yield line[0], text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]}…"
     if len(shown) > LINES_OF_CHANGE or max(len(old), len(new)) > MOST_LINES:
         yield MORE

@@ -27,7 +27,7 @@ SCHEMES = {"https", "http", "mailto"}
 # become 42,000 cells and 2 s: a text with so many is shown without its tables.
 SMALL_TABLES, SHORTEST_CELL = 200, 2
 EMPTY_LINE = re.compile(r"\n[ \t\r]*\n")
-HYPHENS = re.compile(r"[|:\-][|:\- \t]*\r?$")  # also within quotes and lists
+HYPHENS = ("|", ":", "-")  # with one of which such a line ends, within quotes and lists too
 # Kana, kanji, and the punctuation and full-width forms between them.
 JAPANESE = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 
@@ -52,7 +52,7 @@ def count_cells(text: str) -> int:
     A row has as many as the line of hyphens below the head, however few are written, and a table ends at an empty line.
     """
     return sum(
-        max((line.count("|") + 1 for line in lines if HYPHENS.search(line)), default=0) * len(lines)
+        max((line.count("|") + 1 for line in lines if line.rstrip()[-1:] in HYPHENS), default=0) * len(lines)
         for lines in (part.splitlines() for part in EMPTY_LINE.split(text))
     )
 

@@ -170,6 +170,8 @@ class TestGateway:
         details = set()
         for path in (ROOT / "apiproxy").rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "_refuse" and "feedback" in path.name:
+                    details.add(ast.literal_eval(node.args[1]))
                 if isinstance(node, ast.keyword) and node.arg == "detail":
                     assert not isinstance(node.value, ast.JoinedStr), f"{path.name}: {ast.unparse(node.value)}"
                     if isinstance(node.value, ast.Constant) and " " in str(node.value.value):

@@ -1,6 +1,6 @@
 """What the history of a use case shows of its changes."""
 
-from portal.use_cases.versions import LINES_OF_CHANGE, MORE, MOST_LINES, compare_lines, find_changes
+from portal.use_cases.versions import LINES_OF_CHANGE, MAX_LINE, MORE, MOST_LINES, compare_lines, find_changes
 from tests.use_cases import case_content, text_content
 
 
@@ -20,6 +20,11 @@ def test_long_texts_are_compared_in_their_beginnings():
     assert (len(found), found[-1]) == (LINES_OF_CHANGE + 1, MORE)
     assert list(compare_lines(before, before + "\nend")) == [MORE]
     assert MORE not in compare_lines(lines(*range(MOST_LINES)), lines(1, *range(MOST_LINES - 1)))
+
+
+def test_long_lines_are_cut():
+    [(sign, line)] = compare_lines("", "x" * 9000)
+    assert (sign, len(line)) == ("+", MAX_LINE + 1)
 
 
 def test_a_page_shows_so_many_lines_in_all():

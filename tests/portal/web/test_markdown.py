@@ -1,10 +1,11 @@
 """Markdown that people write: what becomes HTML, and that nothing in it runs in a reader's browser."""
 
 from html.parser import HTMLParser
+from time import process_time
 
 import pytest
 
-from portal.web.markdown import MAX_LENGTH, SCHEMES, TAGS, render_markdown
+from portal.web.markdown import MAX_LENGTH, SCHEMES, TAGS, count_cells, render_markdown
 
 
 class Elements(HTMLParser):
@@ -119,6 +120,13 @@ def test_a_few_signs_are_no_table_of_thousands_of_cells(prefix, end):
     html = render_markdown(end.join(prefix + line for line in lines)[:1000])
     assert "<td" not in html
     assert len(html) < 5000
+
+
+@pytest.mark.parametrize("text", ["|" * 9999 + "x", "- " * 5000 + "x", ("|" + " " * 99) * 99 + "x"])
+def test_the_bound_itself_takes_no_time(text):
+    begun = process_time()
+    count_cells(text)
+    assert process_time() - begun < 0.1
 
 
 def test_a_table_whose_cells_were_written_is_one():
