@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,19 +45,36 @@ class Fence:
         return self.stop_all()
 
     def stop_all(self) -> list[Run]:
-        """Stop all that lives, and return it; blocks for GRACE and some seconds at most."""
-        living = [run for run in self.runs.all() if process.life_of(run) in (Life.RUNNING, Life.ENDING)]
+        """Stop all that lives, and return the runs; blocks for GRACE and some seconds at most."""
+        living = list(self._living())
+        if living:
+            _say(f"the lease is over: stopping {', '.join(run.run_id for run in living)}")
+            with ThreadPoolExecutor(len(living)) as pool:
+                left = [run.run_id for run, gone in zip(living, pool.map(_stop, living), strict=True) if not gone]
+            _say(f"stopped, {f'except processes of {left}' if left else 'nothing is left of them'}")
+        # Engines whose shims were killed, and what could not be read above: by the mark of their environment.
+        strays = [who for who, _ in process.find_marked(f"{self.runs.root}/")]
+        process.kill(strays)
         if not living:
             return []
-        print(f"the lease is over: stopping {', '.join(run.run_id for run in living)}", flush=True)
-        with ThreadPoolExecutor(len(living)) as pool:
-            left = [run.run_id for run, gone in zip(living, pool.map(_stop, living), strict=True) if not gone]
-        print(f"stopped, {f'except processes of {left}' if left else 'nothing is left of them'}", flush=True)
         term = self.last.term if self.last else 0
         record = {"at": self.wall_clock(), "term": term, "runs": [run.run_id for run in living]}
         with contextlib.suppress(OSError):  # a full disk
             shim.write_atomically(self.lease.directory / RECORD, record)
         return living
+
+    def _living(self) -> Iterator[Run]:
+        """Yield the runs that live; what cannot be read hides no other one."""
+        for name in os.listdir(self.runs.root) if self.runs.root.exists() else ():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                run = self.runs.find(name)
+                if run and process.life_of(run) in (Life.RUNNING, Life.ENDING):
+                    yield run
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk
+        print(text, flush=True)
 
 
 def _stop(run: Run) -> bool:
@@ -109,7 +126,10 @@ def main(arguments: Sequence[str]) -> int:
     _redirect(directory / LOG)
     fence = Fence(FencingLease(directory), Runs(runs))
     while directory.exists():  # where a host was removed, this ends as well
-        fence.check()
+        try:
+            fence.check()
+        except Exception as error:  # noqa: BLE001 - whatever fails, engines must not outlive the lease for it
+            _say(f"a look failed: {type(error).__name__}: {error}")
         time.sleep(EVERY)
     return 0
 

@@ -71,7 +71,9 @@ class FencingLease:
         claim = self.read()
         if claim is None or self.remaining(claim) <= 0:
             raise NotRenewed("the lease of this host is over: renew it first")
-        if claim.term != term:
+        if claim.term < term:
+            raise NotRenewed(f"the lease is of term {claim.term}: renew it first")
+        if claim.term > term:
             raise NewerController(f"term {claim.term} of {claim.holder} holds this host, not term {term}")
 
     def remaining(self, claim: HostClaim | None) -> float:

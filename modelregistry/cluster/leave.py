@@ -26,6 +26,8 @@ def leave(home: HostHome, *, grace: float = GRACE) -> list[str]:
 
     with ThreadPoolExecutor(max(1, len(living))) as pool:
         left = [run.run_id for run, gone in zip(living, pool.map(stop, living), strict=True) if not gone]
+    # Engines whose shims were killed.
+    process.kill(Runs(home.runs).find_strays())
     if not left:
         shutil.rmtree(home.secrets, ignore_errors=True)
         (home.directory / host_home.FILE).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -70,6 +71,34 @@ def test_a_lease_that_cannot_be_read_is_good_for_as_long_as_it_was(lease, clock,
     assert guard.check() == []
     clock.now += 2
     assert len(guard.check()) == 1
+
+
+def test_an_engine_whose_shim_was_killed_ends_with_the_lease(lease, clock, runs, sleeper):
+    guard = Fence(lease, runs)
+    lease.renew(term=1, holder="one", seconds=30)
+    run = runs.start("r1", sleeper, label={}, grace=1.0)
+    os.kill(run.shim.pid, signal.SIGKILL)
+    until(lambda: process.life_of(run) is Life.LOST)
+    guard.check()
+    assert process.find_leftovers(run) == [run.engine] or not shim.is_alive(run.engine)
+    clock.now += 31
+    guard.check()
+    until(lambda: not shim.is_alive(run.engine), 10)
+
+
+def test_what_cannot_be_read_keeps_no_engine_alive(lease, clock, runs, sleeper):
+    guard = Fence(lease, runs)
+    lease.renew(term=1, holder="one", seconds=30)
+    run = runs.start("r1", sleeper, label={}, grace=1.0)
+    (runs.root / "a-file").write_text("")
+    (runs.root / "damaged").mkdir()
+    (runs.root / "damaged" / "spec.json").write_text("{")
+    (runs.root / "damaged" / "state.json").write_text("{")
+    clock.now += 31
+    assert [each.run_id for each in guard.check()] == ["r1"]
+    assert process.life_of(run) is Life.ENDED
+    shutil.rmtree(runs.root / "damaged")
+    (runs.root / "a-file").unlink()
 
 
 def fence_pids(directory) -> list[int]:

@@ -55,6 +55,8 @@ def test_a_controller_that_was_replaced_is_refused_everything(lease):
     with pytest.raises(NewerController):
         lease.check(1)
     lease.check(2)
+    with pytest.raises(NotRenewed):
+        lease.check(3)  # elected, and has not renewed it yet
 
 
 def test_a_term_is_remembered_after_its_lease_is_over(lease, clock):
