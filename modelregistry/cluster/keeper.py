@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from modelregistry.cluster import host_home, node
+from modelregistry.cluster.access import NotSecured
 from modelregistry.cluster.node import NodeCommand
 from modelregistry.process import shim
 
@@ -37,13 +38,20 @@ class Keeper:
         failures = 0
         while not self.stopping:
             began = self.clock()
-            made = self.command()
-            self.process = subprocess.Popen(made.argv, env=dict(made.env), stdin=subprocess.DEVNULL)
-            status = self._wait()
+            ended = self._run_once()
             failures = 0 if self.clock() - began > LASTED else failures + 1
             if not self.stopping:
-                print(f"Ray ended with status {status}: it is started again", flush=True)
+                print(f"Ray {ended}: it is started again", flush=True)
                 self._pause(PAUSES[min(failures, len(PAUSES) - 1)])
+
+    def _run_once(self) -> str:
+        """Return in words how it ended."""
+        try:
+            made = self.command()
+            self.process = subprocess.Popen(made.argv, env=dict(made.env), stdin=subprocess.DEVNULL)
+        except (OSError, NotSecured) as error:  # no memory for a process; a secret that is being replaced
+            return f"did not start ({error})"
+        return f"ended with status {self._wait()}"
 
     def stop(self, _number: int = 0, _frame: FrameType | None = None) -> None:
         """Begin to end; called by signals."""

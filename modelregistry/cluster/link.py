@@ -155,7 +155,11 @@ class ClusterLink:
         failures = ended = 0
         while True:
             began = time.monotonic()
-            lived = await self._run_driver(limits.PATIENCE[min(ended, len(limits.PATIENCE) - 1)])
+            try:
+                lived = await self._run_driver(limits.PATIENCE[min(ended, len(limits.PATIENCE) - 1)])
+            except OSError as error:  # no memory or no descriptor for a process; a log that cannot be written
+                log.warning("the link to the cluster did not start: %s", error)
+                lived = False
             ended = 0 if time.monotonic() - began > limits.SETTLED else ended + lived
             failures = 0 if lived else failures + 1
             await asyncio.sleep(limits.PAUSES[min(failures, len(limits.PAUSES) - 1)])
@@ -181,6 +185,8 @@ class ClusterLink:
             async with starting:
                 while line := await process.stdout.readline():
                     found = json.loads(line)
+                    if not isinstance(found, dict):
+                        raise ValueError("a line that is no answer")
                     if found.get("ready"):
                         lived = True
                         starting.reschedule(None)

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from modelregistry.cluster import keeper
+from modelregistry.cluster.access import NotSecured
 from modelregistry.cluster.keeper import Keeper
 from modelregistry.cluster.node import NodeCommand
 from modelregistry.process import shim
@@ -60,3 +61,22 @@ def test_stopping_ends_all_of_it(kept):
     made.stop()
     until(lambda: not any(shim.is_alive(who) for who in members), 20)
     assert len(starts) == 1
+
+
+def test_what_cannot_be_started_is_tried_again(monkeypatch):
+    monkeypatch.setattr(keeper, "PAUSES", (0.05,))
+    tries = []
+
+    def command():
+        tries.append(1)
+        if len(tries) == 1:
+            raise NotSecured("its token is being replaced")
+        return NodeCommand(("/nowhere/at/all" if len(tries) == 2 else "/bin/true",), {"PATH": os.defpath})
+
+    made = Keeper(command)
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    until(lambda: len(tries) > 3, 10)
+    made.stop()
+    thread.join(30)
+    assert not thread.is_alive()
