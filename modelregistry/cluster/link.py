@@ -191,7 +191,7 @@ class ClusterLink:
                         lived = True
                         starting.reschedule(None)
                         self.ready.set()
-                    elif (answer := self.waiting.get(found.get("id"))) and not answer.done():
+                    elif (answer := self.waiting.get(found.get("id", 0))) and not answer.done():
                         answer.set_result(found)
         except (TimeoutError, ValueError) as error:
             log.warning("the link to the cluster is started again: %s", error or "it did not get in")
