@@ -14,6 +14,7 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.audit import tracking
 from portal.keys.lifecycle import NotAMember
 from portal.keys.models import ApiKey
+from portal.keys.signals import playground_key_renewed
 
 NAME = "playground"
 # As long as a person may talk with a model in one session; after that the page requests another text by itself.
@@ -32,12 +33,16 @@ def renew_key(user: User, tenant: Tenant, now: datetime) -> tuple[str, datetime]
         if not list(Membership.objects.select_for_update().filter(user=user, tenant=tenant, tenant__is_active=True)):
             raise NotAMember(_("You do not belong to %(tenant)s.") % {"tenant": tenant.name})
         mine = {"user": user, "tenant": tenant, "is_playground": True}
-        # One that was revoked, because its text leaked, is never used again.
-        key = ApiKey.objects.filter(**mine, revoked_at=None).first() or ApiKey(**mine, name=NAME, created_by=user)
+        # One that was revoked, because its text leaked, is never used again. What was used with it counts on.
+        key = ApiKey.objects.filter(**mine, revoked_at=None).first()
+        if key is None:
+            revoked = ApiKey.objects.filter(**mine, replaced_by=None).order_by("pk").last()
+            key = ApiKey(**mine, name=NAME, created_by=user, replaces=revoked)
         is_new_session = key.expires_at is None or key.expires_at <= now
         text = key.assign_text()
         key.expires_at = now + LIFE
         key.save()
+        playground_key_renewed.send(sender=None, key=key)
         if is_new_session:
             tracking.record_event("key.playground", key, "key", tenant=tenant, after={"expires_at": key.expires_at})
     return text, key.expires_at

@@ -9,5 +9,8 @@ key_requested = Signal()
 # A key is to get a successor. Arguments: `key`. A receiver that raises KeyRefused forbids it.
 key_replacement_requested = Signal()
 
+# The playground's key of a person got a new text. Arguments: `key`. Within the transaction that stores it.
+playground_key_renewed = Signal()
+
 # A key got a successor. Arguments: `old`, `new`. Within the transaction that makes it.
 key_replaced = Signal()

@@ -13,9 +13,14 @@ class LessonsConfig(AppConfig):
     def ready(self) -> None:
         from modelregistry.supervisor import tasks
         from portal.audit import tracking
-        from portal.keys.signals import key_replaced, key_replacement_requested, key_requested
+        from portal.keys.signals import (
+            key_replaced,
+            key_replacement_requested,
+            key_requested,
+            playground_key_renewed,
+        )
         from portal.lessons.models import Seminar
-        from portal.lessons.seminars import check_replacement, check_request, follow_key
+        from portal.lessons.seminars import check_replacement, check_request, follow_key, limit_playground_key
         from portal.use_cases.signals import use_case_tried
 
         use_case_tried.connect(note_tried, dispatch_uid="lessons")
@@ -23,6 +28,7 @@ class LessonsConfig(AppConfig):
         key_requested.connect(check_request, dispatch_uid="lessons")
         key_replacement_requested.connect(check_replacement, dispatch_uid="lessons")
         key_replaced.connect(follow_key, dispatch_uid="lessons")
+        playground_key_renewed.connect(limit_playground_key, dispatch_uid="lessons")
         tracking.track(
             Seminar,
             "seminar",

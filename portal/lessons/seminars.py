@@ -13,7 +13,7 @@ predecessors as well, and then it gets no successor.
 import base64
 import hmac
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, Unpack
@@ -236,6 +236,7 @@ def _move_ends_of_keys(seminar: Seminar) -> None:
 def _set_limits_of_keys(seminar: Seminar) -> None:
     for key in _working_keys(seminar):
         _limit_key(key, seminar.tokens)
+    _limit_playground_keys(seminar, seminar.participants.values_list("user", flat=True))
 
 
 def _limit_key(key: ApiKey, tokens: int | None) -> None:
@@ -324,6 +325,7 @@ def _add_participant(seminar: Seminar, user: User) -> tuple[SeminarParticipant, 
     row = SeminarParticipant(seminar=seminar, user=user, key=key, added_to_tenant=added)
     row.joined_at = key.created_at  # the key is the first step
     row.save(force_insert=True)
+    _limit_playground_keys(seminar, [user.pk])
     return row, text
 
 
@@ -388,6 +390,7 @@ def end_seminar(seminar: Seminar, now: datetime) -> None:
         Membership.objects.filter(
             tenant=row.tenant, user__in=added, source=Membership.Source.MANUAL, role=Membership.Role.MEMBER
         ).delete()
+        _limit_playground_keys(row, [one.user_id for one in people])
         notify(
             [one.user for one in people],
             "seminar-over",
@@ -418,18 +421,42 @@ def close_due_seminars(now: datetime) -> int:
 
 def check_request(tenant: Tenant, user: User | None, **_facts: Any) -> None:
     """Raise GuestOfTheSeminar for a key of their own that a guest asks for."""
-    guests = SeminarParticipant.objects.filter(
-        user=user, seminar__tenant=tenant, seminar__ended_at=None, added_to_tenant=True
-    )
-    membership = Membership.objects.filter(
-        user=user, tenant=tenant, source=Membership.Source.MANUAL, role=Membership.Role.MEMBER
-    )
-    if user is not None and guests.exists() and membership.exists():
+    if user is not None and _is_guest(user, tenant):
         raise GuestOfTheSeminar(
             _("You are a member of %(tenant)s for the time of a seminar only. Use the key of the seminar.")
             % {"tenant": tenant},
             code="guest",
         )
+
+
+def _is_guest(user: User, tenant: Tenant) -> bool:
+    """Return whether this person is a member of the tenant through a seminar alone."""
+    added = SeminarParticipant.objects.filter(
+        user=user, seminar__tenant=tenant, seminar__ended_at=None, added_to_tenant=True
+    )
+    membership = Membership.objects.filter(
+        user=user, tenant=tenant, source=Membership.Source.MANUAL, role=Membership.Role.MEMBER
+    )
+    return added.exists() and membership.exists()
+
+
+def limit_playground_key(key: ApiKey, **_facts: Any) -> None:
+    """Give the playground's key of a guest the limit of the seminar, of several the highest; later take it away."""
+    rows = SeminarParticipant.objects.filter(user=key.user, seminar__tenant=key.tenant)
+    if key.user is None or not rows.filter(added_to_tenant=True).exists():
+        return  # never a guest: a limit that the key has is not of a seminar
+    if not _is_guest(key.user, key.tenant):
+        _limit_key(key, None)
+        return
+    limits = list(rows.filter(seminar__ended_at=None).values_list("seminar__tokens", flat=True))
+    finite = [tokens for tokens in limits if tokens is not None]
+    _limit_key(key, max(finite) if len(finite) == len(limits) else None)
+
+
+def _limit_playground_keys(seminar: Seminar, people: Iterable[int]) -> None:
+    keys = ApiKey.objects.filter(tenant=seminar.tenant, user__in=people, is_playground=True, revoked_at=None)
+    for key in keys.select_related("tenant", "user"):
+        limit_playground_key(key)
 
 
 def check_replacement(key: ApiKey, **_facts: Any) -> None:

@@ -11,7 +11,7 @@ from django.utils import timezone
 from modelregistry.supervisor import tasks
 from portal.accounts.models import Membership
 from portal.audit.models import AuditEvent
-from portal.keys import leaked_keys, lifecycle, playground, queries, secret
+from portal.keys import leaked_keys, lifecycle, lineage, playground, queries, secret
 from portal.keys.model_access import AvailableModel, Liveness, suggested_model
 from portal.keys.models import ApiKey, ModelAccess
 from portal.usage.models import UsageDay
@@ -111,6 +111,15 @@ class TestKey:
         as_alice.post("/try/research/key/")
         assert ApiKey.objects.filter(revoked_at=None).count() == 1
         assert ApiKey.objects.count() == 2
+
+    def test_what_was_used_with_one_that_is_ended_counts_on(self, alice, research):
+        made = []
+        for _ in range(3):
+            playground.renew_key(alice, research, timezone.now())
+            key = ApiKey.objects.get(revoked_at=None)
+            lifecycle.revoke_leaked_key(key, alice)
+            made.append(key.pk)
+        assert lineage.lineage_of([made[-1]]).chain(made[-1]) == made
 
     def test_it_needs_the_token_of_the_page(self, alice):
         careful = Client(enforce_csrf_checks=True)

@@ -240,6 +240,46 @@ class TestJoining:
         join(browser, seminars.code_of(seminar_of(research, olivia, is_company_wide=True)))
         assert ApiKey.objects.filter(user=charlie, tenant=research).count() == 2
 
+    def test_the_playground_of_a_guest_has_the_seminar_s_limit_while_it_runs(self, charlie, research, olivia):
+        def limits() -> list[int]:
+            return list(Quota.objects.filter(key=key).values_list("amount", flat=True))
+
+        both = [seminar_of(research, olivia, is_company_wide=True, tokens=tokens) for tokens in (5000, 2000)]
+        browser = client_of(charlie)
+        join(browser, seminars.code_of(both[0]))
+        assert browser.post("/try/research/key/").status_code == 200
+        key = ApiKey.objects.get(user=charlie, is_playground=True)
+        assert list(Quota.objects.filter(key=key).values_list("unit", "window")) == [("tokens", "day")]
+        assert limits() == [5000]
+        seminars.change_seminar(olivia, both[0], timezone.now(), tokens=700)
+        assert limits() == [700]
+        join(browser, seminars.code_of(both[1]))
+        assert limits() == [2000]
+        seminars.end_seminar(both[1], timezone.now())
+        assert limits() == [700]
+        seminars.end_seminar(both[0], timezone.now())
+        Membership.objects.create(user=charlie, tenant=research)
+        assert browser.post("/try/research/key/").status_code == 200
+        assert limits() == []
+
+    def test_a_key_of_the_playground_from_before_gets_the_limit_as_well(self, charlie, research, olivia):
+        membership = Membership.objects.create(user=charlie, tenant=research)
+        client_of(charlie).post("/try/research/key/")
+        membership.delete()
+        seminar = seminar_of(research, olivia, is_company_wide=True, tokens=5000)
+        seminars.join_seminar(charlie, seminars.code_of(seminar), timezone.now())
+        key = ApiKey.objects.usable().get(user=charlie, is_playground=True)
+        assert [quota.amount for quota in Quota.objects.filter(key=key)] == [5000]
+
+    def test_the_playground_of_a_member_has_no_limit_by_a_seminar(self, as_alice, alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        as_alice.post("/try/research/key/")
+        key = ApiKey.objects.get(user=alice, is_playground=True)
+        own = Quota.objects.create(key=key, unit="tokens", window="day", amount=9)
+        as_alice.post("/try/research/key/")
+        seminars.end_seminar(seminar, timezone.now())
+        assert list(Quota.objects.filter(key=key)) == [own]
+
     def test_a_member_who_joins_makes_keys_as_before(self, as_alice, alice, research, seminar):
         join(as_alice, seminars.code_of(seminar))
         asked = {"tenant": "research", "name": "mine"}
