@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from django.db.models import Count, F, Max, Min, OuterRef, Q, QuerySet, Subquery, Value
+from django.db.models import Count, F, Max, Min, Model, OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -47,6 +47,7 @@ OF_CALLS = {*FIRST_CALLS, "practised", "three-models"}
 # Parts of the names of keys, and of services, that programs without a name of their own are recognised by.
 HINTS = {"dify": "dify", "webui": "openwebui"}
 HINTED = frozenset(HINTS.values())  # with the time of the last use, which moves
+Row = TypeVar("Row", bound=Model)
 Done = dict[int, dict[str, datetime]]  # by person and step
 
 
@@ -148,32 +149,45 @@ def find_steps(users: Sequence[User], since: datetime | None = None) -> Done:
 def find_steps_of_seminar(people: Sequence[SeminarParticipant], until: datetime) -> Done:
     """Return what these participants of one seminar have done from their joining until then. Three queries at most.
 
-    A step that was done before as well counts if calls show it again. What changes with every later use, such as the
-    last sign-in, is not looked at: that a step disappears would say that a person did something afterwards.
+    A step that was done before as well counts if it is done again; trying a use case is recorded once in all. Who joins
+    is signed in and gets a key. What changes with every later use, such as the last sign-in, is not looked at: that a
+    step disappears would say that a person did something afterwards.
     """
     joined = {row.user_id: row.joined_at for row in people}
-    done: Done = {number: {"signed-in": at} for number, at in joined.items()}
+    done: Done = {number: {"signed-in": at, "key": at} for number, at in joined.items()}
     for row in StepDone.objects.filter(user__in=joined, at__lte=until):
         if row.at >= joined[row.user_id]:
             done[row.user_id].setdefault(row.step, row.at)
-    for number, step, at in _recognise(
-        [row.user for row in people], _missing(done), calls_since_joining(people, until)
-    ):
+    for number, step, at in _recognise([row.user for row in people], _missing(done), _SinceJoining(people, until)):
         if joined[number] <= at <= until:
             done[number].setdefault(step, at)
     return done
 
 
+@dataclass(frozen=True, slots=True)
+class _SinceJoining:
+    """The time that the organiser of one seminar sees of its participants: each from their joining on."""
+
+    people: Sequence[SeminarParticipant]
+    until: datetime
+
+    def limit(self, rows: QuerySet[Row], *, whose: str, at: str) -> QuerySet[Row]:
+        """Return those of the rows that are of this time and these people."""
+        joined = SeminarParticipant.objects.filter(seminar=self.people[0].seminar_id, user=OuterRef(whose))
+        return rows.filter(
+            Q(**{f"{at}__gte": min(row.joined_at for row in self.people)}),  # which an index finds
+            **{
+                f"{whose}__in": [row.user_id for row in self.people],
+                f"{at}__gte": Subquery(joined.values("joined_at")[:1]),
+                f"{at}__lte": self.until,
+            },
+        )
+
+
 def calls_since_joining(people: Sequence[SeminarParticipant], until: datetime) -> QuerySet[UsageRecord]:
     """Return the answered calls of these participants of one seminar, each from their joining on."""
-    joined = SeminarParticipant.objects.filter(seminar=people[0].seminar_id, user=OuterRef("user"))
-    return UsageRecord.objects.filter(
-        Q(started_at__gte=min(row.joined_at for row in people)),  # which an index finds
-        user__in=[row.user_id for row in people],
-        started_at__gte=Subquery(joined.values("joined_at")[:1]),
-        started_at__lte=until,
-        status=UsageRecord.Status.FINISHED,
-    )
+    calls = UsageRecord.objects.filter(status=UsageRecord.Status.FINISHED)
+    return _SinceJoining(people, until).limit(calls, whose="user", at="started_at")
 
 
 def record_steps(now: datetime) -> int:
@@ -268,9 +282,9 @@ def _shown_count(people: int, members: int) -> int | None:
 
 
 def _recognise(
-    users: Sequence[User], missing: set[str], since: datetime | QuerySet[UsageRecord] | None
+    users: Sequence[User], missing: set[str], since: datetime | _SinceJoining | None
 ) -> Iterator[tuple[int, str, datetime]]:
-    """Yield (person, step, when). `since`: from when on calls are looked at, or these calls."""
+    """Yield (person, step, when). `since`: from when on calls are looked at, or the time of all that is looked at."""
     numbers = [user.pk for user in users]
     if "signed-in" in missing:
         for user in users:
@@ -278,27 +292,17 @@ def _recognise(
     if missing & OF_CALLS:
         for row in _summed_calls(numbers, since):
             yield from _steps_of_calls(row)
-    firsts: dict[str, tuple[Any, str]] = {
-        "feedback": (Feedback.objects.filter(user__in=numbers), "user"),
-        "helped": (HelpedMark.objects.filter(user__in=numbers), "user"),
-        "quota": (QuotaRequest.objects.filter(asked_by__in=numbers), "asked_by"),
-    }
+    limited = since if isinstance(since, _SinceJoining) else None
     counted = [
-        *_steps_of_keys(numbers, missing - HINTED if isinstance(since, QuerySet) else missing),
-        *(
-            rows.order_by()
-            .values_list(whose)
-            .annotate(first=Min("asked_at" if step == "quota" else "at"), of=Value(step))
-            for step, (rows, whose) in firsts.items()
-            if step in missing
-        ),
+        *_steps_of_keys(numbers, missing - HINTED if limited else missing),
+        *_steps_of_words(numbers, missing, limited),
     ]
     if counted:
         for number, at, step in counted[0].union(*counted[1:], all=True):
             yield number, step, at
 
 
-def _summed_calls(numbers: Sequence[int], since: datetime | QuerySet[UsageRecord] | None) -> list[dict[str, Any]]:
+def _summed_calls(numbers: Sequence[int], since: datetime | _SinceJoining | None) -> list[dict[str, Any]]:
     calls = UsageRecord.objects.filter(status=UsageRecord.Status.FINISHED)
     sums: dict[str, Any] = {
         name.replace("-", "_"): Min("started_at", filter=shown) for name, shown in FIRST_CALLS.items()
@@ -308,7 +312,10 @@ def _summed_calls(numbers: Sequence[int], since: datetime | QuerySet[UsageRecord
     sums["models"] = Count("model", distinct=True)
     sums["last_call"] = Max("started_at")
     if since is not None:
-        found = since if isinstance(since, QuerySet) else calls.filter(user__in=numbers, started_at__gte=since)
+        if isinstance(since, _SinceJoining):
+            found = since.limit(calls, whose="user", at="started_at")
+        else:
+            found = calls.filter(user__in=numbers, started_at__gte=since)
         rows: Any = found.order_by().values("user_id")
         return list(rows.annotate(**sums))
     (number,) = numbers
@@ -338,3 +345,18 @@ def _steps_of_keys(numbers: Sequence[int], missing: set[str]) -> Iterator[QueryS
             named = keys.filter(whose, Q(name__icontains=part) | Q(service__icontains=part), last_used_at__isnull=False)
             by_person = named.annotate(person=Coalesce("user", "responsible")).values_list("person")
             yield by_person.annotate(first=Min("last_used_at"), of=Value(step))
+
+
+def _steps_of_words(
+    numbers: Sequence[int], missing: set[str], limited: _SinceJoining | None
+) -> Iterator[QuerySet[Any, Any]]:
+    """Yield what finds (person, when, step) by what people said: a thumb, "helped me", a request."""
+    said: dict[str, tuple[QuerySet[Any], str, str]] = {
+        "feedback": (Feedback.objects.all(), "user", "at"),
+        "helped": (HelpedMark.objects.all(), "user", "at"),
+        "quota": (QuotaRequest.objects.all(), "asked_by", "asked_at"),
+    }
+    for step, (rows, whose, at) in said.items():
+        if step in missing:
+            found = limited.limit(rows, whose=whose, at=at) if limited else rows.filter(**{f"{whose}__in": numbers})
+            yield found.order_by().values_list(whose).annotate(first=Min(at), of=Value(step))

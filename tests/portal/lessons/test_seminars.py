@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from portal.accounts.models import Membership
 from portal.audit.models import AuditEvent
+from portal.feedback.models import Feedback
 from portal.keys import lifecycle
 from portal.keys.models import ApiKey
 from portal.keys.secret import digest_of
@@ -22,14 +23,16 @@ from portal.lessons import code_throttle, invitations, progress, seminars
 from portal.lessons.courses import all_courses
 from portal.lessons.models import Seminar, SeminarParticipant, StepDone
 from portal.lessons.seminars import SeminarRefused
-from portal.quotas.models import Quota
+from portal.quotas.models import Quota, QuotaRequest
 from portal.usage.models import UsageRecord
+from portal.use_cases.models import HelpedMark
 from tests.conftest import person
 from tests.html import all_of, has, texts
 from tests.pages import key_of, serve, use
 from tests.portal.browsing import WHOLE_KEY, client_of, read
 from tests.portal.recorded import notified
 from tests.seminars import seminar_of
+from tests.use_cases import use_case
 
 pytestmark = pytest.mark.django_db
 
@@ -567,18 +570,54 @@ class TestProgress:
                 (
                     row.person.username,
                     row.answered_at is not None,
-                    {one.step.code for one in row.progress.steps if one.done_at} - {"signed-in", "key"},
+                    {one.step.code for one in row.progress.steps if one.done_at},
                 )
                 for row in seminars.read_participants(seminar)
             ]
 
         Seminar.objects.filter(pk=seminar.pk).update(course="developers")
         seminar.refresh_from_db()
-        expected = [("alice", False, set()), ("bob", False, set()), ("carol", True, {"curl"})]
+        expected = [("alice", False, {"key"}), ("bob", False, {"key"}), ("carol", True, {"key", "curl"})]
         assert shown() == expected
         seminars.end_seminar(seminar, later + timedelta(hours=5))
         seminar.refresh_from_db()
         assert shown() == expected
+
+    @pytest.mark.parametrize(
+        ("course", "given", "joined"),
+        [("everyone", {"feedback", "helped"}, {"signed-in"}), ("developers", {"quota"}, {"key"})],
+    )
+    def test_what_was_done_before_as_well_is_as_if_done_for_the_first_time(
+        self, alice, bob, carol, research, seminar, course, given, joined
+    ):
+        Seminar.objects.filter(pk=seminar.pk).update(course=course)
+        seminar.refresh_from_db()
+        cases = [use_case(carol, research, publisher=bob) for _ in range(3)]
+        over = seminar.ends_at + seminars.AFTERWARDS + timedelta(minutes=1)
+
+        def act(one, time: int) -> None:
+            at = (timezone.now() - timedelta(days=9), timezone.now(), over)[time]
+            Feedback.objects.create(request_id=f"{one.pk} {time}", user=one, tenant=research, score=1, at=at)
+            HelpedMark.objects.create(user=one, use_case=cases[time], at=at)
+            asked = {"unit": "tokens", "window": "day", "amount": 2, "previous_amount": 1, "state": "withdrawn"}
+            QuotaRequest.objects.create(tenant=research, user=one, asked_by=one, asked_at=at, **asked)
+
+        old, idle = person("old", research), person("idle", research)
+        for one in (old, idle):
+            act(one, 0)
+            key_of(one, research)
+        for one in (alice, old, idle):
+            seminars.join_seminar(one, seminars.code_of(seminar), timezone.now())
+        for one in (alice, old):
+            act(one, 1)
+        for one in (old, idle):
+            act(one, 2)
+        rows = seminars.read_participants(seminar)
+        assert [(row.person, {one.step.code for one in row.progress.steps if one.done_at}) for row in rows] == [
+            (alice, joined | given),
+            (old, joined | given),
+            (idle, joined),
+        ]
 
     def test_what_was_done_after_an_early_end_is_not_on_it(self, alice, bob, research, seminar):
         seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
