@@ -261,14 +261,14 @@ def count_members(tenant: Tenant, now: datetime) -> list[CourseCounts]:
         CourseCounts(
             name=course.name,
             members=number_of_members,
-            finished=_shown_count(
+            finished=shown_count(
                 sum(all(step.optional or step.code in steps for step in course.steps) for steps in done.values()),
                 number_of_members,
             ),
             steps=[
                 {
                     "code": step.code,
-                    "people": _shown_count(sum(step.code in steps for steps in done.values()), number_of_members),
+                    "people": shown_count(sum(step.code in steps for steps in done.values()), number_of_members),
                 }
                 for step in course.steps
             ],
@@ -277,7 +277,8 @@ def count_members(tenant: Tenant, now: datetime) -> list[CourseCounts]:
     ]
 
 
-def _shown_count(people: int, members: int) -> int | None:
+def shown_count(people: int, members: int) -> int | None:
+    """Return to the nearest LEAST how many of the members did something; None: fewer than LEAST did, or did not."""
     return round_people(people) if LEAST <= people <= members - LEAST else None
 
 

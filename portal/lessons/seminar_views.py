@@ -1,5 +1,6 @@
 """The pages of seminars: to open and change one and see how it goes, to name people, and to join one."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import segno
@@ -24,7 +25,7 @@ from portal.accounts.timezones import zone_of
 from portal.keys import model_access
 from portal.keys.key_example import base_url, make_example
 from portal.keys.lifecycle import KeyRefused
-from portal.lessons import code_throttle, invitations, seminars
+from portal.lessons import code_throttle, invitations, progress, seminars
 from portal.lessons.courses import all_courses
 from portal.lessons.forms import JoinForm, NamesForm, PlanForm, SeminarForm, TakeBackForm, initial_plan
 from portal.lessons.models import Seminar, SeminarParticipant
@@ -73,12 +74,19 @@ def seminar_page(request: HttpRequest, pk: int) -> HttpResponse:
 
 def render_seminar(request: HttpRequest, seminar: Seminar, names: NamesForm, status: int = 200) -> HttpResponse:
     rows = seminars.read_participants(seminar)
-    context = {
-        **describe(request, seminar),
-        "rows": rows,
+    shows_names = seminars.shows_names(seminar, timezone.now())
+    counts = {
         "with_key": sum(row.has_key for row in rows),
         "answered": sum(row.answered_at is not None for row in rows),
-        "shows_names": seminars.shows_names(seminar, timezone.now()),
+    }
+    shown: Mapping[str, int | None] = counts
+    if not shows_names:
+        shown = {name: progress.shown_count(people, len(rows)) for name, people in counts.items()}
+    context = {
+        **describe(request, seminar),
+        **shown,
+        "rows": rows,
+        "shows_names": shows_names,
         "awaited": [] if seminar.ended_at else invitations.awaited(seminar),
         "names": names,
     }
