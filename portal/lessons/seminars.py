@@ -217,6 +217,11 @@ def change_seminar(by: User, seminar: Seminar, now: datetime, **changes: Unpack[
 def _check_changes(seminar: Seminar, changed: Collection[str], now: datetime) -> None:
     """Raise SeminarRefused. A limit that older versions took stays until it, or the places, are changed."""
     _check_hours(seminar, now)
+    if "begins_at" in changed and seminar.participants.exists():
+        # With its beginning the end could move for months, until which its organiser sees what they do.
+        raise SeminarRefused(
+            _("People have joined, so the beginning stays. End this seminar and open another one."), code="joined"
+        )
     if "tokens" in changed or "places" in changed:
         _check_tokens(seminar)
     if "places" in changed and seminar.places < count_places_taken(seminar):

@@ -388,6 +388,29 @@ class TestChanging:
         self.changed(seminar, bob, ends_at=seminar.ends_at + timedelta(hours=1))
         assert sorted(notified("seminar-moved")) == ["alice", "carol"]
 
+    @pytest.mark.parametrize("begins", [timedelta(minutes=-5), timedelta(minutes=30)])
+    def test_its_beginning_stays_once_a_person_has_joined(self, alice, bob, research, begins):
+        """Or its end could be moved for months, and its organiser would see what alice does until then."""
+        now = timezone.now()
+        seminar = seminar_of(research, bob, begins_at=now + begins, ends_at=now + timedelta(hours=2))
+        moved = self.changed(seminar, bob, begins_at=seminar.begins_at + timedelta(minutes=10))
+        seminars.join_seminar(alice, seminars.code_of(seminar), now)
+        later = {"begins_at": now + timedelta(days=30), "ends_at": now + timedelta(days=30, hours=2)}
+        for changes in (later, {"begins_at": moved.begins_at + timedelta(minutes=10)}):
+            with pytest.raises(SeminarRefused) as refused:
+                self.changed(seminar, bob, **changes)
+            assert refused.value.code == "joined"
+        last = moved.begins_at + seminars.LONGEST
+        assert self.changed(seminar, bob, begins_at=moved.begins_at, ends_at=last).ends_at == last
+        with pytest.raises(SeminarRefused) as refused:
+            self.changed(seminar, bob, ends_at=last + timedelta(minutes=1))
+        assert refused.value.code == "too-long"
+
+    def test_the_page_says_why_the_beginning_stays(self, as_bob, alice, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        answer = as_bob.post(f"/lessons/seminars/{seminar.pk}/edit/", form())
+        assert (answer.status_code, list(answer.context["form"].errors)) == (400, ["__all__"])
+
     def test_hours_that_come_back_are_notified_again(self, alice, bob, seminar):
         seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
         first, later = seminar.ends_at, seminar.ends_at + timedelta(hours=1)
