@@ -177,7 +177,10 @@ def take_back(request: HttpRequest, pk: int, participant_pk: int) -> HttpRespons
     participant = get_object_or_404(rows, seminar=seminar, pk=participant_pk)
     form = TakeBackForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
-        seminars.take_back_key(user, participant, form.cleaned_data["reason"])
+        try:
+            seminars.take_back_key(user, participant, form.cleaned_data["reason"])
+        except SeminarRefused as refusal:
+            messages.error(request, refusal.sentence)
         return redirect("seminar", pk)
     if participant.key is None or participant.key.revoked_at is not None:
         return redirect("seminar", pk)

@@ -354,9 +354,15 @@ def _is_open(seminar: Seminar, user: User, now: datetime) -> bool:
 
 
 def take_back_key(by: User, participant: SeminarParticipant, reason: str = "") -> None:
-    """Revoke a participant's keys for good; the person is notified, and gets no other one of this seminar."""
+    """Revoke a participant's keys for good; the person is notified, and gets no other one of this seminar.
+
+    Raises SeminarRefused once the seminar is over, and PermissionDenied.
+    """
     check_organiser(by, participant.seminar)
     with transaction.atomic():
+        seminar = _lock_seminar(pk=participant.seminar_id)
+        if seminar is None or seminar.ended_at is not None:
+            raise SeminarRefused(_("The seminar is over."), code="over")
         keys = _lock_keys(SeminarParticipant.objects.filter(pk=participant.pk))
         SeminarParticipant.objects.filter(pk=participant.pk, taken_back_at=None).update(taken_back_at=timezone.now())
         for key in keys:
