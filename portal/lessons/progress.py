@@ -155,7 +155,7 @@ def find_steps_of_seminar(people: Sequence[SeminarParticipant], until: datetime)
     """
     joined = {row.user_id: row.joined_at for row in people}
     done: Done = {number: {"signed-in": at, "key": at} for number, at in joined.items()}
-    for row in StepDone.objects.filter(user__in=joined, at__lte=until):
+    for row in StepDone.objects.filter(user__in=joined, at__lte=until).exclude(step__in=HINTED):
         if row.at >= joined[row.user_id]:
             done[row.user_id].setdefault(row.step, row.at)
     for number, step, at in _recognise([row.user for row in people], _missing(done), _SinceJoining(people, until)):

@@ -24,6 +24,7 @@ from portal.lessons.courses import all_courses
 from portal.lessons.models import Seminar, SeminarParticipant, StepDone
 from portal.lessons.seminars import SeminarRefused
 from portal.quotas.models import Quota, QuotaRequest
+from portal.usage.client_classes import DIFY, OPEN_WEBUI
 from portal.usage.models import UsageRecord
 from portal.use_cases.models import HelpedMark
 from tests.conftest import person
@@ -680,6 +681,23 @@ class TestProgress:
         ApiKey.objects.filter(pk=key.pk).update(last_used_at=seminar.ends_at + timedelta(days=1))
         assert [row.progress for row in seminars.read_participants(seminar)] == [row.progress for row in before]
 
+    def test_a_night_adds_no_step_that_the_name_of_a_key_hints_at(self, alice, bob, research, seminar):
+        """It has the time of the last use: whether it appears would say if the key was used after the end."""
+        Seminar.objects.filter(pk=seminar.pk).update(course="developers")
+        seminar.refresh_from_db()
+        for one in (alice, bob):
+            seminars.join_seminar(one, seminars.code_of(seminar), timezone.now())
+        ApiKey.objects.filter(user=alice).update(name="dify and webui", last_used_at=timezone.now())
+        for client in (DIFY, OPEN_WEBUI):
+            use(ApiKey.objects.get(user=bob), client_class=client)
+        call_command("recordsteps")
+        assert StepDone.objects.filter(user=alice, step__in=progress.HINTED).count() == 2
+        hinted = [
+            {one.step.code for one in row.progress.steps if one.done_at} & progress.HINTED
+            for row in seminars.read_participants(seminar)
+        ]
+        assert hinted == [set(), set(progress.HINTED)]  # calls of these programs count
+
     def test_days_after_the_end_names_are_gone_and_counts_stay(self, as_bob, alice, seminar):
         seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
         use(ApiKey.objects.get())
@@ -706,9 +724,9 @@ class TestProgress:
     ):
         for number in range(joined):
             one = person(f"p{number}", research)
-            participant, _text = seminars.join_seminar(one, seminars.code_of(seminar), timezone.now())
+            seminars.join_seminar(one, seminars.code_of(seminar), timezone.now())
             if number < answered:
-                use(participant.key)
+                use(ApiKey.objects.get(user=one))
         seminars.end_seminar(seminar, timezone.now())
         page, over = f"/lessons/seminars/{seminar.pk}/", timezone.now()
         for days, numbers in (
