@@ -37,6 +37,17 @@ class TakeBackForm(forms.Form):
     )
 
 
+def _tokens_field(most: int) -> forms.IntegerField:
+    return forms.IntegerField(
+        label=_("Tokens per day for each participant"),
+        required=False,
+        min_value=1,
+        max_value=most,
+        initial=seminars.USUAL_TOKENS,
+        help_text=_("Empty: no limit, for up to 40 places."),
+    )
+
+
 class PlanForm(forms.Form):
     """What an organiser decides about a seminar. Day and hours are of the tenant's zone."""
 
@@ -58,14 +69,7 @@ class PlanForm(forms.Form):
         initial=seminars.USUAL_PLACES,
         help_text=_("So many people may join. People that you invite keep theirs."),
     )
-    tokens = forms.IntegerField(
-        label=_("Tokens per day for each participant"),
-        required=False,
-        min_value=1,
-        max_value=MAX_AMOUNT,
-        initial=seminars.USUAL_TOKENS,
-        help_text=_("Empty: no limit, for up to 40 places."),
-    )
+    tokens = _tokens_field(MAX_AMOUNT)  # as older versions took it: what the form shows of such a seminar can be saved
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -102,6 +106,7 @@ class SeminarForm(PlanForm):
     """A new seminar."""
 
     tenant = forms.ChoiceField(label=_("Tenant"))
+    tokens = _tokens_field(seminars.MOST_TOKENS)
     field_order = ("tenant",)
 
     def __init__(self, *args: Any, user: User, **kwargs: Any) -> None:

@@ -111,7 +111,7 @@ class ChangedSeminar(KnownFields):
         required=False,
         allow_null=True,
         min_value=1,
-        max_value=MAX_AMOUNT,
+        max_value=MAX_AMOUNT,  # as older versions took it: what is sent back unchanged is no change
         help_text="Per day and participant. Null: no limit, for up to 40 places.",
     )
 
@@ -138,7 +138,7 @@ class NewSeminar(ChangedSeminar):
         allow_null=True,
         default=seminars.USUAL_TOKENS,
         min_value=1,
-        max_value=MAX_AMOUNT,
+        max_value=seminars.MOST_TOKENS,
         help_text="Per day and participant. Null: no limit, for up to 40 places.",
     )
 

@@ -15,8 +15,9 @@ from portal.lessons.forms import PlanForm
 from portal.lessons.models import Seminar
 from portal.quotas.models import Quota
 from tests.conftest import person
+from tests.html import one_of
 from tests.pages import key_of, management_key_of, use
-from tests.portal.browsing import client_of
+from tests.portal.browsing import client_of, read
 from tests.portal.recorded import notified
 from tests.seminars import seminar_of
 
@@ -148,6 +149,21 @@ class TestSeminars:
         refused = post(as_bob, "seminars/", plan(places=300, tokens=None), 400)
         assert [fault["pointer"] for fault in refused["errors"]] == ["#/tokens"]
         assert not Seminar.objects.exists()
+
+    def test_the_schema_announces_the_highest_limit_that_is_taken(self, as_bob, research):
+        shapes = as_bob.get("/api/schema/?format=json").json()["components"]["schemas"]
+        assert shapes["NewSeminarRequest"]["properties"]["tokens"]["maximum"] == seminars.MOST_TOKENS
+        assert post(as_bob, "seminars/", plan(tokens=seminars.MOST_TOKENS), 201)["tokens"] == seminars.MOST_TOKENS
+
+    def test_a_higher_limit_of_older_versions_is_sent_back_unchanged(self, as_bob, seminar):
+        Seminar.objects.filter(pk=seminar.pk).update(tokens=seminars.MOST_TOKENS + 1)
+        path, changes = f"/api/v1/seminars/{seminar.pk}/", {"tokens": seminars.MOST_TOKENS + 1, "title": "Later"}
+        assert as_bob.patch(path, changes, JSON).json()["title"] == "Later"
+        assert as_bob.patch(path, {"tokens": seminars.MOST_TOKENS + 2}, JSON).status_code == 400
+        field = one_of(read(as_bob, f"/lessons/seminars/{seminar.pk}/edit/"), "[name=tokens]").attributes
+        assert int(field["max"]) > int(field["value"]) == seminars.MOST_TOKENS + 1
+        new = one_of(read(as_bob, "/lessons/seminars/new/"), "[name=tokens]")
+        assert new.attributes["max"] == str(seminars.MOST_TOKENS)
 
     def test_the_list_has_those_that_one_organises_and_no_code(self, as_bob, as_alice, as_olivia, seminar):
         for client, number in ((as_bob, 1), (as_alice, 0), (as_olivia, 1)):
