@@ -114,7 +114,10 @@ class Seminars(GenericViewSet[Seminar]):
         responses={200: shapes.SeminarWithCode},
     )
     def partial_update(self, request: Request, pk: int) -> Response:
-        """Change what is sent. Keys of those who have joined follow; people are notified of new hours."""
+        """Change what is sent. Keys of those who have joined follow; people are notified of new hours.
+
+        The beginning stays once a person has joined.
+        """
         values = validated(shapes.ChangedSeminar, request.data)
         row = seminars.change_seminar(current_user(request), self.get_object(), timezone.now(), **values)
         return Response(shapes.SeminarWithCode(row, context={"request": request}).data)
@@ -176,7 +179,10 @@ class Seminars(GenericViewSet[Seminar]):
         responses={200: shapes.Participant},
     )
     def take_back(self, request: Request, pk: int) -> Response:
-        """Revoke a participant's keys of this seminar for good. The person is notified of the reason."""
+        """Revoke a participant's keys of this seminar for good. The person is notified of the reason.
+
+        Refused once the seminar is over.
+        """
         seminar = self.get_object()
         values = validated(shapes.TakingBack, request.data)
         if seminar.ended_at is not None:  # also where there is nothing more to take back

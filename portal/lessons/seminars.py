@@ -190,7 +190,8 @@ def _refuse_tokens(code: str, sentence: str) -> SeminarRefused:
 def change_seminar(by: User, seminar: Seminar, now: datetime, **changes: Unpack[SeminarChanges]) -> Seminar:
     """Change a seminar that is not over, and with it the keys of those who have joined.
 
-    People who are named or have joined are notified of new hours. Raises SeminarRefused and PermissionDenied.
+    People who are named or have joined are notified of new hours. Once a person has joined, the beginning stays. Raises
+    SeminarRefused and PermissionDenied.
     """
     check_organiser(by, seminar)
     with transaction.atomic():
