@@ -1,7 +1,7 @@
 """Keeps the head of a cluster running, and its door: `python -m modelregistry.cluster.head DIRECTORY`.
 
 DIRECTORY has `head.json` (`HeadHome`) and the head's secrets. The head is to be on a machine that is not a GPU host's
-alone: while it is away nothing ends, but nothing new is noticed either.
+alone: while it is away nothing ends before its lease does, but nothing new is noticed either.
 """
 
 import asyncio
