@@ -12,6 +12,7 @@ from modelregistry.models import Host, Replica
 from portal.accounts.models import Tenant, User
 from portal.adoption import tips
 from portal.lessons import invitations, seminars
+from portal.lessons.forms import initial_plan
 from portal.lessons.models import SeminarParticipant
 from portal.notifications.models import Notice, Webhook
 from portal.prices import price_list
@@ -282,25 +283,26 @@ PRICE_FORM = {
     **{"kind": "internal", "model": "qwen", "first_day": "2026-05-01", "input_price": "0.5", "output_price": "1.5"},
 }
 KEY_FORM = {"name": "desk", "every_model": "yes", "key_class": "interactive"}
+SOON = str(timezone.localdate() + timedelta(days=2))
 QUOTA_FORM = {"kind": "requests/day", "model": "", "amount": "1"}
 WEBHOOK_FORM = {
     **{"name": "operations", "style": "slack", "url": "http://127.0.0.1:9/hook", "language": "ja"},
     **{"kinds": "canary-failed", "is_active": "on"},
 }
 NEWS_FORM = {
-    **{"level": "info", "title_ja": "新モデル", "begins_at": "2026-12-01T09:00", "ends_at": "2026-12-02T09:00"},
+    **{"level": "info", "title_ja": "新モデル", "begins_at": f"{SOON}T09:00", "ends_at": f"{SOON}T19:00"},
     "days_ahead": "1",
 }
-NEWS = {"title_en": "New", "begins_at": "2026-12-01T09:00:00+09:00", "ends_at": "2026-12-02T09:00:00+09:00"}
+NEWS = {"title_en": "New", "begins_at": f"{SOON}T09:00:00+09:00", "ends_at": f"{SOON}T19:00:00+09:00"}
 WEBHOOK = {"name": "operations", "style": "slack", "url": "http://127.0.0.1:9/hook"}
 MEMBER_QUOTA = {"tenant": "research", "user": "alice", "unit": "requests", "window": "day", "amount": 1}
 
-SOON = str(timezone.localdate() + timedelta(days=2))
 PLAN_FORM = {
     **{"title": "Begin", "course": "everyone", "day": SOON, "begins": "10:00", "ends": "12:00"},
     **{"places": "30", "tokens": "1"},
 }
 SEMINAR_FORM = {**PLAN_FORM, "tenant": "research"}
+EDITED_PLAN: dict[str, Any] = {}  # of the seminar that there is: people have joined it, so its beginning stays
 NEW_SEMINAR = {
     **{"tenant": "research", "course": "everyone", "tokens": 1},
     **{"begins_at": f"{SOON}T10:00:00+09:00", "ends_at": f"{SOON}T12:00:00+09:00"},
@@ -361,7 +363,7 @@ WRITES = {
     ("POST", "feedback/give/"): Write(PEOPLE.who),
     ("POST", "lessons/join/"): Write(PEOPLE.who),
     ("POST", "lessons/seminars/new/"): Write(ADMINS.who, SEMINAR_FORM),
-    ("POST", "lessons/seminars/<id:pk>/edit/"): Write(ADMINS.who, PLAN_FORM),
+    ("POST", "lessons/seminars/<id:pk>/edit/"): Write(ADMINS.who, EDITED_PLAN),
     ("POST", "lessons/seminars/<id:pk>/join/"): Write(ALICE.who, {}),
     ("POST", "lessons/seminars/<id:pk>/people/"): Write(ADMINS.who, {"names": "bob"}),
     ("POST", "lessons/seminars/<id:pk>/people/<id:person_pk>/remove/"): Write(ADMINS.who, {}),
@@ -497,6 +499,7 @@ def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
     case = use_case(alice, research, publisher=bob)
     comment = add_comment(alice, case, "good")
     seminar = seminar_of(research, bob, tokens=1)
+    EDITED_PLAN.update({name: str(value) for name, value in initial_plan(seminar).items()}, title="Begin again")
     invitations.name_people(bob, seminar, [alice])
     guest = person("guest", research)
     seminars.join_seminar(guest, seminars.code_of(seminar), timezone.now())
