@@ -127,9 +127,9 @@ def test_a_thumb_and_a_sentence_are_left_for_an_answer(page, serve, alice):
     expect(tab.locator(".turn.model")).to_have_count(1)  # Enter sent no message
 
 
-def test_only_the_first_question_is_a_use_of_the_use_case(page, serve, alice, bob, research):
+def test_only_the_first_question_is_a_use_of_the_use_case(page, serve, bob, research):
     serve()
-    case = use_case(alice, research, publisher=bob)
+    case = use_case(bob, research, publisher=bob)  # authors are not counted
     tab = page(path=f"/use-cases/{case.pk}/")
     tab.locator("#fill button.primary").click()
     tab.wait_for_url("**/try/**")
