@@ -20,6 +20,7 @@ from modelregistry.database_clock import database_now
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import engine_named
 from modelregistry.engines.version_trials import UNTRIED, Trial
+from modelregistry.hostside.inspection import Inspection
 from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import FileFacts
 from modelregistry.memory.allocation import Allocation, MemoryUse
@@ -124,16 +125,9 @@ class DesiredHost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Inspection):
     """As `HostReport`; `at` is when it was seen."""
 
-    devices: list[dict[str, Any]]
-    strangers: list[dict[str, Any]]
-    engines: dict[str, str]
-    installed: dict[str, list[str]]
-    stamps: dict[str, dict[str, str]]
-    default_versions: dict[str, str]
-    problems: list[dict[str, str]]
     at: datetime
 
 

@@ -17,10 +17,7 @@ from tests.ray.measurements import note
 from tests.ray.traffic import calling, start_engine
 from tests.waiting import eventually
 
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-]
+pytestmark = pytest.mark.timeout(300)  # network namespaces need root
 
 
 @contextlib.asynccontextmanager

@@ -13,10 +13,7 @@ from tests.ray.clusters import RENEWAL, Cluster, Host, ask, cluster, wait_for_ho
 from tests.ray.networks import ip
 from tests.waiting import until
 
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-]
+pytestmark = pytest.mark.timeout(300)  # network namespaces need root
 
 
 def join(made: Cluster, number: int, invitation: Invitation, directory: Path) -> "subprocess.CompletedProcess[str]":

@@ -28,10 +28,7 @@ from tests.ray.measurements import note
 from tests.ray.networks import Namespace
 from tests.waiting import eventually
 
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-]
+pytestmark = pytest.mark.timeout(300)  # network namespaces need root
 CHATTER = Path(__file__).with_name("chatter.py")
 
 

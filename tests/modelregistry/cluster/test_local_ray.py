@@ -10,10 +10,7 @@ from tests.ray.clusters import RENEWAL, ask, cluster, renewed, wait_for_hosts
 from tests.ray.traffic import start_engine
 from tests.waiting import eventually
 
-pytestmark = [
-    pytest.mark.timeout(180),
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-]
+pytestmark = pytest.mark.timeout(180)  # network namespaces need root
 
 
 async def test_a_host_joins_obeys_its_lease_and_its_engine_outlives_its_agent():
