@@ -10,12 +10,16 @@ help:
 	@echo 'make test-engines  all three llama.cpp launchers, two of them compiled first (25 minutes, later 3)'
 	@echo 'make test-clients  real clients, Open WebUI among them (1.2 GB; some minutes, later 2)'
 	@echo 'make test-gpu  what is planned for GPUs beside what this machine has (one is needed; 5 minutes)'
-	@echo 'make test-ray  a cluster of GPU hosts whose parts die, in networks of its own (as root; 5 minutes)'
+	@echo 'make test-ray  a cluster of GPU hosts whose parts die, in networks of its own (as root; 15 minutes)'
+	@echo 'make test-ray-storm   such a cluster whose parts die at random under load (MINUTES=10; as root)'
+	@echo 'make test-ray-operations   what operators do to such a cluster: upgrades, rotation, copies (as root; 6 minutes)'
+	@echo 'make test-restart  what callers notice of upgrades, restarts and deaths, with streams of 30 s (5 minutes)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway; pages (50 minutes)'
 	@echo 'make chaos   kill -9 every part at random under load, vLLM included (MINUTES=20, SEED=…)'
 	@echo 'make fuzz    send malformed input to every part (SECONDS=600, SEED=…)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
 	@echo 'make host    set up a GPU host of a cluster (deploy/RAY.md)'
+	@echo 'make release  one file with all that a machine without a network needs (WITH="vllm demo-models": also these)'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'
 
 setup:
@@ -50,11 +54,28 @@ test-gpu: test-setup
 
 # Real Ray, in network namespaces: parts die, nodes are cut off. Shows what it measured.
 test-ray: test-setup
-	.venv/bin/pytest tests/ray
+	.venv/bin/pytest tests/ray --ignore tests/ray/test_operations.py --ignore tests/ray/test_storm.py
+
+# Parts of such a cluster die one after the other for MINUTES while its models are called.
+test-ray-storm: MINUTES = 10
+test-ray-storm: test-setup
+	RAY_STORM_MINUTES=$(MINUTES) .venv/bin/pytest tests/ray/test_storm.py
+
+# The same while nothing dies: controllers on two machines, clocks that are off, upgrades, rotation, copies.
+test-ray-operations: test-setup
+	.venv/bin/pytest tests/ray/test_operations.py
+
+# Shows what it measured; the figures in deploy/OPERATIONS.md are from here.
+test-restart: test-setup
+	.venv/bin/python -m tests.restart
 
 # All that a GPU host needs to join a cluster; see deploy/RAY.md.
 host:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py host
+
+# Into dist/, of the commit that is checked out.
+release:
+	@python=$$(deploy/find-python) && "$$python" deploy/setup.py release && "$$python" -m deploy.release $(WITH:%=--with %)
 
 check: lint language types imports schema
 
@@ -105,6 +126,8 @@ lock:
 	"$$uv"/bin/uv pip compile tests/clients/openwebui.in --override tests/clients/openwebui-without.in $(OPTIONS) \
 		--output-file tests/clients/openwebui.lock; \
 	.venv/bin/python -m tests.clients.environment lock; \
+	"$$uv"/bin/uv pip compile deploy/release/build.in --constraint requirements.lock $(OPTIONS) \
+		--output-file deploy/release/build.lock; \
 	"$$uv"/bin/uv pip compile portal/frontend/node.in $(OPTIONS) --output-file portal/frontend/node.lock; \
 	for engine in vllm-cpu vllm-cuda llama-server llama-cpp-python ray; do \
 		"$$uv"/bin/uv pip compile modelregistry/install/locks/$$engine/pyproject.toml $(OPTIONS) \
@@ -112,4 +135,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 
-.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu test-ray host check lint types imports schema bench chaos fuzz lock
+.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu test-ray test-ray-storm test-ray-operations test-restart host release check lint types imports schema bench chaos fuzz lock

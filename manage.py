@@ -16,7 +16,7 @@ def main() -> None:
     if asks_for_version(sys.argv[1:]):
         from django import get_version
 
-        from portal.version import VERSION
+        from modelregistry.version import VERSION
 
         print(f"Madoguchi {VERSION} (Django {get_version()}, Python {platform.python_version()})")
         return

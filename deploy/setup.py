@@ -1,4 +1,4 @@
-"""python deploy/setup.py run|test|bench|host: all that a target of the Makefile needs, quick when nothing changed.
+"""python deploy/setup.py run|test|bench|host|release: what a target of the Makefile needs, quick if nothing changed.
 
 Run by the Python that `deploy/find-python` found, before there is anything else: standard library only.
 """
@@ -16,7 +16,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 # Each kind of set-up needs the packages of these marks and this lock; the second lock holds the first.
 # A GPU host of a cluster needs Ray and nothing of the portal, so the whole of its .venv/ is what that lock lists.
-MARKS = {"run": ("run",), "test": ("run", "test"), "bench": ("run", "bench"), "host": ("host",)}
+MARKS = {"run": ("run",), "test": ("run", "test"), "bench": ("run", "bench"), "host": ("host",), "release": ("run",)}
 RAY_LOCK = "modelregistry/install/locks/ray/ray.lock"
 LOCKS = {
     "run": "requirements.lock",
@@ -179,6 +179,8 @@ def clients() -> None:
 
 def main(kind: str) -> None:
     system_packages(kind)
+    if kind == "release":  # brings an environment of its own
+        return
     environment()
     dependencies(LOCKS[kind])
     if kind == "host":

@@ -8,9 +8,11 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import hosts
+from modelregistry.admin_deletion import WithRelatedRows
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from modelregistry.process import process
 
@@ -18,10 +20,14 @@ LOG_LINES = 200
 
 
 @admin.register(Host)
-class HostAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
+class HostAdmin(WithRelatedRows):
     list_display = ("name", "address", "maintenance", "seen_at")
-    readonly_fields = ("seen_at",)
+    readonly_fields = ("seen_at", "removal")
     search_fields = ("name",)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Host | None = None) -> tuple[str, ...]:
+        """Return them without `removal` for a host that is being added."""
+        return self.readonly_fields if obj else ("seen_at",)
 
     def save_model(self, request: HttpRequest, obj: Host, form: forms.ModelForm, change: bool) -> None:  # type: ignore[type-arg]
         # Not the other fields, which its supervisor may have written since they were read.
@@ -30,6 +36,14 @@ class HostAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its s
     def has_delete_permission(self, request: HttpRequest, obj: Host | None = None) -> bool:
         """Return whether the host may be removed, as `hosts.remove_host` decides."""
         return obj is not None and super().has_delete_permission(request, obj) and not hosts.find_removal_obstacle(obj)
+
+    @admin.display(description=_("deletion"))
+    def removal(self, host: Host) -> SafeString | str:
+        """Return why there is no button to delete the host, or that there is one."""
+        obstacle = hosts.find_removal_obstacle(host)
+        if not obstacle:
+            return gettext("Possible: nothing needs this host.")
+        return format_html('<span id="removal-obstacle">{}</span>', obstacle)
 
 
 class ReplicaInline(admin.TabularInline):  # type: ignore[type-arg]  # generic in its stubs only
@@ -64,7 +78,7 @@ class ServedModelAdminForm(forms.ModelForm):  # type: ignore[type-arg]  # generi
 
 
 @admin.register(ServedModel)
-class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
+class ServedModelAdmin(WithRelatedRows):
     form = ServedModelAdminForm
     list_display = ("name", "engine", "task", "host", "replicas", "context", "slots", "idle_after", "enabled")
     list_filter = ("engine", "task", "enabled", "host")
@@ -74,8 +88,8 @@ class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic i
         (None, {"fields": ("name", "description_ja", "description_en", "task", "enabled", "retires_on")}),
         (_("Catalogue"), {"fields": ("declared_capabilities", "licence")}),
         (_("Engine"), {"fields": ("engine", "launcher", "engine_version", "path", "host", "args", "allowed_risks")}),
-        (_("Size"), {"fields": ("replicas", "context", "slots", "idle_after", "hours", "sleep_mode")}),
-        (_("Memory"), {"fields": ("gpus", "tensor_parallel", "overcommit")}),
+        (_("Size"), {"fields": ("replicas", "replicas_max", "context", "slots", "idle_after", "hours", "sleep_mode")}),
+        (_("Memory"), {"fields": ("gpus", "tensor_parallel", "nodes", "overcommit")}),
         (
             _("Time-outs"),
             {"fields": ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")},

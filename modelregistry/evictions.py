@@ -45,7 +45,7 @@ def read_evictions(
             at=row.at,
             host=row.host.name,
             model=row.model.name,
-            number=row.index,
+            number=row.index // row.model.nodes,
             successor=row.successor.name,
             calls=row.calls,
             waited_seconds=row.waited_seconds,

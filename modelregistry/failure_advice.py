@@ -69,6 +69,22 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
     "split": _("The model cannot be split over so many GPUs: choose a number that divides its attention heads."),
     "shared-memory": _("The shared memory (/dev/shm) is too small: enlarge it; in a container, with --shm-size."),
     "no-engine": _("This host has no such engine: install it with “manage.py installengine”, or name its program."),
+    "gang-incomplete": _(
+        "It runs only while all of its hosts do their part, and not all can start theirs: the reason is above, and at"
+        " that part. It is tried again by itself."
+    ),
+    "gang-differs": _(
+        "All of its hosts need the same version of the engine and the same kind of memory: install that version on them"
+        " with “manage.py installengine”, or choose one in the model’s settings."
+    ),
+    "gang-broken": _(
+        "The part on another of its hosts ended or is not reached, so all were stopped and are started again: the cause"
+        " is at that part."
+    ),
+    "gang-unreachable": _(
+        "The parts on its hosts did not reach each other: open all TCP ports between these hosts in their firewalls,"
+        " and check that the hosts’ addresses are those of the network between them."
+    ),
     "too-slow": _("It did not answer in time: if the log shows that it was still loading, raise ENGINE_START_TIMEOUT."),
     # The engine's own installation
     "driver-library": _(
@@ -264,6 +280,19 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
         " any caller was answered. If it happens again, try another version of vLLM, or let the model be stopped when"
         " it is idle."
     ),
+    # Questions that an engine that runs did not answer
+    "host-silent": _(
+        "Neither it nor its host answers: the host has no power, or is cut off. It is started on another host if it may"
+        " run there; otherwise look at its host."
+    ),
+    "no-answer": _(
+        "It did not answer the controller’s questions: it hangs, or the network between the controller and its host"
+        " fails. Calls go to it again when it answers; its log may show more."
+    ),
+    "bad-answer": _(
+        "It answers the controller’s questions with an error: calls go to it again when it answers well; its log may"
+        " show more."
+    ),
     # The engine itself
     "engine-crash": _(
         "The engine itself crashed, which is a fault of the engine: try another version, and try it "
@@ -274,6 +303,9 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
         "check who may kill processes on this host."
     ),
 }
+
+# What an engine that runs is asked, and does not answer: there is nothing of its log in what is noted of it then.
+SILENT_HOST, NO_ANSWER, BAD_ANSWER = "host-silent", "no-answer", "bad-answer"
 
 UNKNOWN = _("The cause is not known. The last lines of its log:")
 
@@ -374,6 +406,10 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("nccl", r"NCCL error|ncclSystemError|ncclUnhandledCudaError|ncclInternalError|ncclInvalidUsage|ncclRemoteError"),
     ("nccl", r"NCCL WARN|DistBackendError|peer access is not supported between these two devices"),
     # The network
+    (
+        "gang-unreachable",
+        r"The client socket has (?:timed out|failed to connect)|waiting for clients\. \d+/\d+ clients joined",
+    ),
     ("port-in-use", r"Address already in use|couldn't bind HTTP server socket|EADDRINUSE"),
     ("bad-address", r"Cannot assign requested address|Errno 99\b"),
     # What was asked for

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from django.conf import settings
 from django.db.models import Prefetch, Q, QuerySet
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from modelregistry import placement_messages
+from modelregistry.database_clock import read_now
 from modelregistry.engines import arguments
 from modelregistry.engines.base import Spec
 from modelregistry.engines.programs import NoLauncher
@@ -27,7 +26,7 @@ from modelregistry.memory import allocation, placement
 from modelregistry.memory.allocation import Occupant
 from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable, predict
 from modelregistry.models import FileReport, Host, Replica, ServedModel
-from modelregistry.overview import ALIVE, is_supervised
+from modelregistry.overview import ALIVE, HostReach, reach_of
 from modelregistry.process import gpus
 from modelregistry.process.gpus import Device
 from modelregistry.supervisor import repository
@@ -72,11 +71,17 @@ class Estimate:
     hosts: tuple[HostFit, ...]
     prediction: Prediction | None
     unplanned: tuple[str, ...]
+    nodes: int = 1  # hosts that it needs at a time, with such a part on each
 
     @property
-    def fits(self) -> bool:
-        """There is room for it somewhere; also where that is unknown."""
-        return not self.hosts or any(host.room for host in self.hosts)
+    def has_room(self) -> bool:
+        """There is memory for it on enough hosts, even if something else is missing; also where that is unknown."""
+        return not self.hosts or sum(host.room for host in self.hosts) >= self.nodes
+
+    @property
+    def fitting(self) -> int:
+        """How many hosts could start it, or a part, now."""
+        return sum(host.fits for host in self.hosts)
 
 
 def estimate(model: ServedModel) -> Estimate | None:
@@ -102,12 +107,13 @@ def estimate_on(hosts: Iterable[Host], spec: Spec, facts: ModelMetadata, *, mode
         hosts=tuple(found),
         prediction=next((outlook.prediction for outlook in found if outlook.prediction), alone),
         unplanned=arguments.unplanned_options(parsed),
+        nodes=spec.nodes,
     )
 
 
 def facts_of(model: ServedModel) -> ModelMetadata | None:
     """Return what its files say: read from here where they can be seen, else as their host's supervisor read them."""
-    if model.host is None or model.host.name == settings.HOST_NAME:
+    if model.is_on_this_host():
         try:
             return model_files.read_model(model.engine, model.path, model.allowed_risks)
         except UnreadableModel:
@@ -152,8 +158,11 @@ def predict_alone(spec: Spec, facts: ModelMetadata) -> Prediction | None:
 def _why_unavailable(host: Host) -> str:
     if host.maintenance:
         return _("%(host)s is in maintenance and takes no models.") % {"host": host.name}
-    if not is_supervised(host, timezone.now()):
-        return _("The supervisor of %(host)s is silent, so nothing can be started there now.") % {"host": host.name}
+    reach = reach_of(host, read_now())
+    if reach == HostReach.SILENT:
+        return _("%(host)s is silent, so nothing can be started there now.") % {"host": host.name}
+    if reach == HostReach.UNWATCHED:
+        return _("No controller looks at %(host)s, so nothing can be started there now.") % {"host": host.name}
     return ""
 
 
@@ -172,12 +181,13 @@ def fit_on_host(
     engine, missing = engine_on_host(host, spec, trials)
     unavailable = _why_unavailable(host)
     there = [(row.model_id == model, occupant_of(row)) for row in host.replica_set.all()]
+    devices = with_booked([device_of(one) for one in report.devices], [one for _own, one in there], host)
     answer = allocation.check_fit(
         spec,
         facts,
         engine.launcher,
         engine.program,
-        devices_without([device_of(one) for one in report.devices], [one for own, one in there if own]),
+        devices_without(devices, [one for own, one in there if own]),
         occupants=[one for own, one in there if not own],
         past=past,
         version=engine.measured_version(report.engines),
@@ -251,6 +261,13 @@ def occupant_of(row: Replica) -> Occupant:
         host=promised.get("host", 0),
         held=on_cards | {gpus.RAM: row.memory_fixed or 0},
     )
+
+
+def with_booked(devices: Sequence[Device], there: Iterable[Occupant], host: Host) -> list[Device]:
+    """Return the devices with what other work has booked of them in Ray as taken, as the host itself counts it."""
+    others = (host.bookings or {}).get("others", {}) if host.clustered else {}
+    shares = [share for one in there for share in one.shares]
+    return placement.with_reserved(devices, shares, {int(device): size for device, size in others.items()})
 
 
 def devices_without(devices: Iterable[Device], gone: Iterable[Occupant]) -> list[Device]:

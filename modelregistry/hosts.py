@@ -4,17 +4,20 @@ A host's supervisor follows at its next exchange with the database; nothing here
 possible raises ValidationError with sentences, by field where one is about a field.
 """
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from modelregistry.database_clock import read_now
 from modelregistry.models import Host
 from modelregistry.overview import is_supervised
 
 FIELDS = ("address", "maintenance")
+# How long a host of the cluster has to be silent before it may be removed: one that is started again is back sooner.
+SILENT_FOR = timedelta(seconds=30)
 NAMED = 10  # models in a sentence
 
 
@@ -25,6 +28,9 @@ def change_host(host: Host, **values: Any) -> Host:
     with transaction.atomic():
         row = _lock_row(host)
         changed = [name for name, value in values.items() if getattr(row, name) != value]
+        if "address" in changed and row.clustered:
+            reason = _("A host of the cluster says its address itself: let it join again with another one.")
+            raise ValidationError({"address": ValidationError(reason, code="address-of-cluster")})
         for name in changed:
             setattr(row, name, values[name])
         if changed:
@@ -45,8 +51,8 @@ def remove_host(host: Host) -> None:
 
 def find_removal_obstacle(host: Host) -> str:
     """Return why the host cannot be removed, as a sentence; empty: it can."""
-    if host.claim and is_supervised(host, timezone.now()):
-        return _("%(host)s is alive: put it into maintenance, then stop its supervisor.") % {"host": host.name}
+    if reason := _find_life(host, read_now()):
+        return reason % {"host": host.name}
     names = list(host.models.order_by("name").values_list("name", flat=True)[: NAMED + 1])
     if not names:
         return ""
@@ -55,6 +61,21 @@ def find_removal_obstacle(host: Host) -> str:
         "host": host.name,
         "models": shown,
     }
+
+
+def _find_life(host: Host, now: datetime) -> str:
+    """Return why the host is not gone, as a sentence; empty: it is. One in the cluster would join again at once."""
+    if not host.clustered:
+        alive = host.claim and is_supervised(host, now)
+        return _("%(host)s is alive: put it into maintenance, then stop its supervisor.") if alive else ""
+    if host.silent_since is None:
+        return _(
+            "%(host)s is in the cluster, and a host of the cluster can be removed only when it is silent. Put it into"
+            " maintenance, then let it leave: on the host, run the command of deploy/RAY.md, or switch it off."
+        )
+    if now - host.silent_since < SILENT_FOR:
+        return _("%(host)s has just fallen silent and may be back in a moment. Try again in half a minute.")
+    return ""
 
 
 def _lock_row(host: Host) -> Host:

@@ -1,8 +1,9 @@
 """What the company wants served (written by operators) and what is running (written by supervisors).
 
-Operators write Host, ServedModel and Alias; gateways write WakeRequest and WakeCaller; pages write LogSubscription. The
-supervisor of a host writes everything else about it: HostReport, HostBid, FileReport, Replica, LogTail, Measurement,
-EngineTrial, EvictionRecord. All supervisors share TaskRun.
+Operators write Host, ServedModel and Alias, and request ModelCopy; gateways write WakeRequest and WakeCaller; pages
+write LogSubscription. The site's controller writes everything else: of the site ControllerClaim, ReplicaPlacement,
+ReplicaMove, ModelCopy and TaskRun, of each host HostReport, FileReport, Replica, LogTail, Measurement, EngineTrial and
+EvictionRecord.
 """
 
 import os
@@ -26,6 +27,8 @@ from modelregistry.engines.arguments import Options
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import all_engines, engine_named
 from modelregistry.failure_advice import ADVICE
+from modelregistry.one_line import check_one_line
+from modelregistry.reported_fields import ReportedCharField, ReportedJSONField, ReportedTextField
 from modelregistry.sampling import check_sampling
 
 if TYPE_CHECKING:
@@ -33,14 +36,14 @@ if TYPE_CHECKING:
 
 # What a client writes in "model": no spaces, no quotes, may hold an organisation ("acme/llama-3.1-70b").
 model_name = RegexValidator(
-    r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
+    r"^[A-Za-z0-9][A-Za-z0-9._:/-]*\Z",
     _("Use letters, digits and . _ : / - and begin with a letter or digit."),
 )
 
 
 # As the directories of installed engines are called: 0.32.0+cpu, 2026.10.11549.
 engine_version = RegexValidator(
-    r"^[0-9][A-Za-z0-9.+_-]*$", _("Give a version as installed, for example 0.32.0, or leave it empty.")
+    r"^[0-9][A-Za-z0-9.+_-]*\Z", _("Give a version as installed, for example 0.32.0, or leave it empty.")
 )
 
 
@@ -57,10 +60,34 @@ class TimeLimit(models.FloatField):  # type: ignore[type-arg]  # generic in its 
         super().__init__(*args, **{**kwargs, "null": True, "blank": True, "validators": [seconds]})
 
 
-class Host(models.Model):
-    """A machine that runs engines. Its supervisor creates the row and writes `seen_at`."""
+class ControllerClaim(models.Model):
+    """Which process is the site's controller, in one row; see `controller.election`."""
 
-    name = models.CharField(_("name"), max_length=100, unique=True)
+    number = models.CharField(max_length=40, blank=True)
+    term = models.PositiveBigIntegerField(default=0)
+    holder = models.CharField(max_length=200, blank=True)
+    seen_at = models.DateTimeField(null=True)
+    since = models.DateTimeField(null=True)  # when it was elected
+    # The holder of the term before, if that had not released its claim: it died, or was cut off. Empty again when
+    # operators were notified.
+    replaced = models.CharField(max_length=200, blank=True, default="", db_default="")
+    moves = models.PositiveBigIntegerField(default=0, db_default=0)  # of replicas to another host, ever
+
+    class Meta:
+        verbose_name = _("claim of a controller")
+        verbose_name_plural = _("claims of controllers")
+
+    def __str__(self) -> str:
+        return f"{self.term} {self.holder}"
+
+
+class Host(models.Model):
+    """A machine that runs engines. The controller creates the row, and writes `seen_at` while the machine answers.
+
+    It writes `watched_at` as well while the machine is silent: it still looks whether its engines answer.
+    """
+
+    name = models.CharField(_("name"), max_length=100, unique=True, validators=[check_one_line])
     address = models.CharField(
         _("address"),
         max_length=100,
@@ -78,6 +105,12 @@ class Host(models.Model):
     seen_at = models.DateTimeField(_("supervisor last seen"), null=True, blank=True, editable=False)
     claim = models.CharField(max_length=40, blank=True, editable=False)  # of its supervisor, see `lease`
     holder = models.CharField(_("supervisor"), max_length=200, blank=True, editable=False)
+    # Reached through the cluster. False: it is the controller's own machine, or was one.
+    clustered = models.BooleanField(_("in the cluster"), default=False, db_default=False, editable=False)
+    silent_since = models.DateTimeField(_("silent since"), null=True, blank=True, editable=False)
+    watched_at = models.DateTimeField(null=True, blank=True, editable=False)
+    agent = ReportedJSONField(null=True, editable=False)  # as `HostAgent.describe`, without times
+    bookings = ReportedJSONField(null=True, editable=False)  # as `booker.HostBookings.stored`
 
     class Meta:
         verbose_name = _("host")
@@ -92,14 +125,17 @@ class HostReport(models.Model):
     """What a host's supervisor last saw of the machine itself. Sizes are in bytes."""
 
     host = models.OneToOneField(Host, models.CASCADE, primary_key=True, related_name="report")
-    devices = models.JSONField(default=list)  # `gpus.Device`, each as an object
-    strangers = models.JSONField(default=list)  # processes that hold memory of a device and are not ours
-    engines = models.JSONField(default=dict)  # by launcher, the version that the host has
-    installed = models.JSONField(default=dict)  # by launcher, the versions to which a model can be pinned, newest first
-    stamps = models.JSONField(default=dict)  # by launcher and version, as in EngineTrial
+    devices = ReportedJSONField(default=list)  # `gpus.Device`, each as an object
+    strangers = ReportedJSONField(default=list)  # processes that hold memory of a device and are not ours
+    engines = ReportedJSONField(default=dict)  # by launcher, the version that the host has
+    installed = ReportedJSONField(
+        default=dict
+    )  # by launcher, the versions to which a model can be pinned, newest first
+    stamps = ReportedJSONField(default=dict)  # by launcher and version, as in EngineTrial
     # By launcher, the version that a model gets which names none; "": a program that operators named.
-    default_versions = models.JSONField(default=dict)
-    problems = models.JSONField(default=list)  # {"code", "detail"}, for operators
+    default_versions = ReportedJSONField(default=dict)
+    problems = ReportedJSONField(default=list)  # {"code", "detail"}, for operators
+    disks = ReportedJSONField(default=list, db_default=[])  # {"path", "total", "free"}, as `inspection.read_disks`
     at = models.DateTimeField(_("seen"))
 
     class Meta:
@@ -253,10 +289,23 @@ class ServedModel(models.Model):
         blank=True,
         related_name="models",
         verbose_name=_("host"),
-        help_text=_("Empty: where its files are and it fits."),
+        help_text=_(
+            "Empty: the controller places it where its files are and it fits, and moves it when that host is lost. With"
+            " a host: it runs only there."
+        ),
     )
     replicas = models.PositiveSmallIntegerField(
         _("replicas"), default=1, validators=[MinValueValidator(1), MaxValueValidator(64)]
+    )
+    replicas_max = models.PositiveSmallIntegerField(
+        _("replicas at most"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(64)],
+        help_text=_(
+            "While calls wait long, up to so many run where there is room for them, and fewer again when they are not "
+            "needed. Empty: as many as above, always."
+        ),
     )
     context = models.PositiveIntegerField(
         _("context per request"),
@@ -279,6 +328,16 @@ class ServedModel(models.Model):
         default=1,
         validators=[MinValueValidator(1), MaxValueValidator(64)],
         help_text=_("How many GPUs one replica is spread over (tensor parallel)."),
+    )
+    nodes = models.PositiveSmallIntegerField(
+        _("hosts per replica"),
+        default=1,
+        db_default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(16)],
+        help_text=_(
+            "Over how many hosts one replica is split, for a model that fits on none (vLLM only). Its GPUs are divided "
+            "evenly among them, and it runs only while all of them do."
+        ),
     )
     overcommit = models.BooleanField(
         _("start without enough memory"),
@@ -411,6 +470,7 @@ class ServedModel(models.Model):
         "args",
         "allowed_risks",
         "tensor_parallel",
+        "nodes",
     )
 
     def clean_fields(self, exclude: Any = None) -> None:
@@ -456,6 +516,8 @@ class ServedModel(models.Model):
             sentence = _("Madoguchi does not start or stop an external engine, so it needs no place.")
             problems["pinned"] = ValidationError(sentence, code="pin-of-an-external-engine")
         self._clean_sleep(problems)
+        self._clean_nodes(problems)
+        self._clean_most_replicas(problems)
         if problems:
             raise ValidationError(problems)
 
@@ -484,6 +546,35 @@ class ServedModel(models.Model):
         elif self.engine_version and (cause := engine.explain_no_sleep(pinned, self.engine_version)):
             problems["sleep_mode"] = ValidationError(ADVICE[cause], code=cause)
 
+    @property
+    def most_replicas(self) -> int:
+        """How many replicas it may have, those included that run only while calls wait long."""
+        return max(self.replicas, self.replicas_max or 0)
+
+    def _clean_most_replicas(self, problems: dict[str, ValidationError]) -> None:
+        """Refuse a number of replicas that grows where it cannot."""
+        if self.replicas_max is None:
+            return
+        if self.replicas_max < self.replicas:
+            sentence = _("At most this many is fewer than there always are.")
+            problems["replicas_max"] = ValidationError(sentence, code="most-below-least")
+        elif self.replicas_max > self.replicas and (self.is_external or (self.nodes or 1) > 1 or self.host_id):
+            sentence = _(
+                "Only the replicas of a model that Madoguchi places on any host, each on one, become more and fewer."
+            )
+            problems["replicas_max"] = ValidationError(sentence, code="most-not-placed")
+
+    def _clean_nodes(self, problems: dict[str, ValidationError]) -> None:
+        """Refuse what a model over several hosts cannot have."""
+        if (self.nodes or 1) == 1:
+            return
+        if self.host_id is not None:
+            sentence = _("A model over several hosts cannot be bound to one: leave the host empty.")
+            problems["host"] = ValidationError(sentence, code="host-of-several")
+        if self.sleep_mode != self.SleepMode.STOP:
+            sentence = _("A model over several hosts is stopped when it sleeps.")
+            problems["sleep_mode"] = ValidationError(sentence, code="sleep-over-hosts")
+
     def _registration(self) -> validation.Registration:
         return validation.Registration(
             engine=self.engine,
@@ -497,6 +588,7 @@ class ServedModel(models.Model):
             slots=self.slots,
             gpus=self.gpus,
             tensor_parallel=self.tensor_parallel or 1,
+            nodes=self.nodes or 1,
             allowed_risks=self.allowed_risks,
             connect_timeout=self.connect_timeout,
             first_byte_timeout=self.first_byte_timeout,
@@ -559,7 +651,9 @@ class ServedModel(models.Model):
 
     def is_on_this_host(self) -> bool:
         """Return whether its files can be seen from here, as far as is known."""
-        return self.host is None or self.host.name == settings.HOST_NAME
+        if self.host is not None:
+            return self.host.name == settings.HOST_NAME
+        return Path(self.path).exists() or not Host.objects.filter(clustered=True).exists()
 
     def _needs_check(self) -> bool:
         stored = ServedModel.objects.filter(pk=self.pk).values(*self.CHECKED_FIELDS).first() if self.pk else None
@@ -590,10 +684,10 @@ class FileReport(models.Model):
     """What the files of a model say, as its host's supervisor read them."""
 
     model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="file_report")
-    facts = models.JSONField(null=True)  # as `ModelMetadata.stored`
-    fault = models.TextField(blank=True)  # why the files cannot be used, or ""
+    facts = ReportedJSONField(null=True)  # as `ModelMetadata.stored`
+    fault = ReportedTextField(blank=True)  # why the files cannot be used, or ""
     # Changes when the files do (`file_watch.digest_of`). Supervisors of version 1.0 write rows without it.
-    stamp = models.CharField(max_length=32, blank=True, default="", db_default="")
+    stamp = ReportedCharField(max_length=32, blank=True, default="", db_default="")
     at = models.DateTimeField()
 
     class Meta:
@@ -610,6 +704,7 @@ class Replica(models.Model):
     class State(models.TextChoices):
         STARTING = "starting", _("starting")
         READY = "ready", _("ready")
+        JOINED = "joined", _("part of a ready replica")  # a rank over several hosts that does not answer itself
         UNHEALTHY = "unhealthy", _("not answering")
         DRAINING = "draining", _("draining")
         STOPPED = "stopped", _("stopped")
@@ -622,27 +717,27 @@ class Replica(models.Model):
     index = models.PositiveSmallIntegerField(_("number"), default=0)
     state = models.CharField(_("state"), max_length=20, choices=State, default=State.STOPPED)
     # Longer than our own engines need: an external engine's URL and key are here as well.
-    url = models.CharField(max_length=500, blank=True)
-    api_key = models.CharField(max_length=300, blank=True)
-    launcher = models.CharField(_("started by"), max_length=20, blank=True)
+    url = ReportedCharField(_("URL"), max_length=500, blank=True)
+    api_key = ReportedCharField(max_length=300, blank=True)
+    launcher = ReportedCharField(_("started by"), max_length=20, blank=True)
     slots = models.PositiveSmallIntegerField(_("parallel requests"), null=True, blank=True)
     pid = models.PositiveIntegerField(_("process"), null=True, blank=True)
-    run_id = models.CharField(max_length=40, blank=True)
-    version = models.CharField(_("engine version"), max_length=60, blank=True)
-    devices = models.JSONField(default=list)  # indices of `gpus.Device`; empty: RAM
-    predicted = models.JSONField(null=True)  # as `memory.Prediction`
+    run_id = ReportedCharField(max_length=40, blank=True)
+    version = ReportedCharField(_("engine version"), max_length=60, blank=True)
+    devices = ReportedJSONField(default=list)  # indices of `gpus.Device`; empty: RAM
+    predicted = ReportedJSONField(null=True)  # as `memory.Prediction`
     memory_bytes = models.BigIntegerField(_("memory"), null=True, blank=True)
     # Bytes of RAM, also for an engine on GPUs, that the kernel can neither drop nor read again.
     memory_fixed = models.BigIntegerField(null=True, blank=True)
-    memory_by_device = models.JSONField(default=dict)  # bytes by device index (as text), what all its processes hold
+    memory_by_device = ReportedJSONField(default=dict)  # bytes by device index (as text), what all its processes hold
     # What it does now: {"at", "running", "waiting", "tokens_per_second", "cache_used"}, each null when not known.
-    live = models.JSONField(null=True)
+    live = ReportedJSONField(null=True)
     restarts = models.PositiveIntegerField(_("restarts"), default=0)
     load_seconds = models.FloatField(null=True, blank=True)  # from its last start until it answered
-    retry_at = models.DateTimeField(null=True, blank=True)
-    detail = models.TextField(_("detail"), blank=True)
+    retry_at = models.DateTimeField(_("next try"), null=True, blank=True)
+    detail = ReportedTextField(_("detail"), blank=True)
     # A code of `failure_advice`, if the cause of a failure is a known one.
-    cause = models.CharField(max_length=40, blank=True)
+    cause = ReportedCharField(max_length=40, blank=True)
     slept = models.CharField(max_length=6, blank=True, db_default="")  # the SleepMode in which its engine sleeps now
     changed_at = models.DateTimeField(_("since"), auto_now=True)
 
@@ -667,14 +762,14 @@ class EngineTrial(models.Model):
 
     host = models.ForeignKey(Host, models.CASCADE, related_name="trials", verbose_name=_("host"))
     model = models.ForeignKey(ServedModel, models.CASCADE, related_name="trials", verbose_name=_("model"))
-    launcher = models.CharField(_("started by"), max_length=20)
-    version = models.CharField(_("engine version"), max_length=60)
+    launcher = ReportedCharField(_("started by"), max_length=20)
+    version = ReportedCharField(_("engine version"), max_length=60)
     # Of the installation; a version that failed is tried again only with another stamp.
-    stamp = models.CharField(max_length=60)
+    stamp = ReportedCharField(max_length=60)
     state = models.CharField(_("state"), max_length=10, choices=State)
-    answer = models.JSONField(null=True)  # to the fixed question, by which later versions are judged
-    cause = models.CharField(max_length=40, blank=True)  # a code of `failure_advice`, or ""
-    detail = models.TextField(_("detail"), blank=True)
+    answer = ReportedJSONField(null=True)  # to the fixed question, by which later versions are judged
+    cause = ReportedCharField(max_length=40, blank=True)  # a code of `failure_advice`, or ""
+    detail = ReportedTextField(_("detail"), blank=True)
     at = models.DateTimeField(_("time"))
 
     class Meta:
@@ -689,27 +784,120 @@ class EngineTrial(models.Model):
         return f"{self.model} {self.launcher} {self.version}: {self.state}"
 
 
-class HostBid(models.Model):
-    """What a host offers for a model that no host has yet (see `bidding`).
+class ReplicaPlacement(models.Model):
+    """On which host a replica runs whose model has no host of its own. Written by the controller."""
 
-    Written by the host's supervisor and deleted when the model has a host, so there are few rows.
-    """
-
-    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="bids", verbose_name=_("model"))
-    host = models.ForeignKey(Host, models.CASCADE, related_name="bids", verbose_name=_("host"))
-    fits = models.BooleanField()
-    free = models.BigIntegerField()  # bytes
-    # What it would cost to make room for it, as `eviction.cost_of`; null: others cannot give their place, or it fits.
-    cost = models.FloatField(null=True)
-    at = models.DateTimeField()
+    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="placements", verbose_name=_("model"))
+    number = models.PositiveSmallIntegerField(_("number"))
+    host = models.ForeignKey(Host, models.CASCADE, related_name="placements", verbose_name=_("host"))
+    # Where it ran before, and serves until it is ready on `host`.
+    former = models.ForeignKey(Host, models.SET_NULL, null=True, related_name="+")
+    at = models.DateTimeField(_("since"))
 
     class Meta:
-        verbose_name = _("bid for a model")
-        verbose_name_plural = _("bids for models")
-        constraints: ClassVar = [models.UniqueConstraint(fields=["model", "host"], name="one_bid_per_host")]
+        verbose_name = _("placement of a replica")
+        verbose_name_plural = _("placements of replicas")
+        constraints: ClassVar = [models.UniqueConstraint(fields=["model", "number"], name="one_placement_per_replica")]
 
     def __str__(self) -> str:
-        return f"{self.model_id} {self.host_id}"
+        return f"{self.model_id} #{self.number} on {self.host_id}"
+
+
+class ReplicaMove(models.Model):
+    """A replica was placed on another host than before, or became one more or one fewer.
+
+    Written by the controller, which keeps the last ones.
+    """
+
+    class Cause(models.TextChoices):
+        SILENT = "silent", _("its host was silent")
+        MAINTENANCE = "maintenance", _("its host went into maintenance")
+        NO_PLACE = "no-place", _("it could not run on its host")
+        # Of a model whose replicas become more and fewer: one that was placed comes from no host, one that left goes to
+        # none.
+        BUSY = "busy", _("one more, as calls waited long")
+        QUIET = "quiet", _("one fewer, as calls wait no longer")
+        USELESS = "useless", _("one fewer, as it could not run there")
+
+    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="moves", verbose_name=_("model"))
+    number = models.PositiveSmallIntegerField(_("number"))
+    source = models.CharField(_("from"), max_length=100)  # names of hosts: one that is gone is often removed
+    target = models.CharField(_("to"), max_length=100)
+    cause = models.CharField(_("because"), max_length=12, choices=Cause)
+    at = models.DateTimeField(_("time"))
+    notified_at = models.DateTimeField(null=True)  # when operators were notified of it
+
+    class Meta:
+        verbose_name = _("move of a replica")
+        verbose_name_plural = _("moves of replicas")
+        ordering: ClassVar = ["-at", "-pk"]
+
+    def __str__(self) -> str:
+        return f"{self.model_id} #{self.number} {self.source} -> {self.target}"
+
+
+class ReplicaShortage(models.Model):
+    """A model's calls wait so long that it is to have one replica more, and there is no place for it now.
+
+    Written by the controller, which deletes it when there is a place, or calls wait no longer.
+    """
+
+    class Cause(models.TextChoices):
+        NO_HOST = "no-host", _("no host takes models now")
+        NO_FILES = "no-files", _("no host that takes models has its files")
+        NO_ROOM = "no-room", _("no host that has its files has room for it")
+        USELESS = "useless", _("the last one could not run where it was placed")
+
+    model = models.OneToOneField(
+        ServedModel, models.CASCADE, primary_key=True, related_name="shortage", verbose_name=_("model")
+    )
+    wanted = models.PositiveSmallIntegerField()  # how many replicas it is to have
+    since = models.DateTimeField(_("since"))
+    cause = models.CharField(_("because"), max_length=12, choices=Cause)
+    # With NO_ROOM: the host on which most is free, these bytes, and what the replica takes; None: not known.
+    host = models.CharField(max_length=100, blank=True)
+    free = models.BigIntegerField(null=True)
+    need = models.BigIntegerField(null=True)
+
+    class Meta:
+        verbose_name = _("shortage of a model")
+        verbose_name_plural = _("shortages of models")
+
+    def __str__(self) -> str:
+        return f"{self.model_id}: {self.wanted} wanted, {self.cause}"
+
+
+class ModelCopy(models.Model):
+    """Files of a model that are brought to a host. Requested by operators, carried out by the controller."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting", _("waiting")
+        RUNNING = "running", _("copying")
+        DONE = "done", _("complete")
+        FAILED = "failed", _("failed")
+        STOPPING = "stopping", _("stopping")
+
+    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="copies", verbose_name=_("model"))
+    host = models.ForeignKey(Host, models.CASCADE, related_name="copies", verbose_name=_("host"))
+    number = models.CharField(max_length=40)  # random, another one with each request
+    # A host's name, or the absolute path of a folder that the host has as well; "": whichever host has the files.
+    source = models.CharField(max_length=1000, blank=True)
+    limit = models.PositiveBigIntegerField(default=0)  # bytes in a second; 0: as fast as it goes
+    state = models.CharField(_("state"), max_length=10, choices=State, default=State.WAITING)
+    done = models.BigIntegerField(default=0)  # bytes
+    total = models.BigIntegerField(default=0)
+    cause = ReportedCharField(max_length=40, blank=True)  # why it failed, or waits, as a code
+    detail = ReportedTextField(_("detail"), blank=True)
+    requested_at = models.DateTimeField(_("requested at"))
+    changed_at = models.DateTimeField(_("since"), auto_now=True)
+
+    class Meta:
+        verbose_name = _("copy of a model’s files")
+        verbose_name_plural = _("copies of models’ files")
+        constraints: ClassVar = [models.UniqueConstraint(fields=["model", "host"], name="one_copy_per_host")]
+
+    def __str__(self) -> str:
+        return f"{self.model_id} to {self.host_id}: {self.state}"
 
 
 class WakeRequest(models.Model):
@@ -795,7 +983,7 @@ class LogTail(models.Model):
     """The last lines that a replica's engine wrote, kept up to date only while a page shows them (LogSubscription)."""
 
     replica = models.OneToOneField(Replica, models.CASCADE, primary_key=True, related_name="log_tail")
-    text = models.TextField(blank=True)
+    text = ReportedTextField(blank=True)
     at = models.DateTimeField()
 
     class Meta:
@@ -812,10 +1000,10 @@ class Measurement(models.Model):
     One row for each fingerprint on a kind of device with an engine version; the latest measurement stays. Bytes.
     """
 
-    fingerprint = models.CharField(max_length=64)  # of the model's files and of all that changes its memory
-    launcher = models.CharField(max_length=20)
-    version = models.CharField(max_length=60)
-    device = models.CharField(max_length=100)  # a GPU's name, or "RAM"
+    fingerprint = ReportedCharField(max_length=64)  # of the model's files and of all that changes its memory
+    launcher = ReportedCharField(max_length=20)
+    version = ReportedCharField(max_length=60)
+    device = ReportedCharField(max_length=100)  # a GPU's name, or "RAM"
     weights = models.BigIntegerField()
     cache = models.BigIntegerField()
     overhead = models.BigIntegerField()

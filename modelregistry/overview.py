@@ -1,6 +1,6 @@
 """The state of hosts, models and replicas as plain values, for operators' pages, the API, sockets and the terminal.
 
-Five queries, whatever is read. All memory is in bytes. What is not known is None, never 0.
+Six queries, whatever is read. All memory is in bytes. What is not known is None, never 0.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,17 +9,26 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import models
-from django.db.models import Prefetch
+from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
 from django.utils.timezone import localdate
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import ControllerClaim, Host, Replica, ReplicaPlacement, ReplicaShortage, ServedModel
+from modelregistry.process.gpus import RAM
 
-# A supervisor has a heartbeat every 2 s. When it is silent for longer, the state of its replicas is not known.
+# A controller looks at each host every 5 s. When it has not for longer, the state of the host's replicas is not known.
 SILENCE = timedelta(seconds=60)
-# `seen_at` of made-up hosts, for demonstrations: no supervisor reports for them, and they count as alive.
+# Seconds of silence from which a host counts as silent: each is for a moment when a controller begins, and one whose
+# agent was restarted is back after 6.
+SILENT_AFTER = timedelta(seconds=8)
+# `seen_at` of made-up hosts and controllers, for demonstrations: nothing reports for them, and they count as alive.
 MADE_UP = datetime(9999, 1, 1, tzinfo=UTC)
-ALIVE = frozenset({Replica.State.STARTING, Replica.State.READY, Replica.State.UNHEALTHY, Replica.State.DRAINING})
+ALIVE = frozenset(
+    {
+        *(Replica.State.STARTING, Replica.State.READY, Replica.State.JOINED),
+        *(Replica.State.UNHEALTHY, Replica.State.DRAINING),
+    }
+)
 
 
 def is_alive(row: Replica) -> bool:
@@ -27,10 +36,19 @@ def is_alive(row: Replica) -> bool:
     return row.state in ALIVE or row.pid is not None
 
 
+class HostReach(models.TextChoices):
+    """Whether a host is reached, in one word."""
+
+    ONLINE = "online", _("online")
+    SILENT = "silent", _("silent")  # the controller looks at it, and it does not answer
+    UNWATCHED = "unwatched", _("not supervised")  # no controller looks at it
+
+
 class ModelState(models.TextChoices):
     """The state of a model in one word, for operators."""
 
     READY = "ready", _("ready")
+    JOINED = "joined", _("part of a ready replica")  # of a rank over several hosts
     PARTLY = "partly", _("partly ready")
     UNSURE = "unsure", _("not confirmed")
     STARTING = "starting", _("starting")
@@ -69,8 +87,11 @@ class FirstToken:
 class ReplicaNow:
     """One engine. `memory`: measured of its processes; `predicted`: what the plan gave it.
 
+    `moved_to`: the host on which it was placed since, which makes this one a remainder; "": it belongs here.
+
     `slept`: the level at which it sleeps and holds its memory, "level1" or "level2"; "": it does not. `ram`: bytes of
-    RAM that one on GPUs holds beside these, measured.
+    RAM that one on GPUs holds beside these, measured. `rank`: of a replica over several hosts, one of `ranks`; rank 0
+    answers for all of them.
     """
 
     id: int
@@ -79,6 +100,7 @@ class ReplicaNow:
     number: int
     state: str
     supervised: bool
+    moved_to: str
     since: datetime
     launcher: str
     version: str
@@ -97,11 +119,35 @@ class ReplicaNow:
     waiting: int | None
     tokens_per_second: float | None
     cache_used: float | None  # 0 to 1
+    rank: int
+    ranks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortageNow:
+    """One replica more is wanted, and there is no place for it. As `ReplicaShortage`; `reason`: its cause in words."""
+
+    wanted: int
+    since: datetime
+    cause: str
+    host: str
+    free: int | None
+    need: int | None
+
+    @property
+    def reason(self) -> str:
+        return str(ReplicaShortage.Cause(self.cause).label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelNow:
-    """A model with its replicas; figures are sums over those that run. `wanted`: how many replicas there should be."""
+    """A model with its replicas; figures are sums over those that run.
+
+    `wanted`: how many replicas there should be; `most`: how many there may be while calls wait long; `shortage`: why
+    there is not one more although they do, None: there is no need.
+    `host`: its own, else the one on which all its replicas are. `bound`: it has a host of its own, and runs only there;
+    if not, the controller places it.
+    """
 
     id: int
     name: str
@@ -109,12 +155,14 @@ class ModelNow:
     task: str
     engine: str
     host: str | None
+    bound: bool
     enabled: bool
     retires_on: str | None
     generation: int
     pinned: bool
     state: ModelState
     wanted: int
+    most: int
     ready: int
     running: int | None
     waiting: int | None
@@ -123,6 +171,8 @@ class ModelNow:
     predicted: int | None
     first_token: FirstToken | None
     replicas: tuple[ReplicaNow, ...]
+    nodes: int  # hosts over which each replica is split
+    shortage: ShortageNow | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,46 +200,140 @@ class DeviceNow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentNow:
+    """The agent of a host in the cluster, as it last described itself. "": not known.
+
+    `fenced`: it has a fence, which stops the engines when its host is cut off; None: not known.
+    """
+
+    version: str
+    python: str
+    boot: str
+    fenced: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookedNow:
+    """How many bytes of a memory are booked in Ray: for replicas, and by other work. `device`: its index, -1: RAM."""
+
+    device: int
+    offered: int
+    booked: int
+    others: int
+
+    @property
+    def memory(self) -> str:
+        """What it is called: "GPU 0", "RAM"."""
+        return "RAM" if self.device == RAM else f"GPU {self.device}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostNow:
-    """A machine. `supervised`: its supervisor is alive; if not, the rest is as it was at `reported_at`."""
+    """A machine. `supervised`: a controller looks at it; if not, the rest is as it was at `reported_at`.
+
+    `clustered`: it is reached through the cluster, by its `agent`; if not, it is the controller's own machine, or was.
+    `silent_since`: since when it does not answer the controller; None: it does. `bookings`: of a host in the cluster.
+    """
 
     id: int
     name: str
     address: str
     maintenance: bool
+    clustered: bool
+    reach: HostReach
+    silent_since: datetime | None
+    agent: AgentNow | None
     seen_at: datetime | None
     supervised: bool
     reported_at: datetime | None
     devices: tuple[DeviceNow, ...]
     strangers: tuple[Mapping[str, Any], ...]
     engines: Mapping[str, str]
+    bookings: tuple[BookedNow, ...]
     problems: tuple[Mapping[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerNow:
+    """The site's controller. `alive`: it was at `seen_at`; if not, it has left or is not heard of any more.
+
+    `moves`: how many replicas controllers have moved to another host, ever.
+    """
+
+    alive: bool
+    term: int
+    holder: str
+    since: datetime | None
+    seen_at: datetime | None
+    moves: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
+    """`controller`: None if there has never been one."""
+
     at: datetime
+    controller: ControllerNow | None
     hosts: tuple[HostNow, ...]
     models: tuple[ModelNow, ...]
 
 
 def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken] | None = None) -> Overview:
     """Read all hosts and models, by name. `first_tokens`: by the model's name. Raises django.db.Error."""
-    served = ServedModel.objects.select_related("host").prefetch_related(
-        "aliases", Prefetch("replica_set", Replica.objects.select_related("host", "model"))
+    served = ServedModel.objects.select_related("host", "shortage").prefetch_related(
+        "aliases", Prefetch("replica_set", with_placements(Replica.objects.select_related("host", "model")))
     )
     seen = [model_now(model, now, (first_tokens or {}).get(model.name)) for model in served]
     rows = [replica for model in served for replica in model.replica_set.all()]
     hosts = [host_now(host, rows, now) for host in Host.objects.select_related("report")]
-    return Overview(at=now, hosts=tuple(hosts), models=tuple(seen))
+    return Overview(at=now, controller=read_controller(now), hosts=tuple(hosts), models=tuple(seen))
+
+
+def read_controller(now: datetime) -> ControllerNow | None:
+    """Read who the site's controller is; None: there has never been one. One query."""
+    row = ControllerClaim.objects.first()
+    if row is None or row.seen_at is None:
+        return None
+    return ControllerNow(
+        alive=row.seen_at == MADE_UP or (bool(row.number) and _is_recent(row.seen_at, now)),
+        term=row.term,
+        holder=row.holder,
+        since=row.since,
+        seen_at=row.seen_at,
+        moves=row.moves,
+    )
 
 
 def is_supervised(host: Host, now: datetime) -> bool:
-    """Return whether a host's supervisor had a recent heartbeat.
+    """Return whether a controller has looked at a host lately, so that what is known of its replicas is so.
+
+    Also of a host that does not answer: the controller asks its engines.
+    """
+    return any(at is not None and _is_recent(at, now) for at in (host.seen_at, host.watched_at))
+
+
+def _is_recent(at: datetime, now: datetime) -> bool:
+    """Return whether a heartbeat counts.
 
     One from the future counts as little as an old one: a clock was set back since, and it would count for that long.
     """
-    return host.seen_at is not None and (abs(now - host.seen_at) <= SILENCE or host.seen_at == MADE_UP)
+    return at == MADE_UP or abs(now - at) <= SILENCE
+
+
+def reach_of(host: Host, now: datetime) -> HostReach:
+    """Return whether a host is reached."""
+    if not is_supervised(host, now):
+        return HostReach.UNWATCHED
+    silent = host.silent_since is not None and now - host.silent_since >= SILENT_AFTER
+    return HostReach.SILENT if silent else HostReach.ONLINE
+
+
+def with_placements(replicas: QuerySet[Replica]) -> QuerySet[Replica]:
+    """Add to replicas where they were placed (`placed_on`), which `replica_now` reads; without, none was moved."""
+    placed = ReplicaPlacement.objects.filter(
+        model=OuterRef("model"), number=OuterRef("index"), model__host=None
+    ).exclude(host=OuterRef("host"))
+    return replicas.annotate(placed_on=Subquery(placed.values("host__name")[:1]))
 
 
 def replica_now(row: Replica, now: datetime) -> ReplicaNow:
@@ -198,9 +342,10 @@ def replica_now(row: Replica, now: datetime) -> ReplicaNow:
         id=row.pk,
         model=row.model.name,
         host=row.host.name,
-        number=row.index,
+        number=row.index // row.model.nodes,
         state=row.state,
         supervised=is_supervised(row.host, now),
+        moved_to=getattr(row, "placed_on", None) or "",
         since=row.changed_at,
         launcher=row.launcher,
         version=row.version,
@@ -219,13 +364,19 @@ def replica_now(row: Replica, now: datetime) -> ReplicaNow:
         waiting=live.get("waiting"),
         tokens_per_second=live.get("tokens_per_second"),
         cache_used=live.get("cache_used"),
+        rank=row.index % row.model.nodes,
+        ranks=row.model.nodes,
     )
 
 
 def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None = None) -> ModelNow:
-    replicas = tuple(replica_now(row, now) for row in model.replica_set.all())
+    rows = list(model.replica_set.all())
+    if model.nodes > 1:  # by host, ranks of different replicas would alternate
+        rows.sort(key=lambda row: row.index)
+    replicas = tuple(replica_now(row, now) for row in rows)
     retired = model.retires_on is not None and model.retires_on <= localdate(now)
-    alive = [replica for replica in replicas if replica.state in ALIVE]
+    counted = placed_replicas(replicas)
+    alive = [replica for replica in counted if replica.state in ALIVE]
     wanted = 1 if model.is_external else model.replicas
     return ModelNow(
         id=model.pk,
@@ -233,7 +384,8 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
         aliases=tuple(alias.name for alias in model.aliases.all()),
         task=model.task,
         engine=model.engine,
-        host=model.host.name if model.host else None,
+        host=model.host.name if model.host else _only_host(counted),
+        bound=model.host_id is not None,
         enabled=model.enabled,
         retires_on=model.retires_on.isoformat() if model.retires_on else None,
         generation=model.generation,
@@ -242,25 +394,58 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
             replicas, enabled=model.enabled, retired=retired, wanted=wanted, maintained=is_maintained(model)
         ),
         wanted=wanted,
+        most=max(wanted, model.most_replicas),
         ready=sum(replica.state == Replica.State.READY for replica in replicas),
         running=_sum(replica.running for replica in alive),
         waiting=_sum(replica.waiting for replica in alive),
         tokens_per_second=_sum(replica.tokens_per_second for replica in alive),
-        memory=_sum(replica.memory for replica in replicas),
+        memory=_sum(replica.memory for replica in counted),
         predicted=_sum(replica.predicted for replica in alive),
         first_token=first_token,
         replicas=replicas,
+        nodes=model.nodes,
+        shortage=_find_shortage(model),
     )
 
 
+def _find_shortage(model: ServedModel) -> ShortageNow | None:
+    row = getattr(model, "shortage", None)
+    if row is None or not model.enabled or model.most_replicas <= model.replicas:
+        return None  # a controller that is away has not looked at what was changed since
+    return ShortageNow(wanted=row.wanted, since=row.since, cause=row.cause, host=row.host, free=row.free, need=row.need)
+
+
+def _only_host(replicas: Iterable[ReplicaNow]) -> str | None:
+    """Return the host of all these replicas; None: they are on several, or there are none."""
+    hosts = {replica.host for replica in replicas}
+    return min(hosts) if len(hosts) == 1 else None
+
+
+def held_replicas(rows: Iterable[Replica]) -> set[tuple[int, int]]:
+    """Return the model and number of each replica that maintenance keeps from running.
+
+    One host in maintenance holds up all ranks of a replica over several. What was placed elsewhere meanwhile is not
+    held, nor is an external engine, which runs on none of our hosts. `rows`: as `with_placements` returns them.
+    """
+    return {
+        (row.model_id, row.index // row.model.nodes)
+        for row in rows
+        if row.host.maintenance and not getattr(row, "placed_on", None) and not row.model.is_external
+    }
+
+
 def is_maintained(model: ServedModel) -> bool:
-    """Return whether a model does not run because its host is in maintenance, which stops no external engine."""
-    return model.host is not None and model.host.maintenance and not model.is_external
+    """Return whether a model does not run because its hosts are in maintenance, which stops no external engine."""
+    if model.host:
+        return model.host.maintenance and not model.is_external
+    here = [row for row in model.replica_set.all() if not getattr(row, "placed_on", None)]
+    return bool(here) and {(model.pk, row.index // model.nodes) for row in here} <= held_replicas(here)
 
 
 def state_of(
     replicas: Iterable[ReplicaNow], *, enabled: bool, retired: bool, wanted: int, maintained: bool = False
 ) -> ModelState:
+    replicas = placed_replicas(tuple(replicas))
     states = {replica.state for replica in replicas}
     if retired or not enabled:
         if states & ALIVE:
@@ -276,6 +461,15 @@ def state_of(
     return next((ModelState(state.value) for state in _GRAVEST if state in states), ModelState.UNPLACED)
 
 
+def placed_replicas(replicas: tuple[ReplicaNow, ...]) -> tuple[ReplicaNow, ...]:
+    """Return the replicas without the remainders of those that were moved, which count for nothing.
+
+    A remainder that still answers counts, and so do all of a model of which there is nothing else yet.
+    """
+    here = tuple(one for one in replicas if not one.moved_to or one.state == Replica.State.READY)
+    return here or replicas
+
+
 def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
     """Return the state of a host. `rows`: all replicas, of any host."""
     report = getattr(host, "report", None)
@@ -285,13 +479,43 @@ def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
         name=host.name,
         address=host.address,
         maintenance=host.maintenance,
+        clustered=host.clustered,
+        reach=reach_of(host, now),
+        silent_since=host.silent_since,
+        agent=_agent_now(host),
         seen_at=host.seen_at,
         supervised=is_supervised(host, now),
         reported_at=report.at if report else None,
         devices=tuple(device_now(device, alive) for device in report.devices) if report else (),
         strangers=tuple(report.strangers) if report else (),
         engines=report.engines if report else {},
-        problems=tuple(report.problems) if report else (),
+        bookings=tuple(_booked_now(host)),
+        problems=(*(report.problems if report else ()), *_find_bookings(host).get("late", ())),
+    )
+
+
+def _find_bookings(host: Host) -> Mapping[str, Any]:
+    return host.bookings if host.clustered and isinstance(host.bookings, dict) else {}
+
+
+def _booked_now(host: Host) -> Iterable[BookedNow]:
+    """Yield what is booked of its GPUs, and then of its RAM."""
+    found = _find_bookings(host)
+    booked, others = found.get("booked", {}), found.get("others", {})
+    for device, size in sorted(found.get("offered", {}).items(), key=lambda one: (one[0] == str(RAM), int(one[0]))):
+        taken = {"booked": booked.get(device, 0), "others": others.get(device, 0)}
+        yield BookedNow(device=int(device), offered=size, **taken)
+
+
+def _agent_now(host: Host) -> AgentNow | None:
+    if not host.clustered or not isinstance(host.agent, dict):
+        return None
+    said = host.agent
+    return AgentNow(
+        version=str(said.get("version", "")),
+        python=str(said.get("python", "")),
+        boot=str(said.get("boot", "")),
+        fenced=said["fenced"] if isinstance(said.get("fenced"), bool) else None,
     )
 
 

@@ -109,9 +109,11 @@ def explain_missing_device(refusal: NoSuchDevice) -> str:
             "missing": ", ".join(map(str, refusal.missing))
         }
     if not refusal.usable:
-        return _("The model is split over %(wanted)d GPUs, but its engine has none on this host.") % {
-            "wanted": refusal.wanted
-        }
+        return ngettext(
+            "The model needs %(wanted)d GPU, but its engine has none on this host.",
+            "The model is split over %(wanted)d GPUs, but its engine has none on this host.",
+            refusal.wanted,
+        ) % {"wanted": refusal.wanted}
     return ngettext(
         "The model is split over %(wanted)d GPU, but there are fewer.",
         "The model is to be split over %(wanted)d GPUs, and there are fewer.",
@@ -168,12 +170,17 @@ def _by_splitting(refusal: NoRoom) -> str:
 
 def _would_fit(refusal: NoRoom) -> str:
     if refusal.fits and refusal.sequences:
-        return _("A context of %(context)d tokens would fit, or %(sequences)d requests at a time with this one.") % {
-            "context": refusal.fits,
-            "sequences": refusal.sequences,
-        }
+        return ngettext(
+            "A context of %(context)d tokens would fit, or %(sequences)d request at a time with this one.",
+            "A context of %(context)d tokens would fit, or %(sequences)d requests at a time with this one.",
+            refusal.sequences,
+        ) % {"context": refusal.fits, "sequences": refusal.sequences}
     if refusal.fits:
         return _("A context of %(context)d tokens would fit.") % {"context": refusal.fits}
     if refusal.sequences:
-        return _("%(sequences)d requests at a time would fit.") % {"sequences": refusal.sequences}
+        return ngettext(
+            "%(sequences)d request at a time would fit.",
+            "%(sequences)d requests at a time would fit.",
+            refusal.sequences,
+        ) % {"sequences": refusal.sequences}
     return ""

@@ -9,13 +9,15 @@ from argparse import ArgumentTypeError
 
 # Up to 19 digits: what is bounded says its bound itself.
 WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
+LONG = re.compile(r"[+-]?[0-9]{20,}")
 DECIMAL = re.compile(r"[+-]?([0-9]{1,19}(\.[0-9]{0,18})?|\.[0-9]{1,18})")
 
 
 def read_whole(text: str) -> int:
     """Return the whole number that was typed. Raises ValueError."""
     if WHOLE.fullmatch(text) is None:
-        raise ValueError(f"{text[:40]!r} is not a whole number")
+        fault = "is too large" if LONG.fullmatch(text) else "is not a whole number"
+        raise ValueError(f"{text[:40]!r} {fault}")
     return int(text)
 
 

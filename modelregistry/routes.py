@@ -1,17 +1,18 @@
 """What is served, as plain values for gateways."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from modelregistry.database_clock import database_now
 from modelregistry.engines.registry import engine_named, launched_by
 from modelregistry.failure_advice import NO_ROOM
 from modelregistry.models import Alias, Host, Replica, ServedModel
-from modelregistry.overview import MADE_UP
+from modelregistry.overview import MADE_UP, held_replicas, with_placements
 from modelregistry.sampling import SamplingPreset, read_presets
 
 # Two beats may be lost. A quiet host's engines keep serving: gateways check them, as the supervisor may not.
@@ -84,6 +85,7 @@ class Served:
     created: int
     loading_on: frozenset[int]
     no_room: bool
+    nodes: int  # over how many hosts each replica is split
     retires_on: date | None
     connect_timeout: float | None
     first_byte_timeout: float | None
@@ -115,13 +117,16 @@ COMING = Q(
 
 
 def served_models() -> list[Served]:
-    """Return every enabled model, also retired ones: gateways know the day. Three queries."""
-    coming = Replica.objects.filter(COMING, host__maintenance=False)
+    """Return every enabled model, also retired ones: gateways know the day. Four queries."""
+    in_maintenance = Replica.objects.filter(host__maintenance=True).select_related("host", "model")
+    held = held_replicas(with_placements(in_maintenance))
+    # Of one over several hosts rank 0 says it: the others fail, and wait, in their own ways.
+    leading = Replica.objects.annotate(rank=F("index") % F("model__nodes")).filter(rank=0)
     hosts: dict[int, set[int]] = defaultdict(set)
-    for model_id, host_id in coming.values_list("model_id", "host_id"):
+    for model_id, host_id in _select_free(leading.filter(COMING), held):
         hosts[model_id].add(host_id)
-    without_room = Replica.objects.filter(state=Replica.State.FAILED, cause=NO_ROOM, host__maintenance=False)
-    refused = set(without_room.values_list("model_id", flat=True)) - hosts.keys()
+    without_room = Replica.objects.filter(state=Replica.State.FAILED, cause=NO_ROOM)
+    refused = {model_id for model_id, _host in _select_free(without_room, held)} - hosts.keys()
     return [
         Served(
             model_id=model.pk,
@@ -133,6 +138,7 @@ def served_models() -> list[Served]:
             created=int(model.created_at.timestamp()),
             loading_on=frozenset(hosts.get(model.pk, ())),
             no_room=model.pk in refused,
+            nodes=model.nodes,
             retires_on=model.retires_on,
             connect_timeout=model.connect_timeout,
             first_byte_timeout=model.first_byte_timeout,
@@ -144,6 +150,13 @@ def served_models() -> list[Served]:
         )
         for model in ServedModel.objects.filter(enabled=True)
     ]
+
+
+def _select_free(rows: QuerySet[Replica], held: set[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the model and host of those that maintenance does not hold, see `held_replicas`."""
+    for model_id, index, nodes, host_id in rows.values_list("model_id", "index", "model__nodes", "host_id"):
+        if (model_id, index // nodes) not in held:
+            yield model_id, host_id
 
 
 def presets_of(model: ServedModel) -> tuple[SamplingPreset, ...]:
@@ -158,7 +171,8 @@ def names_by_alias() -> dict[str, str]:
 
 def ready_replicas() -> list[Route]:
     """Return every replica that can take requests. One query."""
-    replicas = Replica.objects.filter(state=Replica.State.READY, model__enabled=True).select_related("model")
+    ready = Replica.objects.filter(state=Replica.State.READY, model__enabled=True)
+    replicas = ready.exclude(url="").select_related("model")
     return [
         Route(
             replica_id=replica.pk,

@@ -26,7 +26,7 @@ RESERVED = frozenset(
         *("--host", "--port", "--uds", "--api-key", "--api-key-file", "--interrupt-requests", "--config"),
         *("--model", "-m", "--alias", "-a", "--model-alias", "--served-model-name", "--config-file"),
         *("--model-url", "--hf-repo", "--hf-file", "--docker-repo", "--hf-model-repo-id", "--models-dir"),
-        *("--models-preset", "--headless", "--grpc"),
+        *("--models-preset", "--headless", "--grpc", "--node-rank", "--master-addr", "--master-port"),
     ]
 )
 # The gateway calls engines in plain HTTP, at their root; the traffic stays on this machine or in the hosts' network.
@@ -39,7 +39,8 @@ MOVING = frozenset(
 # The engine would print something and exit, at each start.
 ENDING = frozenset(["--help", "--version", "--list-devices", "--cache-list", "--completion-bash"])
 # More than one process or host for one replica, in ways that no plan counts.
-SPREADING = ("--data-parallel-size", "--pipeline-parallel-size", "--nnodes")
+SPREADING = ("--data-parallel-size",)
+STAGES = "--pipeline-parallel-size"  # the same on one host; over several it is counted
 RISKS = [*model_files.RISKS, argument_rules.OUTSIDE]
 LONGEST_TEMPLATE = 2**20  # bytes; the longest chat templates have 0.1 MB
 # vLLM's load formats that read pickles, or may.
@@ -67,6 +68,7 @@ class Registration:
     slots: int | None = None
     gpus: object
     tensor_parallel: int
+    nodes: int = 1
     allowed_risks: object
     engine_version: str = ""
     connect_timeout: float | None = None
@@ -97,13 +99,16 @@ def find_problems(
     risks = _known_risks(model.allowed_risks)
     faults: dict[str, ValidationError | None] = {
         "engine_version": _version_fault(model, installed),
-        "gpus": _gpus_fault(model.gpus, parsed.number("--tensor-parallel-size") or model.tensor_parallel),
+        "gpus": _gpus_fault(model.gpus, max(1, _count_devices(model, parsed) // model.nodes)),
+        "nodes": _nodes_fault(model, parsed),
         "allowed_risks": _risk_list_fault(model.allowed_risks),
         "args": _list_fault(model.args),
         "total_timeout": _timeout_fault(model),
     }
     if look_at_args and not faults["args"]:
-        faults["args"] = find_argument_fault(model.engine, parsed, risks, model.tensor_parallel, model.slots)
+        faults["args"] = find_argument_fault(
+            model.engine, parsed, risks, model.tensor_parallel, model.slots, nodes=model.nodes
+        )
         if not faults["args"] and (look_at_path if look_at_argument_files is None else look_at_argument_files):
             faults["args"] = find_missing_file(parsed)
     found = _engine_problems(model) | {field: fault for field, fault in faults.items() if fault}
@@ -256,6 +261,26 @@ def _gpus_fault(gpus: object, tensor_parallel: int) -> ValidationError | None:
     return None
 
 
+def _count_devices(model: Registration, parsed: Arguments) -> int:
+    """Return over how many GPUs one replica is split, on all of its hosts."""
+    return (parsed.number("--tensor-parallel-size") or model.tensor_parallel) * (parsed.number(STAGES) or 1)
+
+
+def _nodes_fault(model: Registration, parsed: Arguments) -> ValidationError | None:
+    if model.nodes == 1:
+        return None
+    if not engine_named(model.engine).spans_hosts:
+        sentence = _("Only vLLM can split one replica over several hosts.")
+        return ValidationError(sentence, code="hosts-of-another-engine")
+    if (gpus := _count_devices(model, parsed)) % model.nodes:
+        sentence = _(
+            "Its GPUs (%(gpus)d) cannot be divided evenly among %(hosts)d hosts: set over how many GPUs of all hosts "
+            "together it is split (tensor parallel, times --pipeline-parallel-size if that is given)."
+        )
+        return ValidationError(sentence, code="uneven-hosts", params={"gpus": gpus, "hosts": model.nodes})
+    return None
+
+
 def _unseen_path_problems(path: str) -> dict[str, ValidationError]:
     """Check a path on another machine."""
     if path and Path(path).is_absolute():
@@ -289,7 +314,12 @@ def _list_fault(args: object) -> ValidationError | None:
 
 
 def find_argument_fault(
-    engine: str, parsed: Arguments, risks: Collection[str], tensor_parallel: int = 1, slots: int | None = None
+    engine: str,
+    parsed: Arguments,
+    risks: Collection[str],
+    tensor_parallel: int = 1,
+    slots: int | None = None,
+    nodes: int = 1,
 ) -> ValidationError | None:
     """Return why an engine cannot be started with these arguments; None: it can, as far as is known."""
     for one in parsed.given:
@@ -305,7 +335,8 @@ def find_argument_fault(
     if parsed.faults:
         return ValidationError(explain_fault(parsed.faults[0]), code=parsed.faults[0].code)
     together = _errors(engine_named(engine).check_arguments(parsed, slots))
-    return _risk_fault(parsed, risks) or _spread_fault(parsed, tensor_parallel) or together.get("args")
+    spread = _spread_fault(parsed, tensor_parallel, nodes)
+    return _risk_fault(parsed, risks) or spread or together.get("args")
 
 
 def _may_be_reserved(option: str) -> bool:
@@ -331,20 +362,41 @@ def _risk_fault(parsed: Arguments, risks: Collection[str]) -> ValidationError | 
     return None
 
 
-def _spread_fault(parsed: Arguments, tensor_parallel: int) -> ValidationError | None:
-    for name in SPREADING:
+def _spread_fault(parsed: Arguments, tensor_parallel: int, nodes: int) -> ValidationError | None:
+    if (parsed.number("--nnodes") or 1) > 1:
+        sentence = _(
+            "%(arg)s is given by Madoguchi: say with “hosts per replica” (--nodes) over how many hosts one replica is "
+            "split."
+        )
+        return ValidationError(sentence, code="nodes-in-arguments", params={"arg": "--nnodes"})
+    for name in SPREADING if nodes > 1 else (*SPREADING, STAGES):
         if (parsed.number(name) or 1) > 1:
             sentence = _(
                 "%(arg)s spreads one replica in a way that the plan cannot count: set how many GPUs it is split "
                 "over (tensor parallel), or use more replicas."
             )
             return ValidationError(sentence, code="spread", params={"arg": name})
+    if nodes > 1 and (fault := _backend_fault(parsed)):
+        return fault
     cards = parsed.number("--tensor-parallel-size")
     if cards and tensor_parallel > 1 and cards != tensor_parallel:
         sentence = _("%(arg)s gives another number of GPUs than “split over GPUs” (%(count)d): set it only there.")
         about = {"arg": f"--tensor-parallel-size {cards}", "count": tensor_parallel}
         return ValidationError(sentence, code="split-twice", params=about)
     return None
+
+
+def _backend_fault(parsed: Arguments) -> ValidationError | None:
+    """Return which argument does not go together with ranks on several hosts, as vLLM refuses it there."""
+    backend = parsed.text("--distributed-executor-backend") or "mp"
+    # Which of two `--nnodes` counts is up to the engine, so that there is to be ours alone.
+    name = next((one for one in ("--api-server-count", "--nnodes") if parsed.number(one) is not None), "")
+    if backend != "mp":
+        name = f"--distributed-executor-backend {backend}"
+    if not name:
+        return None
+    sentence = _("%(arg)s cannot be given for a model over several hosts, whose ranks are started on each of them.")
+    return ValidationError(sentence, code="over-hosts", params={"arg": name})
 
 
 def find_missing_file(parsed: Arguments) -> ValidationError | None:

@@ -16,14 +16,14 @@ django = get_asgi_application()  # first: it sets Django up for what the consume
 
 from django.conf import settings
 
-from portal.database import use_pool
+from modelregistry.database import use_pool
 from portal.operations.live import LiveOperationsFeed
 from portal.operations.routing import build_sockets
 from portal.usage.live import LiveUsageFeed
 from portal.web.django_handler import DjangoHandler
 from portal.web.request_bounds import RequestBounds
 
-use_pool(settings.DATABASES["default"])  # before anything asks the database
+use_pool(settings.DATABASES["default"], most=settings.DATABASE_POOL)  # before anything asks the database
 pages = RequestBounds(DjangoHandler(django))
 # On the Unix socket a gateway sends the client's address in this header. Elsewhere it comes from clients and is
 # ignored.

@@ -16,11 +16,12 @@ import environs
 from csp.constants import NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry import database
 from modelregistry.engines.registry import command_variables
-from portal import database, environment, frontend
+from modelregistry.version import VERSION
+from portal import environment, frontend
 from portal.accounts import ldap
 from portal.notifications import mail_settings
-from portal.version import VERSION
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environs.FileAwareEnv(strip_whitespace=True)  # editors end a file with a line feed
@@ -38,6 +39,9 @@ DEBUG = env.bool("DEBUG", False)
 SECRET_KEY = env.str("SECRET_KEY", "") or environment.load_secret(VAR / "secret-key")
 # API keys have a secret of their own, so that a changed SECRET_KEY ends sessions but invalidates no key.
 API_KEY_SECRET = env.str("API_KEY_SECRET", "") or environment.load_secret(VAR / "api-key-secret")
+# Those that these replace, while both are accepted.
+SECRET_KEY_FALLBACKS: list[str] = env.list("SECRET_KEY_FALLBACKS", [])
+API_KEY_SECRET_FALLBACKS: list[str] = env.list("API_KEY_SECRET_FALLBACKS", [])
 # The address that people type; printed in the ready-to-paste settings. Empty: taken from the request.
 PUBLIC_URL = env.str("PUBLIC_URL", "").rstrip("/")
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]", socket.gethostname()])
@@ -73,6 +77,7 @@ INSTALLED_APPS = [
     "portal.guide",
     "portal.news",
     "portal.status",
+    "portal.backups",
     "portal.use_cases",
     "portal.feedback",
     "portal.lessons",
@@ -194,13 +199,16 @@ PORTAL_WORKERS = env.int("PORTAL_WORKERS", 1, validate=environs.validate.Range(m
 USE_TZ = True
 TIME_ZONE = env.str("TIME_ZONE", "Asia/Tokyo")
 STATIC_URL = "/static/"
-STATICFILES_DIRS = [BASE_DIR / "portal" / "static", frontend.served_directory(CACHE)]
+# A release brings its static files; a checkout collects them (deploy/setup.py).
+RELEASED_STATIC = BASE_DIR / "static"
+RELEASED = RELEASED_STATIC.is_dir()
+STATICFILES_DIRS = [] if RELEASED else [BASE_DIR / "portal" / "static", frontend.served_directory(CACHE)]
 STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.FileSystemFinder",
     "portal.web.rest.docs_files.Apps",
     "portal.web.rest.docs_files.Finder",
 ]
-STATIC_ROOT = VAR / "static"
+STATIC_ROOT = RELEASED_STATIC if RELEASED else VAR / "static"
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
@@ -300,6 +308,24 @@ GATEWAY_CONNECT_TIMEOUT = env.float("GATEWAY_CONNECT_TIMEOUT", 5.0, validate=TIM
 GATEWAY_FIRST_BYTE_TIMEOUT = env.float("GATEWAY_FIRST_BYTE_TIMEOUT", 300.0, validate=TIME_LIMIT)
 GATEWAY_IDLE_TIMEOUT = env.float("GATEWAY_IDLE_TIMEOUT", 900.0, validate=TIME_LIMIT)
 GATEWAY_TOTAL_TIMEOUT = env.float("GATEWAY_TOTAL_TIMEOUT", 3600.0, validate=TIME_LIMIT)
+# Seconds that open answers may go on in processes whose place others have taken; a bit longer than any call lasts.
+GATEWAY_DRAIN = env.float("GATEWAY_DRAIN", GATEWAY_TOTAL_TIMEOUT + 60.0, validate=environs.validate.Range(min=1.0))
+
+# --- Backups ----------------------------------------------------------------------------------------------------
+# Where `manage.py backup` keeps them, and how old the newest may be before operators are notified. None: not watched.
+BACKUP_DIR = env.str("BACKUP_DIR", "")
+BACKUP_MAX_AGE = env.timedelta(
+    "BACKUP_MAX_AGE",
+    timedelta(hours=26) if BACKUP_DIR else None,
+    validate=environs.validate.Range(min=timedelta(hours=2)),
+)
+
+# --- How long data is kept --------------------------------------------------------------------------------------
+# Days. None: until `manage.py pruneusage --older-than` is run; for good.
+USAGE_KEPT_DAYS = env.int("USAGE_KEPT_DAYS", None, validate=environs.validate.Range(40, 36500))  # a month, and more
+AUDIT_KEPT_DAYS = env.int("AUDIT_KEPT_DAYS", None, validate=environs.validate.Range(90, 36500))
+REFUSALS_KEPT_DAYS = env.int("REFUSALS_KEPT_DAYS", 7, validate=environs.validate.Range(1, 400))
+NOTICES_KEPT_DAYS = env.int("NOTICES_KEPT_DAYS", 400, validate=environs.validate.Range(30, 36500))
 
 # --- Canary -----------------------------------------------------------------------------------------------------
 # The hour (of TIME_ZONE) from which on chat models are asked the fixed prompts each night. None: never by itself, nor
@@ -315,6 +341,16 @@ ENGINE_COMMANDS = {launcher: env.str(variable, "") for launcher, variable in com
 ENGINE_PORTS = env.str("ENGINE_PORTS", "18100-18999")
 ENGINE_START_TIMEOUT = env.float("ENGINE_START_TIMEOUT", 1800.0)
 ENGINE_STOP_GRACE = env.float("ENGINE_STOP_GRACE", 10.0)
+# Seconds that a host of a cluster keeps its engines while no controller reaches it.
+HOST_LEASE = env.float("HOST_LEASE", 60.0, validate=environs.validate.Range(30, 3600))
+# Models with fewer replicas than they may have at most get one more when calls would wait for so long, for so long; and
+# have one fewer when none has waited for so long (seconds).
+SCALE_TIME = environs.validate.Range(1, 86400)
+SCALE_UP_WAIT = env.float("SCALE_UP_WAIT", 15.0, validate=SCALE_TIME)
+SCALE_UP_AFTER = env.float("SCALE_UP_AFTER", 60.0, validate=SCALE_TIME)
+SCALE_DOWN_AFTER = env.float("SCALE_DOWN_AFTER", 900.0, validate=SCALE_TIME)
+# Whether the controller copies a model's files to another host by itself, where it fits on none that has them.
+COPY_MODELS = env.bool("COPY_MODELS", False)
 
 LOG_FORMAT = env.str("LOG_FORMAT", "text", validate=environs.validate.OneOf(["text", "json"]))
 LOGGING = {

@@ -17,10 +17,15 @@ from tests.translations import japanese  # noqa: F401 - for every test: with and
 LONG = (
     "browser/test_every_page.py",
     "modelregistry/test_vllm_life.py",
+    "modelregistry/test_vllm_ranks.py",
+    "modelregistry/controller/test_gangs.py",
     "chaos/test_chaos.py",
     "apiproxy/test_workers.py",
     "apiproxy/test_vllm.py",
     "portal/api/test_fuzz.py",
+    "release/test_install.py",
+    "restart/test_restart.py",
+    "test_upgrade.py",
     "test_room_for_two.py",
     "apiproxy/test_neighbours.py",
     "apiproxy/test_vllm_pooling.py",
@@ -78,12 +83,13 @@ def _texts_as_postgresql_takes_them() -> Iterator[None]:
 
 
 def _checked(prepare: Callable[..., Any]) -> Callable[..., Any]:
-    def checked(field: models.Field, value: Any, connection: Any) -> Any:
+    def checked(field: models.Field, given: Any, connection: Any) -> Any:
+        value = prepare(field, given, connection)
         if isinstance(value, str) and "\0" in value:
             raise ValueError("A string literal cannot contain NUL (0x00) characters.")
         if isinstance(value, str) and field.max_length is not None and len(value) > field.max_length:
             raise DataError(f"{field}: value too long for type character varying({field.max_length})")
-        return prepare(field, value, connection)
+        return value
 
     return checked
 

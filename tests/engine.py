@@ -224,18 +224,22 @@ class Engine:
     async def answer(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, steps: list[dict[str, Any]], answered: int
     ) -> bool:
-        self.seen["running"] += 1
-        self.seen["most_running"] = max(self.seen["most_running"], self.seen["running"])
         gone = asyncio.ensure_future(self.gone(reader))
-        work = asyncio.ensure_future(self.play(steps, writer, answered))
-        await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
-        self.seen["running"] -= 1
+        with contextlib.ExitStack() as running:
+            self.count_running(1)
+            running.callback(self.count_running, -1)
+            work = asyncio.ensure_future(self.play(steps, writer, answered, running))
+            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             self.seen["left"] += 1
             work.cancel()
             return False
         gone.cancel()
         return not work.exception() and work.result()
+
+    def count_running(self, change: int) -> None:
+        self.seen["running"] += change
+        self.seen["most_running"] = max(self.seen["most_running"], self.seen["running"])
 
     async def gone(self, reader: asyncio.StreamReader) -> None:
         """Return when the client closes; a client that writes on (it never does) would wait."""
@@ -257,8 +261,12 @@ class Engine:
             await writer.drain()
             self.seen["flooded"] += 1
 
-    async def play(self, script: list[dict[str, Any]], writer: asyncio.StreamWriter, answered: int) -> bool:
+    async def play(
+        self, script: list[dict[str, Any]], writer: asyncio.StreamWriter, answered: int, running: contextlib.ExitStack
+    ) -> bool:
         for step in script:
+            if step is script[-1] and step.keys() == {"send"}:
+                running.close()  # a client that has read this may begin the next call before this one continues here
             await self.write(step, writer)
             await asyncio.sleep(step.get("wait", 0))
             if "hang" in step:

@@ -130,3 +130,20 @@ def has(page: Any, selector: str) -> bool:
 
 def texts(page: Any, selector: str) -> list[str]:
     return [element.text for element in all_of(page, selector)]
+
+
+def filled_form(page: Any, selector: str) -> dict[str, list[str]]:
+    """Return what a browser would post of the form in the page if nothing in it was changed, but its buttons."""
+    sent: dict[str, list[str]] = {}
+    for control in one_of(page, selector).descendants():
+        name = control.attributes.get("name")
+        if not name or "disabled" in control.attributes or control.name == "button":
+            continue
+        if control.name == "select":
+            chosen = [one["value"] for one in control.all("option") if "selected" in one.attributes]
+            sent.setdefault(name, []).extend(chosen)
+        elif control.name == "textarea":
+            sent[name] = ["".join(child for child in control.children if isinstance(child, str)).removeprefix("\n")]
+        elif control.attributes.get("type") not in ("checkbox", "radio") or "checked" in control.attributes:
+            sent.setdefault(name, []).append(control.attributes.get("value", ""))
+    return sent

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from apiproxy.bridge.management.commands.up import GATEWAY, SETTINGS, gateway_command
+from apiproxy.bridge.management.commands.up import GATEWAY, SETTINGS
 from modelregistry.process import shim
 from tests.ports import unused_port
 from tests.waiting import until
@@ -48,6 +48,7 @@ class Installation:
     var: Path
     port: int
     env: dict[str, str]
+    before: tuple[str, ...] = ()  # a command that runs it, as one that enters a network
     process: "subprocess.Popen[bytes]" = field(init=False, repr=False)
 
     @property
@@ -71,7 +72,8 @@ class Installation:
         (self.var / "up.log").unlink(missing_ok=True)
         # Appended to: `serve` may add another process, and each would write over the other at an offset of its own.
         with (self.var / "up.log").open("ab") as log:
-            command: list[str | Path] = [sys.executable, ROOT / "manage.py", "up", "--port", str(self.port)]
+            up: list[str | Path] = [sys.executable, ROOT / "manage.py", "up", "--port", str(self.port)]
+            command = [*self.before, *up]
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
         until(lambda: self.url in self.log or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
@@ -80,7 +82,7 @@ class Installation:
         """Start only the gateway's process, as `up` does; return at once. Its output is added to the log."""
         with (self.var / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
-                gateway_command("127.0.0.1", self.port),
+                [sys.executable, "-m", "apiproxy.server.gateway_worker", "127.0.0.1", str(self.port)],
                 cwd=ROOT,
                 env={**self.env, **SETTINGS[GATEWAY]},
                 stdout=log,

@@ -168,7 +168,7 @@ class Killer:
             kill_supervisor(self.installation)
         elif part == "gateway":
             for pid, command in self.installation.processes().items():
-                if "apiproxy.server.front" in command:
+                if "apiproxy.server.gateway_worker" in command:
                     os.kill(pid, signal.SIGKILL)
             until(self.installation.answers)
         elif running := self.engines():

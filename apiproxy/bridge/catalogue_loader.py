@@ -17,6 +17,8 @@ from django.db.models import Max, Q, QuerySet, Sum
 from django.utils import timezone
 
 from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
+from apiproxy.bridge.site_gauges import site_gauges_of
+from apiproxy.dataplane.backlog import BacklogReport
 from apiproxy.dataplane.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Timeouts
 from apiproxy.dataplane.client_address import parse_networks
 from apiproxy.dataplane.crash_suspects import Death
@@ -26,6 +28,7 @@ from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused
 from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.limits.units import UNITS
 from apiproxy.dataplane.loops import NORMAL, SENSITIVITIES, LoopPolicy, read_mode
+from apiproxy.dataplane.metrics import Gauge
 from apiproxy.dataplane.refused_calls import RefusedCall
 from apiproxy.dataplane.rejection_counts import RejectionGroup
 from apiproxy.dataplane.room import EngineLoad
@@ -34,13 +37,15 @@ from apiproxy.dataplane.usage_events import Usage
 from apiproxy.dataplane.wake_ups import LOADED_WITHIN, WakeUp
 from modelregistry import routes
 from modelregistry.engines.registry import engine_named
+from modelregistry.host_figures import read_figures
 from modelregistry.models import ServedModel, WakeCaller, WakeRequest
 from portal.accounts.models import Tenant
 from portal.audit import tracking
 from portal.audit.models import AuditEvent
+from portal.backups.figures import read_backup_figures
 from portal.feedback import recording as feedback
 from portal.feedback.recording import GivenFeedback
-from portal.keys import end_user_secret, lineage, secret, weights
+from portal.keys import end_user_secret, lineage, secret, site_secrets, weights
 from portal.keys.models import ApiKey, ModelAccess
 from portal.operations import queue_reports
 from portal.quotas import policy, units, windows
@@ -54,13 +59,28 @@ MAX_CHANGED_KEYS = 5000  # changed keys; for more it is quicker to load all
 # Errors about the rows: other rows may be recorded. All other errors of a database (also a missing table or column,
 # before `migrate`) are about the database, and the same rows may be recorded later.
 ROW_ERRORS = (DataError, IntegrityError, ArithmeticError, ValueError, TypeError, LookupError)
+NO_SECRET = (b"",)  # of end users
 REFUSED_FEEDBACK: dict[str, Outcome] = {"old": "old", "many": "many"}
 COLUMNS = {"key": "key_id", "user": "user_id", "tenant": "tenant_id", "replica": "replica_id"}
 
 
-def digest(key: str) -> str | None:
-    """Return the digest by which the catalogue finds a key; None for what cannot be one of our keys."""
-    return secret.digest_of(key, settings.API_KEY_SECRET) if secret.is_well_formed(key) else None
+def digests(key: str) -> list[str]:
+    """Return the digests by which the catalogue may find a key; none for what cannot be one of our keys."""
+    return site_secrets.digests_of(key) if secret.is_well_formed(key) else []
+
+
+def renew_digests(used: Mapping[int, Sequence[str]]) -> None:
+    """Store keys under today's secret that were used and are stored under a former one. Raises DatabaseUnavailable.
+
+    `used`: their digests by their ids.
+    """
+    for pk, digests in used.items():
+        run_query(partial(site_secrets.renew_digest, ApiKey, pk, digests))
+
+
+def check_secrets() -> None:
+    """Compare the secrets of this process with its site's. Raises OtherSecret and DatabaseUnavailable."""
+    run_query(site_secrets.check_secrets)
 
 
 def body_key() -> bytes:
@@ -78,6 +98,11 @@ def heartbeats_by_host() -> dict[int, Heartbeat]:
     return run_query(
         lambda: {one.host_id: Heartbeat(one.claim, one.quiet, one.gone) for one in routes.supervisor_heartbeats()}
     )
+
+
+def site_gauges() -> list[Gauge]:
+    """Return the figures of hosts, models, tasks, controller and backups. Six queries. Raises DatabaseUnavailable."""
+    return run_query(lambda: site_gauges_of(read_figures(), read_backup_figures()))
 
 
 def loads_by_replica() -> dict[int, EngineLoad]:
@@ -161,6 +186,11 @@ def record_feedback(note: FeedbackNote) -> Outcome:
 def report_set_aside(lines: int) -> None:
     """Record how many lines of usage wait on this host for an operator. Raises DatabaseUnavailable."""
     run_query(lambda: usage.report_set_aside(settings.HOST_NAME, lines))
+
+
+def report_backlog(worker: str, backlog: BacklogReport) -> None:
+    """Report usage that waits on a worker's disk for long, or that none does any more. Raises DatabaseUnavailable."""
+    run_query(lambda: usage.report_backlog(worker, size=backlog.bytes, seconds=backlog.seconds))
 
 
 def report_queue(worker: str, snapshot: dict[str, Any], minutes: Sequence[dict[str, Any]]) -> None:
@@ -349,7 +379,8 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
             weight=weight,
             service_weight=of_classes[key_class] if own_weight is None else own_weight,
             takes_user_headers=user_headers,
-            user_secret=end_user_secret.secret_of(nonce).encode() if nonce and user_headers else b"",
+            user_secret=user_secrets[0],
+            former_user_secrets=user_secrets[1:],
             separates_users=separates_users,
             guarded=guarded,
         )
@@ -370,7 +401,12 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
             separates_users,
             nonce,
         ) in rows
+        for user_secrets in [_user_secrets(nonce) if nonce and user_headers else NO_SECRET]
     }
+
+
+def _user_secrets(nonce: str) -> tuple[bytes, ...]:
+    return tuple(one.encode() for one in end_user_secret.secrets_of(nonce))
 
 
 class _Limits:
@@ -439,6 +475,7 @@ def _models() -> dict[str, Model]:
             tenants=frozenset(access[served.model_id]) if served.model_id in access else None,
             loading_on=served.loading_on,
             no_room=served.no_room,
+            hosts=served.nodes,
             retires=_retirement(served.retires_on),
             timeouts=_timeouts(served),
             replicas=tuple(replicas[served.model_id]),

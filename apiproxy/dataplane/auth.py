@@ -1,6 +1,7 @@
 """Who calls: the key of a request, and where it comes from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 from apiproxy.dataplane import openwebui
 from apiproxy.dataplane.catalogue import Catalogue, Key
@@ -11,6 +12,7 @@ from apiproxy.dataplane.services import Services
 
 # Texts of keys whose digests are remembered: a digest takes 6 µs. Only those of usable keys, for one catalogue.
 REMEMBERED = 10_000
+RENEWED_AT_ONCE = 200  # every 2 s
 
 
 class Authenticator:
@@ -21,6 +23,8 @@ class Authenticator:
         self._catalogue = catalogue
         self._wall = wall
         self._digests: dict[str, str] = {}  # by the key's text
+        # By ids of keys, used since `take_renewals`: all their digests, as they are stored under a former secret.
+        self._renewals: dict[int, Sequence[str]] = {}
 
     def forget(self) -> None:
         """Forget the keys that were used. Call it for a new catalogue."""
@@ -33,18 +37,36 @@ class Authenticator:
 
     async def find_key(self, text: str) -> Key:
         """Return the key with this text, looked up again if it is not known yet. Raises InvalidKey."""
-        digest = self._services.digest(text)
-        if digest is None:
+        digests = self._services.digests(text)
+        if not digests:
             raise InvalidKey("invalid_api_key")
-        key = self._catalogue().key(digest, self._wall())
-        if key is None:  # perhaps it was created a moment ago
+        digest = self._find_usable(digests)
+        if digest is None:  # perhaps it was created a moment ago
             await self._services.refresh()
-            key = self._catalogue().key(digest, self._wall())
-        if key is None:
-            raise InvalidKey("invalid_api_key", digest=digest)
+            digest = self._find_usable(digests)
+        key = self._catalogue().key(digest, self._wall()) if digest else None
+        if digest is None or key is None:
+            raise InvalidKey("invalid_api_key", digest=digests[0])
+        if digest != digests[0]:
+            self._renewals[key.id] = digests
         if len(self._digests) < REMEMBERED:
             self._digests[text] = digest
         return key
+
+    def _find_usable(self, digests: Sequence[str]) -> str | None:
+        """Return the one of these by which the catalogue knows a usable key."""
+        catalogue, now = self._catalogue(), self._wall()
+        return next((digest for digest in digests if catalogue.key(digest, now)), None)
+
+    def take_renewals(self) -> dict[int, Sequence[str]]:
+        """Return the digests of some keys that were used and are stored under a secret that was replaced, by their ids.
+
+        Further ones are for later: what writes them also writes usage, which is not to wait for 20,000 of them.
+        """
+        taken = dict(islice(self._renewals.items(), RENEWED_AT_ONCE))
+        for key in taken:
+            del self._renewals[key]
+        return taken
 
     def find_origin(self, scope: Scope, headers: dict[bytes, bytes]) -> ClientAddress:
         """Return where a call comes from. Its key need not be known."""
@@ -57,7 +79,7 @@ class Authenticator:
         if key.networks and not in_networks(caller.address, key.networks):
             raise NetworkNotAllowed("network_not_allowed", address=caller.address or "?")
         if key.user_secret:
-            named = openwebui.verify_person(headers, key.user_secret, self._wall())
+            named = openwebui.verify_person(headers, (key.user_secret, *key.former_user_secrets), self._wall())
             if named.fault:
                 self._services.metrics.count_unverified_user(named.fault)
             return caller._replace(end_user=named.name, end_user_id=named.id)

@@ -130,7 +130,7 @@ class CallMeter:
         finally:  # whatever fails, nothing stays reserved
             self._reservation.release()
         if self.suspected and self._recorded is not None and self._recorded.status in COMPLETE:
-            self._services.suspects.clear(self.context.call.identity)
+            self._services.suspects.clear(self.context.key.id, self.context.call.identity)
         if self._recorded is not None:
             access_log.log_call(self._recorded, self.refusal)
             if self.refusal is not None:

@@ -43,7 +43,8 @@ class Key:
     `canary`: of Madoguchi's own checks, which choose their replica, use any model, and are not under its presets.
     `weight`: of its tenant, see `fair_queue`. `service_weight`: how many people a service key counts as.
     `takes_user_headers`: its calls may name their end user in headers, see `openwebui`; `user_secret`: with which they
-    have to be signed, or nothing. `separates_users`: each of its end users is a caller of their own in the queue.
+    have to be signed, or nothing (`former_user_secrets` will do while API_KEY_SECRET is replaced). `separates_users`:
+    each of its end users is a caller of their own in the queue.
     """
 
     id: int
@@ -60,6 +61,7 @@ class Key:
     service_weight: float = 4.0
     takes_user_headers: bool = False
     user_secret: bytes = field(default=b"", repr=False)
+    former_user_secrets: tuple[bytes, ...] = field(default=(), repr=False)
     separates_users: bool = False
     guarded: bool = True  # against word loops, as each model's policy says
 
@@ -107,7 +109,7 @@ class Model:
 
     `tenants` = ids of those that may use it; None = all. `loading_on`: hosts on which it is asleep, starting
     or about to start, so worth waiting for while they live. `no_room`: it is nowhere, as others that are kept loaded
-    take its room. `retires`: None = never.
+    take its room. `retires`: None = never. `hosts`: over how many each of its replicas is split.
     """
 
     id: int
@@ -125,6 +127,7 @@ class Model:
     loops: LoopPolicy = UNWATCHED
     presets: tuple[ParameterPreset, ...] = ()
     no_room: bool = False
+    hosts: int = 1
 
     @property
     def has_one_tenant(self) -> bool:

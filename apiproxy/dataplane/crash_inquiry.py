@@ -63,6 +63,10 @@ class CrashInquiry:
         if not await self._is_dead(exchange, replica) or not self._is_served(model.name, replica):
             return
         self._balancer.penalise(replica, self._services.clock())
+        if model.hosts > 1:
+            log.error("the engine of %s died under a call, which is not judged: it is on several hosts", model.name)
+            exchange.set_refusal(EngineFailed("split_engine_died"))
+            return
         others_live = None if exchange.says_dead or model.external else await self._others_live(replica)
         if others_live is False:
             log.error("all engines on the host of replica %d are gone: no call is blamed for that", replica.id)
@@ -93,8 +97,9 @@ class CrashInquiry:
         `died_alone`: None if the replica is the only one of its host. Returns whether the call is guilty.
         """
         context, identity = meter.context, meter.context.call.identity
-        before = self._suspects.deaths(identity)
-        verdict = self._suspects.judge(identity, calls=calls, on_trial=meter.trial is not None)
+        on_trial = meter.trial is not None
+        judgement = self._suspects.judge(replica.id, context.key.id, identity, calls=calls, on_trial=on_trial)
+        verdict = judgement.verdict
         death = Death(
             at=self._services.wall(),
             request_id=context.request_id,
@@ -108,7 +113,7 @@ class CrashInquiry:
         report = partial(self._report, death, context.model.name)
         sign = self._reachability.supervisors.get(replica.host)
         if died_alone is None and sign is not None and not exchange.says_dead and not context.model.external:
-            self._suspects.doubt(replica.id, replica.host, sign.claim, identity, before=before, proven=report)
+            self._suspects.doubt(replica.id, replica.host, sign.claim, judgement, proven=report)
         else:
             report()
         return verdict == "guilty"

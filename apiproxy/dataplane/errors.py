@@ -17,7 +17,8 @@ Refusal
 ├── UrlTooLong              414  url_too_long
 ├── HeadTooLarge            431  headers_too_large
 ├── UnknownTransferCoding   501  transfer_encoding
-├── OverRate                429  rate_limit_exceeded        (a minute's limit, or too many at the same time)
+├── OverRate                429  rate_limit_exceeded        (a minute's limit, too many at the same time, or what is
+│                                                            left is held by requests that are running)
 ├── OverMemory                                              (what callers make us hold, see `memory_budget`)
 │   ├── TooManyAtOnce       429  rate_limit_exceeded        (of one key)
 │   └── ServerBusy          503  server_busy                (of all)
@@ -243,6 +244,12 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": "This {scope} already has {amount} {unit} running at the same time, the most that it may.",
         "ja": "この{scope}で同時に実行できる{unit}は {amount} 件までです。実行中のものが終わってからお試しください。",
     },
+    "held_by_running_requests": {
+        "en": "Requests that are running hold what is left of this {scope}'s limit of {amount} {unit} per {window}: each "
+        "holds the most that it may use until it ends. Try again in a second, or send fewer at the same time.",
+        "ja": "この{scope}の上限 (1 {window}あたり {amount} {unit}) の残りは、実行中のリクエストのために確保されています"
+        " (終わるまで、使いうる最大の量が確保されます)。1 秒後にもう一度試すか、同時に送る数を減らしてください。",
+    },
     "too_many_bytes": {
         "en": "The requests of this API key hold {amount} MB at the same time, the most that they may. Try again when some of them have finished.",
         "ja": "この API キーの処理中のリクエストの合計が、同時に扱える上限 {amount} MB に達しました。いくつか終わってからもう一度お試しください。",
@@ -336,6 +343,12 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "because it may be the cause.",
         "ja": "このリクエストの処理中にモデルのエンジンが異常終了しました。原因がこのリクエストにある可能性があるため、"
         "別のエンジンには送っていません。",
+    },
+    "split_engine_died": {
+        "en": "The model's engine, which runs on several hosts, died while it worked on this request. The request was not "
+        "sent to another engine. Send it again in a minute.",
+        "ja": "複数のホストで動作しているこのモデルのエンジンが、リクエストの処理中に異常終了しました。別のエンジンには"
+        "送っていません。1 分ほど待ってから、もう一度お送りください。",
     },
     "suspected_poison": {
         "en": "An engine died while it worked on this very request, so it is not sent to another for {minutes} minutes. "

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from apiproxy.dataplane.catalogue import Key
-from apiproxy.dataplane.engine_json import loads
 from apiproxy.dataplane.errors import BadRequest, BodyTooLarge, FeedbackUnavailable, OverRate, UnknownRequest
+from apiproxy.dataplane.formats.requests import decode_json
 
 PATH = "/v1/feedback"
 MAX_BODY = 16 * 1024  # bytes; a comment of the greatest length has 6 kB
@@ -92,10 +92,7 @@ def parse_feedback(key: Key, body: bytes) -> FeedbackNote:
     """Return what a body says, with every value within its bounds. Raises BadRequest."""
     if len(body) > MAX_BODY:
         raise BodyTooLarge("feedback_too_large", code="request_too_large", limit=MAX_BODY // 1024)
-    try:
-        fields = loads(body)
-    except ValueError as error:
-        raise BadRequest("invalid_json", detail=str(error)[:200]) from error
+    fields = decode_json(body)
     if not isinstance(fields, dict):
         raise BadRequest("not_an_object", code="invalid_json")
     for name in fields:
@@ -129,6 +126,7 @@ def _read_text(fields: dict[str, Any], name: str, most: int) -> str:
         return ""
     if not isinstance(value, str):
         raise _refuse(name, "a text")
+    value = value.replace("\r\n", "\n").replace("\r", "\n")  # a line break is one character, as in the portal
     if "\0" in value:
         raise _refuse(name, "a text without the character U+0000")
     if len(value) > most:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from apiproxy.dataplane import access_log, feedback, forwarding, media_urls, sampling
@@ -380,9 +380,9 @@ class Gateway:
 
     async def _count_deaths(self, context: RequestContext) -> int:
         """Return how many engines died under this very call, once it is known. Raises BadRequest if it is to blame."""
-        suspects, identity = self.services.suspects, context.call.identity
-        await suspects.wait_settled(identity)
-        deaths = suspects.deaths(identity)
+        suspects, key, identity = self.services.suspects, context.key.id, context.call.identity
+        await suspects.wait_settled(key, identity)
+        deaths = suspects.deaths(key, identity)
         if deaths >= PROOF:
             no_retry = {"x-should-retry": "false"}
             raise BadRequest("suspected_poison", headers=no_retry, minutes=math.ceil(MEMORY / 60))
@@ -438,6 +438,10 @@ class Gateway:
             meter.finish()
 
     # --- tasks of asgi.py
+
+    def take_renewals(self) -> dict[int, Sequence[str]]:
+        """Return the digests of keys, by their ids, that were used and are stored under a secret that was replaced."""
+        return self._auth.take_renewals()
 
     def replace(self, catalogue: Catalogue) -> None:
         """Put this catalogue in force; calls in flight go on under the old one."""

@@ -247,7 +247,7 @@ def gauge_lines(gauges: Iterable[Gauge]) -> Iterator[str]:
     previous = ""
     for name, help_text, labels, value in gauges:
         if name != previous:
-            yield from format_heading(name, help_text, "gauge")
+            yield from format_heading(name, help_text, "counter" if name.endswith("_total") else "gauge")
             previous = name
         yield f"{name}{format_labels(labels)} {format_number(value)}"
 
@@ -262,8 +262,13 @@ def format_number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
+def escape_label(text: str) -> str:
+    """Return a text as the value of a label."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
 def format_labels(labels: Labels) -> str:
     if not labels:
         return ""
-    # Model names hold no quotes or backslashes: the registry's validator says so.
+    # Model names hold no quotes or backslashes: the registry's validator says so. Others are escaped.
     return "{" + ",".join(f'{name}="{value}"' for name, value in labels) + "}"

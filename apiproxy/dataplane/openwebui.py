@@ -12,7 +12,7 @@ and have not expired; a call without one is no error, and is the key's own.
 import base64
 import binascii
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import orjson
@@ -56,8 +56,8 @@ def _named_by(claims: Mapping[str, object]) -> NamedPerson:
     return NamedPerson(address or stable, stable or address)
 
 
-def verify_person(headers: dict[bytes, bytes], secret: bytes, now: float) -> NamedPerson:
-    """Return the person named by a token that is signed with this secret and valid now (Unix seconds)."""
+def verify_person(headers: dict[bytes, bytes], secrets: Sequence[bytes], now: float) -> NamedPerson:
+    """Return the person named by a token that is signed with one of these secrets and valid now (Unix seconds)."""
     token = headers.get(TOKEN_HEADER)
     if not token:
         return NamedPerson()
@@ -66,7 +66,8 @@ def verify_person(headers: dict[bytes, bytes], secret: bytes, now: float) -> Nam
     if not claims or head.get("alg") != "HS256":
         return NamedPerson(fault="malformed")
     signed, _, signature = token.rpartition(b".")
-    if not hmac.compare_digest(_decode_base64(signature) or b"", hmac.digest(secret, signed, "sha256")):
+    given = _decode_base64(signature) or b""
+    if not any(hmac.compare_digest(given, hmac.digest(secret, signed, "sha256")) for secret in secrets):
         return NamedPerson(fault="signature")
     begins, ends = _seconds(claims.get("nbf", claims.get("iat", 0))), _seconds(claims.get("exp"))
     if begins is None or ends is None or not begins - LEEWAY <= now < ends + LEEWAY:

@@ -23,13 +23,17 @@ class WaitingCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingModel:
-    """The calls that wait for a model, by class. `loading`: seconds since it is being loaded; None: it is not."""
+    """The calls that wait for a model, by class. `loading`: seconds since it is being loaded; None: it is not.
+
+    `expected`: seconds until the last interactive call that waits has begun; None: none waits, or it is not known.
+    """
 
     model: str
     waiting: dict[str, int]
     longest: float  # seconds that the first of them has waited
     loading: float | None
     usual_loading: float | None  # seconds that it took last
+    expected: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

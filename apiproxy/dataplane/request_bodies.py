@@ -16,6 +16,7 @@ from apiproxy.dataplane.catalogue import Limit
 from apiproxy.dataplane.content_encoding import decode_body
 from apiproxy.dataplane.downstream import Message, Receive
 from apiproxy.dataplane.errors import BodyTooLarge, BodyTooSlow, ClientDisconnected, Refusal, ServerBusy
+from apiproxy.dataplane.limits.local import ReachedLimit
 from apiproxy.dataplane.limits.local import refusal as over_limit
 from apiproxy.dataplane.limits.units import CONCURRENT
 from apiproxy.dataplane.memory_budget import MB, RETRY, BudgetShare, MemoryBudget
@@ -152,7 +153,7 @@ def check_arriving(limits: Sequence[Limit], arriving: int) -> None:
     for limit in limits:
         counter = limit.counter
         if counter.unit is CONCURRENT and counter.model is None and arriving >= limit.amount:
-            raise over_limit(limit, math.inf, 0.0)
+            raise over_limit([ReachedLimit(limit, math.inf, 0, arriving)], 0.0)
 
 
 def read_piece(message: Message) -> tuple[bytes, bool]:

@@ -745,7 +745,16 @@ class Scheduler:
             longest=round(now - min((request.since for request in queue), default=now), 1),
             loading=None if since is None else round(now - since, 1),
             usual_loading=self._loading_seconds.get(name),
+            expected=self._interactive_wait(name, queue),
         )
+
+    def _interactive_wait(self, name: str, queue: ModelQueue[QueuedRequest]) -> float | None:
+        """Return the seconds until the last interactive call for it has begun; None: unknown, or there is none."""
+        mine = len(queue[CallClass.INTERACTIVE])
+        if not mine or queue.loading_since is not None:
+            return None
+        wait = self._expected_wait(name, mine + self._shared.foreign(name).calls[CallClass.INTERACTIVE])
+        return None if wait is None else round(wait, 1)
 
     def _describe_replica(self, replica: Replica, model: Model) -> ReplicaRoom:
         room = self._rooms.calls(replica)

@@ -1,7 +1,7 @@
 """What a gateway is built from. `apiproxy.server.asgi` builds one of these for its process, tests build others."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from apiproxy.dataplane.context import RequestContext
@@ -31,7 +31,8 @@ def watch_for_loops(context: RequestContext) -> LoopGuard | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    digest: Callable[[str], str | None]  # of a key's text, as the catalogue knows it; None: it cannot be a key
+    # Of a key's text, as the catalogue may know it, the likeliest first; none: it cannot be a key.
+    digests: Callable[[str], Sequence[str]]
     refresh: Callable[[], Awaitable[None]]  # makes the catalogue as new as is cheap; an unknown key waits for it
     limits: Admission
     spool: Spool

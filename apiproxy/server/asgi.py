@@ -5,7 +5,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import hashlib
 import logging
@@ -15,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -24,6 +22,7 @@ from django.db import DataError, IntegrityError
 
 from apiproxy.bridge import catalogue_loader
 from apiproxy.dataplane import host_watch
+from apiproxy.dataplane.backlog import BacklogWatch
 from apiproxy.dataplane.catalogue import Catalogue, Counter, Limit
 from apiproxy.dataplane.cors import Origins
 from apiproxy.dataplane.crash_suspects import CrashSuspects
@@ -38,7 +37,7 @@ from apiproxy.dataplane.ledger import DatabaseUnavailable, RecordRefused, Spool,
 from apiproxy.dataplane.limits.local import Limits, Spending
 from apiproxy.dataplane.limits.redis import SharedLimits
 from apiproxy.dataplane.memory_budget import MemoryBudget
-from apiproxy.dataplane.metrics import LAYOUT, Metrics
+from apiproxy.dataplane.metrics import LAYOUT, Gauge, Metrics
 from apiproxy.dataplane.mmap_counters import CounterFile
 from apiproxy.dataplane.queue_snapshot import QueueSnapshot
 from apiproxy.dataplane.routes import PROBES
@@ -46,12 +45,14 @@ from apiproxy.dataplane.services import Services
 from apiproxy.dataplane.shared_queue import SharedQueue
 from apiproxy.dataplane.wake_ups import WakeUp
 from apiproxy.server import malloc_trim
+from apiproxy.server.gateway_lock import GatewayLock, SecondGateway
+from apiproxy.server.succession import GROUP
 from modelregistry.supervisor.watchdog import HANGS, Down, Watchdog
+from modelregistry.version import VERSION
+from portal.keys.site_secrets import OtherSecret
 from portal.quotas import windows
-from portal.version import VERSION
 
 log = logging.getLogger("madoguchi.gateway")
-HELD = "another gateway holds %s: limits are counted in the memory of one process. Run one, or set REDIS_URL"
 STAYS_IN_SPOOL = "usage stays in the spool: %s"
 
 POLL = 1.0  # seconds between two looks at the catalogue's revision; a revoked key lives no longer than two of them
@@ -74,11 +75,8 @@ RECALL = 10.0  # seconds that a counter's first caller waits to know what was sp
 SPENT_AGAIN = 15.0  # a database that could not answer what was spent is asked again after so many seconds
 AWAY = 5.0  # seconds without an answer after which the database counts as away; a full load may take 2 s
 PLAIN = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+GAUGES_AGE = 2.0  # seconds: several who scrape at once ask the database once
 WAKE_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
-
-
-class SecondGateway(Exception):
-    """Another gateway serves from the same state directory, and one of them counts limits in its memory."""
 
 
 class Application:
@@ -96,13 +94,17 @@ class Application:
         self._refused = self._aside = 0  # usage that could not be recorded: what /metrics has counted, what waits
         self._reported = -1
         self._worker = f"{settings.HOST_NAME}/{os.getpid()}"
+        self._backlog = BacklogWatch()
         self._queue_reported = -math.inf  # loop time
+        self._gauges: Sequence[Gauge] = ()  # of hosts, as they were at that time
+        self._gauged_at = -math.inf  # loop time
         self._woken: dict[tuple[int, bool], float] = {}  # by model, and whether more than a batch waits for it
         self._looks: dict[tuple[Counter, float], asyncio.Task[Spending | None]] = {}
         self._spent_again = 0.0
         self._shared: SharedLimits | None = None
         self._queue: SharedQueue | None = None
-        self._only: int | None = None  # descriptor of the lock that a second gateway would want
+        self._lock: GatewayLock | None = None
+        self._ending = False  # no more connections are taken
         self._starting = asyncio.Lock()
         self._next_look: asyncio.Event | None = None  # a look that unknown keys wait for and that has not begun
         self._refreshing: set[asyncio.Task[None]] = set()
@@ -135,15 +137,28 @@ class Application:
             gateway = self._gateway
             aside = ("madoguchi_usage_set_aside", "Lines of usage that wait for `manage.py setaside`.", (), self._aside)
             build = ("madoguchi_build_info", "The version of this Madoguchi.", (("version", VERSION),), 1)
-            client.answer(
-                200, PLAIN, gateway.services.metrics.render(gateway.catalogue.models, [*gateway.gauges(), aside, build])
-            )
+            gauges = [*gateway.gauges(), aside, build, *await self._site_gauges()]
+            client.answer(200, PLAIN, gateway.services.metrics.render(gateway.catalogue.models, gauges))
         elif path == "/readyz":
             status, body = readiness(self._gateway.services.spool.accepting, self._watchdog.down, self._aside)
+            if self._ending:  # others serve on: who asks by a connection that is left here is not to leave this host
+                body["draining"] = True
             client.answer(status, [JSON], orjson.dumps(body))
         else:
             client.answer(200, PLAIN, b"ok\n")
         await client.sent()
+
+    async def _site_gauges(self) -> Sequence[Gauge]:
+        """Return the figures of hosts, at most GAUGES_AGE old; none while the database is away or hangs."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._gauged_at >= GAUGES_AGE:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    self._gauges = await loop.run_in_executor(self._limits_thread, catalogue_loader.site_gauges)
+            except (TimeoutError, DatabaseUnavailable):
+                self._gauges = ()
+            self._gauged_at = loop.time()
+        return self._gauges
 
     @property
     def gateway(self) -> Gateway:
@@ -169,15 +184,21 @@ class Application:
         if self._gateway is not None:
             return
         # Those that count in Redis may be several; none of them beside one that counts in its memory.
-        only = lock(settings.RUN / "gateway.lock", fcntl.LOCK_SH if settings.REDIS_URL else fcntl.LOCK_EX)
+        shared, group = bool(settings.REDIS_URL), os.environ.get(GROUP, "")
+        self._lock = GatewayLock(settings.RUN / "gateway.lock", shared=shared, group=group)
+        self._lock.acquire()
         try:
             await self._build()
         except DatabaseUnavailable:
-            os.close(only)
+            self._lock.release()
             raise
-        self._only = only
+
+    def note_ending(self) -> None:
+        """Note that this process takes no more connections; /readyz says so by those that are left."""
+        self._ending = True
 
     async def _build(self) -> None:
+        assert self._lock is not None
         spool = Spool(settings.SPOOL)
         self.drain = UsageDrain(settings.SPOOL, catalogue_loader.record_usage, own=spool.owner)
         limits, self._queue = self._limits(), self._shared_queue()
@@ -185,7 +206,7 @@ class Application:
         budget = MemoryBudget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY)
         self._trimmer = malloc_trim.MallocTrimmer(budget)
         services = Services(
-            digest=catalogue_loader.digest,
+            digests=catalogue_loader.digests,
             refresh=self._refresh,
             limits=limits,
             spool=spool,
@@ -199,7 +220,7 @@ class Application:
             suspects=CrashSuspects(
                 settings.RUN / "suspects",
                 catalogue_loader.body_key(),
-                only_gateway=settings.GATEWAY_WORKERS == 1,
+                only_gateway=settings.GATEWAY_WORKERS == 1 and self._lock.held,
                 wall=time.time,
             ),
             request_wake_up=self._request_wake_up,
@@ -217,6 +238,7 @@ class Application:
         except Exception:  # nothing that a spool holds keeps a gateway from starting; the task will report it again
             log.exception("the spool cannot be moved")
         await self._reload(gateway)
+        await asyncio.get_running_loop().run_in_executor(self._catalogue_thread, catalogue_loader.check_secrets)
         if isinstance(limits, SharedLimits):
             self._shared = limits
         # Side by side: while Redis is away each waits for it.
@@ -292,8 +314,8 @@ class Application:
         self._catalogue_thread.shutdown()
         self._ledger_thread.shutdown()
         self._limits_thread.shutdown()
-        if self._only is not None:
-            os.close(self._only)
+        if self._lock is not None:
+            self._lock.release()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -301,7 +323,7 @@ class Application:
             if message["type"] == "lifespan.startup":
                 try:
                     await self.start()
-                except (DatabaseUnavailable, SecondGateway) as error:
+                except (DatabaseUnavailable, OtherSecret, SecondGateway) as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return
                 await send({"type": "lifespan.startup.complete"})
@@ -441,7 +463,7 @@ class Application:
         await gateway.reachability.ask_engines()
 
     async def _report_set_aside(self, gateway: Gateway) -> None:
-        """Report how much usage could not be recorded, whenever that changes."""
+        """Report how much usage could not be recorded, whenever that changes, and what has waited for long."""
         assert self.drain is not None
         await asyncio.sleep(REPORT)
         loop = asyncio.get_running_loop()
@@ -451,11 +473,16 @@ class Application:
             with contextlib.suppress(DatabaseUnavailable):  # that is reported already
                 await loop.run_in_executor(self._limits_thread, catalogue_loader.report_set_aside, aside)
                 self._reported = aside
+        if backlog := self._backlog.look(gateway.services.spool.byte_count - self.drain.byte_count):
+            report = partial(catalogue_loader.report_backlog, self._worker, backlog)
+            with contextlib.suppress(DatabaseUnavailable):  # one that lasts is reported again
+                await loop.run_in_executor(self._limits_thread, report)
 
     async def _record_rejections_often(self, gateway: Gateway) -> None:
         await asyncio.sleep(RECORD_REJECTIONS)
         await self._record_rejections(gateway)
         await self._record_refused_calls(gateway)
+        await self._renew_digests(gateway)
         await self._record_deaths(gateway)
 
     async def _record_rejections(self, gateway: Gateway) -> None:
@@ -486,6 +513,13 @@ class Application:
             gateway.refused_calls.give_back(calls)  # the ledger has reported it
         except RecordRefused as error:
             log.error("the database would not take %d refused calls: %s", len(calls), error)
+
+    async def _renew_digests(self, gateway: Gateway) -> None:
+        """Store keys under today's secret that were used and are stored under the one before it. Best effort."""
+        if used := gateway.take_renewals():
+            loop = asyncio.get_running_loop()
+            with contextlib.suppress(DatabaseUnavailable):  # they will be used again
+                await asyncio.shield(loop.run_in_executor(self._ledger_thread, catalogue_loader.renew_digests, used))
 
     async def _record_deaths(self, gateway: Gateway) -> None:
         """Write the calls under which engines died into the audit log; the log has them in any case."""
@@ -532,6 +566,14 @@ class Application:
         finally:
             gateway.services.spool.retry()
             self._publish(gateway)
+        if self._lock is not None and not self._lock.held and self._lock.retry():
+            self._on_predecessor_gone(gateway)
+
+    def _on_predecessor_gone(self, gateway: Gateway) -> None:
+        """Count what the gateway before this one has recorded since this one began."""
+        gateway.services.suspects.only_gateway = settings.GATEWAY_WORKERS == 1
+        if isinstance(gateway.services.limits, Limits):
+            gateway.services.limits.seed_again()
 
     def _publish(self, gateway: Gateway) -> None:
         """Publish the state of this worker to /metrics of all workers."""
@@ -570,18 +612,6 @@ class Application:
                 )
         except (DatabaseUnavailable, IntegrityError, DataError, TimeoutError) as error:
             raise FeedbackUnavailable("feedback_unavailable", headers={"retry-after": "30"}) from error
-
-
-def lock(path: Path, kind: int) -> int:
-    """Take the lock on this file and keep it for as long as the descriptor is open. Raises SecondGateway."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SecondGateway(HELD % path) from None
-    return descriptor
 
 
 def write_queue_report(worker: str, snapshot: QueueSnapshot, minutes: Sequence[ContendedMinute]) -> None:

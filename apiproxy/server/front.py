@@ -1,7 +1,6 @@
 """The application of a gateway's process: answers the gateway's paths itself, all others through the portal's socket.
 
-`up` starts it: `uvicorn apiproxy.server.front:application --http apiproxy.server.protocol:Protocol --ws
-apiproxy.server.portal_proxy:Tunnel`.
+`apiproxy.server.gateway_worker` serves it.
 """
 
 import os

@@ -223,6 +223,7 @@ class Protocol(HttpToolsProtocol):
         self._host_count = 0  # of the head that comes
         self._length = 0
         self._body_left = 0  # bytes still to come of a body whose length is known; of another at most 0
+        self._retiring = False
         self.url = b""
 
     @property
@@ -234,6 +235,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow: Flow = Flow(transport)
+        self._answered_at = self.loop.time()
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._on_head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -459,6 +461,8 @@ class Protocol(HttpToolsProtocol):
             self.scope["method"] = self.parser.get_method().decode()
             return
         super().on_headers_complete()
+        if self._retiring:
+            self.cycle.keep_alive = False
         self.headers = []  # of the trailers from now on: nothing that was checked may change by them
 
     def on_body(self, body: bytes) -> None:
@@ -547,6 +551,23 @@ class Protocol(HttpToolsProtocol):
 
     def _between_requests(self) -> bool:
         return not self.pipeline and (self._active is None or self._active.response_complete)
+
+    # --- the end of the process
+
+    def retire(self) -> None:
+        """End the connection with the next answer that begins, and say so in its head.
+
+        It is not closed by itself, idle or after an answer that has begun: its client may be sending a call already.
+        """
+        self._retiring = True
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long ago the last answer ended, or the connection was made; 0.0 while a request comes or is answered."""
+        idle = self._between_requests() and self._bytes_without_progress == 0
+        return self.loop.time() - self._answered_at if idle else 0.0
 
     # --- time
 

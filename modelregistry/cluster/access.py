@@ -5,11 +5,13 @@ interface. Ray reads all of it from environment variables. The token is named by
 """
 
 import os
+import ssl
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 TOKEN, AUTHORITY, CERTIFICATE, KEY = "token", "ca.crt", "host.crt", "host.key"
+VALID_BEFORE = 86_400.0  # seconds that a certificate is valid from before it was issued, for clocks that are behind
 SHORTEST_TOKEN = 32  # characters
 # Measured on three hosts with 2.60: a node that is cut off is dead after 6 s (by Ray's own values after 62 s).
 TUNING = {
@@ -17,11 +19,13 @@ TUNING = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
-    # A node whose head is away ends itself after so long (60 s by Ray's own value), and its keeper starts it again
+    # A node whose head is away ends itself after so long (60 s by Ray's own value), and its service starts it again
     # until there is a head: engines are not touched by that, and where the head is a new one, nodes join it the sooner.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
     # A node asks its head so often whether it counts as alive there; a new and empty head says no.
     "RAY_raylet_liveness_self_check_interval_ms": "3000",
+    # A node that is stopped would wait for its actors to go; agents stay: each restart of a service took 15 s longer.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # Ray would kill its workers, agents among them, where models fill the RAM. Engines are ours to limit.
     "RAY_memory_monitor_refresh_ms": "0",
     # No workers in store: one actor for each host is all that we start.
@@ -79,6 +83,15 @@ def check_secrets(secrets: Path) -> None:
             raise NotSecured(f"{what} ({path}) can be read by other users of this machine: chmod 600 {path}")
         if name == TOKEN and len(text) < SHORTEST_TOKEN:
             raise NotSecured(f"{what} ({path}) has {len(text)} characters: fewer than {SHORTEST_TOKEN} can be guessed")
+
+
+def tls_context(secrets: Path, *, server: bool) -> ssl.SSLContext:
+    """Return one end of TLS that shows a host's certificate, and takes those of the cluster only."""
+    purpose = ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH
+    context = ssl.create_default_context(purpose, cafile=str(secrets / AUTHORITY))
+    context.load_cert_chain(secrets / CERTIFICATE, secrets / KEY)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def ray_environment(access: ClusterAccess, code: Path) -> dict[str, str]:

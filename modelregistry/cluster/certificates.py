@@ -21,12 +21,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from modelregistry.cluster.access import AUTHORITY, CERTIFICATE, KEY, TOKEN
+from modelregistry.cluster.access import AUTHORITY, CERTIFICATE, KEY, TOKEN, VALID_BEFORE
 
 AUTHORITY_KEY = "ca.key"
 AUTHORITY_YEARS = 20
 YEARS = 5  # of a host: Ray reads its certificate at its start only
-BEFORE = timedelta(days=1)  # valid from, so that a clock that is behind does not refuse it
 
 
 def create_authority(directory: Path) -> None:
@@ -76,6 +75,14 @@ def issue(authority: Path, host: str, addresses: Sequence[str], into: Path) -> N
     write_private(into / KEY, _pem(key))
 
 
+def read_end(path: Path) -> float | None:
+    """Return when a certificate ends, in Unix seconds; None: it cannot be read."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
+    except (OSError, ValueError):
+        return None
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that only this user can read, completely or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -95,7 +102,7 @@ def _begin(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BEFORE)
+        .not_valid_before(now - timedelta(seconds=VALID_BEFORE))
         .not_valid_after(now + timedelta(days=365 * years))
     )
 

@@ -5,8 +5,9 @@ packages, and blocks where it should time out. `link.ClusterLink` starts it, in 
 
 `python -m modelregistry.cluster.driver ADDRESS SERVER PATIENCE`, with Ray's variables in its environment. Each line of
 its input is a request {"id", "do", "within", …}, each line of its output an answer {"id", "result"}, {"id", "silent"}
-or {"id", "fault", "kind"}. It writes {"ready": true} first. A request is answered within its `within` seconds, or is
-silent.
+or {"id", "fault", "kind", "term"}; what an agent answered has "shown" as well, see `agent`. It writes {"ready": true}
+first. A request is answered within its `within` seconds, or is silent. A line has
+`limits.LONGEST_LINE` bytes at most.
 
 It ends itself when an agent stays silent although its node is alive: after its head was away, Ray's driver was seen to
 look for an agent, which had moved to a new process by then, at its old place for as long as it lived. A new driver
@@ -20,18 +21,25 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from modelregistry.cluster import limits
+from modelregistry.cluster import limits, placement_groups
 from modelregistry.cluster.agent import HostAgent
-from modelregistry.cluster.host_home import RESOURCE
+from modelregistry.cluster.messages import UNREADABLE, encode_answer, read_answer
+from modelregistry.cluster.node_directory import RESOURCE
 
 NAMESPACE = "madoguchi"
 PREFIX = "host-agent:"
-LONGEST_LINE = limits.LONGEST_LINE
+# What methods of agents are called with.
+ARGUMENTS = {
+    "describe": (),
+    "renew": ("term", "holder", "seconds", "boot", "since"),
+    "exchange": ("term", "holder", "message"),
+}
 # A share of the host's one: enough to be put there, and others of ours may be as well.
 SHARE = 0.001
 
@@ -43,29 +51,33 @@ class Driver:
         self.make_server = make_server
         self.handles: dict[str, Any] = {}
         self.listing: asyncio.Future[list[dict[str, Any]]] | None = None
+        # One: while the head is away a request about bookings blocks its thread, and the others of this process are
+        # for agents. Those behind it are silent after their limit, and are then not carried out any more.
+        self.booking = ThreadPoolExecutor(1, "bookings")
         self.silent: set[str] = set()  # hosts that have an agent which did not answer last
 
-    async def do(self, request: dict[str, Any]) -> Any:
-        """Carry out one request; raises what Ray and agents raise."""
+    async def do(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one request and return its answer; raises what Ray raises."""
         match request["do"]:
             case "ping":
-                return True
+                return {"result": True}
             case "nodes":
-                return await self._list_nodes()
+                return {"result": await self._list_nodes()}
+            case "list-bookings" | "book" | "unbook":
+                work = asyncio.get_running_loop().run_in_executor(self.booking, placement_groups.carry_out, request)
+                return {"result": await work}
             case "open":
                 return await self._open(request["host"])
-            case "describe":
-                return await (await self._handle(request["host"])).describe.remote()
-            case "renew":
-                handle = await self._handle(request["host"])
-                return await handle.renew.remote(request["term"], request["holder"], request["seconds"])
-            case "exchange":
-                handle = await self._handle(request["host"])
-                return await handle.exchange.remote(request["term"], request["message"])
+            case "describe" | "renew" | "exchange" as method:
+                return await self._ask(request, method)
             case "dismiss":
-                return await asyncio.to_thread(self._dismiss, request["host"])
+                return {"result": await asyncio.to_thread(self._dismiss, request["host"])}
             case unknown:
                 raise ValueError(f"unknown request {unknown!r}")
+
+    async def _ask(self, request: dict[str, Any], method: str) -> dict[str, Any]:
+        handle = await self._handle(request["host"])
+        return read_answer(await getattr(handle, method).remote(*(request[name] for name in ARGUMENTS[method])))
 
     async def _list_nodes(self) -> list[dict[str, Any]]:
         """Ask the head once for all who want to know: while it is away the question blocks a thread."""
@@ -73,11 +85,10 @@ class Driver:
             self.listing = asyncio.ensure_future(asyncio.to_thread(list_nodes))
         return await asyncio.shield(self.listing)
 
-    async def _open(self, host: str) -> bool:
-        """Create the agent of a host, unless it is there; return when it answers."""
+    async def _open(self, host: str) -> dict[str, Any]:
+        """Create the agent of a host, unless it is there; return how it describes itself."""
         self.handles[host] = await asyncio.to_thread(self._create, host)
-        await self.handles[host].describe.remote()
-        return True
+        return read_answer(await self.handles[host].describe.remote())
 
     def _create(self, host: str) -> Any:
         return (
@@ -91,7 +102,7 @@ class Driver:
                 resources={f"{RESOURCE}{host}": SHARE},
                 max_restarts=-1,
                 max_task_retries=0,
-                max_concurrency=100,
+                max_concurrency=limits.CONCURRENCY,
             )
             .remote(self.make_server)
         )
@@ -117,12 +128,11 @@ class Driver:
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             async with asyncio.timeout(float(request["within"])):
-                return {"result": await self.do(request)}
+                return await self.do(request)
         except TimeoutError:
             return {"silent": f"no answer within {request['within']} s", "kind": "unreached"}
-        except ray.exceptions.RayTaskError as error:  # raised by the agent itself
-            cause = error.cause if isinstance(error.cause, BaseException) else error
-            return {"fault": str(cause), "kind": type(cause).__name__}
+        except ray.exceptions.RayTaskError as error:  # raised by the agent, which has none to raise
+            return {"fault": (str(error).splitlines() or [""])[-1][:500], "kind": UNREADABLE}
         except (RayError, OSError) as error:
             self.handles.pop(request.get("host", ""), None)
             sentence = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:500]}"
@@ -166,7 +176,7 @@ def list_nodes() -> list[dict[str, Any]]:
 
 async def serve(driver: Driver, patience: float) -> None:
     """Answer requests until standard input ends, or this driver is of no more use."""
-    lines = asyncio.StreamReader(limit=LONGEST_LINE)
+    lines = asyncio.StreamReader(limit=limits.LONGEST_LINE)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     tasks: set[asyncio.Task[None]] = set()
     write({"ready": True})
@@ -185,7 +195,10 @@ async def serve(driver: Driver, patience: float) -> None:
 
 
 def write(value: dict[str, Any]) -> None:
-    os.write(OUTPUT, json.dumps(value).encode() + b"\n")
+    """Write one answer, all of it."""
+    line = encode_answer(value)
+    while line:
+        line = line[os.write(OUTPUT, line) :]
 
 
 def load_server(path: str) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
-"""Keeps the head of a cluster running, and its door: `python -m modelregistry.cluster.head DIRECTORY`.
+"""Keeps the head of a cluster running, and its join server: `python -m modelregistry.cluster.head DIRECTORY`.
 
-DIRECTORY has `head.json` (`HeadHome`) and the head's secrets. The head is to be on a machine that is not a GPU host's
-alone: while it is away nothing ends before its lease does, but nothing new is noticed either.
+DIRECTORY has `head.json` (`HeadDirectory`) and the head's secrets. The head is to be on a machine that is not only a
+GPU host: while it is away nothing ends before its lease does, but nothing new is noticed either.
 """
 
 import asyncio
@@ -16,74 +16,101 @@ from pathlib import Path
 
 from modelregistry.cluster import node
 from modelregistry.cluster.access import ClusterAccess
-from modelregistry.cluster.door import PORT, Door
-from modelregistry.cluster.keeper import Keeper
+from modelregistry.cluster.join_server import PORT, JoinServer
 from modelregistry.cluster.link import ClusterLink
 from modelregistry.cluster.node import NodeCommand
+from modelregistry.cluster.node_service import NodeService
 from modelregistry.process import shim
 
-FILE = "head.json"
-NO_SERVER = "modelregistry.cluster.agent:HostAgent"  # the door's link creates no agents
+FILE, REMOVED = "head.json", "removed.json"
+BEFORE_IT_COULD_BE_CHOSEN = 6379
+NO_SERVER = "modelregistry.cluster.agent:HostAgent"  # the join server's link creates no agents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadHome:
-    """`address`: of this machine, as hosts reach it; `redis`: HOST:PORT of what keeps the cluster's state."""
+class HeadDirectory:
+    """`address`: of this machine, as hosts reach it; `redis`: HOST:PORT of what keeps the cluster's state.
 
-    directory: Path
+    `port`: on which Ray's head listens.
+    """
+
+    path: Path
     address: str
     redis: str
+    port: int = node.PORT
 
     @property
     def access(self) -> ClusterAccess:
-        return ClusterAccess(address=f"{self.address}:{node.PORT}", secrets=self.directory / "secrets")
+        return ClusterAccess(address=f"{self.address}:{self.port}", secrets=self.path / "secrets")
+
+    def removed(self) -> dict[str, float]:
+        """Return when hosts were removed, by their names: in seconds since 1970."""
+        try:
+            found = json.loads((self.path / REMOVED).read_text())
+            return {str(name): float(at) for name, at in found.items()}
+        except FileNotFoundError:
+            return {}
+
+    def remove(self, name: str, at: float) -> None:
+        """Refuse the certificates that a host had until then."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shim.write_atomically(self.path / REMOVED, {**self.removed(), name: at})
 
     def save(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        values = {name: value for name, value in asdict(self).items() if name != "directory"}
-        shim.write_atomically(self.directory / FILE, values)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        values = {name: value for name, value in asdict(self).items() if name != "path"}
+        shim.write_atomically(self.path / FILE, values)
 
     def command(self, python: Path) -> NodeCommand:
         """Return what starts the head, again if it ran before. Raises NotSecured."""
-        ray = self.directory / "ray"
+        ray = self.path / "ray"
         node.forget_last_start(ray)
         return node.head_command(python, address=self.address, access=self.access, directory=ray, redis=self.redis)
 
 
-def load(directory: Path) -> HeadHome:
+def load(path: Path) -> HeadDirectory:
     """Return the head of a directory. Raises ValueError when there is none."""
     try:
-        found = json.loads((directory / FILE).read_text())
-        return HeadHome(directory=directory, address=str(found["address"]), redis=str(found["redis"]))
+        found = json.loads((path / FILE).read_text())
+        return HeadDirectory(
+            path=path,
+            address=str(found["address"]),
+            redis=str(found["redis"]),
+            port=int(found.get("port", BEFORE_IT_COULD_BE_CHOSEN)),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{directory} is not the directory of a cluster's head: {error!r}") from error
+        raise ValueError(f"{path} is not the directory of a cluster's head: {error!r}") from error
 
 
-async def run(home: HeadHome) -> None:
-    """Run the head and the door until TERM."""
+async def run(directory: HeadDirectory) -> None:
+    """Run the head and the join server until TERM."""
     python = Path(sys.executable)
-    keeper = Keeper(lambda: home.command(python))
+    service = NodeService(lambda: directory.command(python))
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    thread = threading.Thread(target=keeper.run, name="keeper")
+    thread = threading.Thread(target=service.run, name="node")
     thread.start()
-    link = ClusterLink(python, access=home.access, server=NO_SERVER)
+    link = ClusterLink(python, access=directory.access, server=NO_SERVER)
     await link.open()
     try:
-        door = Door(
-            home.access.secrets, ray=version("ray"), python=platform.python_version(), list_nodes=link.list_nodes
+        server = JoinServer(
+            directory.access.secrets,
+            ray=version("ray"),
+            python=platform.python_version(),
+            list_nodes=link.list_nodes,
+            find_removed=directory.removed,
         )
-        async with await door.listen(home.address, PORT):
+        async with await server.listen(directory.address, PORT):
             await ended.wait()
     finally:
         await link.close()
-        keeper.stop()
+        service.stop()
         await asyncio.to_thread(thread.join)
 
 
-def main(directory: Path) -> int:
-    asyncio.run(run(load(directory.absolute())))
+def main(path: Path) -> int:
+    asyncio.run(run(load(path.absolute())))
     return 0
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modelregistry.cluster import host_home
+from modelregistry.cluster import node_directory
 from modelregistry.engines.registry import installable_engines
 from modelregistry.install import engine_environments
 from modelregistry.install.build_cache import CannotFetch
@@ -24,8 +24,8 @@ def main(arguments: Sequence[str]) -> int:
     environment = installable_engines()[wanted.engine].environment(cpu=wanted.cpu)
     assert environment, "only what can be installed is a choice"
     try:
-        home = host_home.load(wanted.directory.absolute())
-        made = engine_environments.install(environment, home.engines, _say, folder=wanted.folder)
+        directory = node_directory.load(wanted.directory.absolute())
+        made = engine_environments.install(environment, directory.engines, _say, folder=wanted.folder)
     except (ValueError, CannotFetch, OSError) as error:
         print(error, file=sys.stderr)
         return 1

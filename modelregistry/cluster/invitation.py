@@ -22,16 +22,20 @@ class NoInvitation(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invitation:
-    """`cluster`: HOST:PORT of its head; `door`: the port of its door there; `gpus`: that the host is said to have."""
+    """`cluster`: HOST:PORT of its head; `join_port`: of the join server there; `gpus`: how many the host has.
+
+    `models`: where the site keeps models' files, and so the host: a model's path is the same on all.
+    """
 
     name: str
     address: str
     cluster: str
-    door: int
+    join_port: int
     ray: str
     python: str
     gpus: int
     files: dict[str, str]
+    models: str = ""
 
     @classmethod
     def read(cls, text: str) -> Self:
@@ -42,9 +46,10 @@ class Invitation:
             found = json.loads(base64.b64decode("".join(text.split()), validate=True))
             made = cls(
                 **{name: str(found[name]) for name in ("name", "address", "cluster", "ray", "python")},
-                door=int(found["door"]),
+                join_port=int(found["join_port"]),
                 gpus=int(found["gpus"]),
                 files={name: str(found["files"][name]) for name in FILES},
+                models=str(found.get("models", "")),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise NoInvitation("this is not all of what `manage.py addhost` printed") from error

@@ -1,6 +1,7 @@
 """Joins this machine to a cluster: `python -m modelregistry.cluster.join DIRECTORY`, the invitation on standard input.
 
-Everything that can be wrong is found before anything is kept. Then DIRECTORY is the host's, and `keeper` runs Ray.
+Everything that can be wrong is found before anything is kept. Then DIRECTORY is the host's, and its service
+(`node_service`) runs Ray.
 """
 
 import argparse
@@ -15,19 +16,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from modelregistry.cluster import door, host_home, node
+from modelregistry.cluster import join_server, node, node_directory
 from modelregistry.cluster.access import NotSecured, check_secrets
-from modelregistry.cluster.door import JoinProblem, Knock
-from modelregistry.cluster.host_home import HostHome
 from modelregistry.cluster.invitation import LONGEST, Invitation, NoInvitation
-from modelregistry.process import gpus
+from modelregistry.cluster.join_server import JoinProblem, JoinRequest
+from modelregistry.cluster.node_directory import NodeDirectory
+from modelregistry.process import gpus, process
 
 SENTENCES = {
     "wrong-token": "The cluster has another token: it was changed since the invitation was printed. Print a new one.",
     "other-name": "The certificate is for {there}, and not for {here}.",
+    "removed": "The host {here} was removed from the cluster: have it invited again, if it is to be in it.",
+    "other-address": "The certificate is not for {here}, but for {there}, and this machine does not come from {here}.",
     "other-ray": "This machine has Ray {here} and the cluster has {there}. Ray lets no other version join: set this "
     "machine up with the same release of Madoguchi.",
     "other-python": "This machine has Python {here} and the cluster has {there}. Ray lets no other version join: set "
@@ -40,9 +44,14 @@ SENTENCES = {
     "other-form": "The cluster does not understand this release of Madoguchi: set this machine up with the same one.",
     "address-missing": "This machine does not have the address {here} ({there}).",
     "no-gpu": "{there} GPUs were promised, and this machine shows {here}. Is NVIDIA's driver installed and loaded?",
+    "not-joined": "This machine has not joined, so there is nothing to renew: {here}",
     "joined-before": "{here} is the directory of the host {there} already. Leave first.",
-    "no-door": "The cluster's door at {there} cannot be reached: {here}",
+    "no-join-server": "The cluster's join server at {there} cannot be reached: {here}",
     "other-cluster": "The certificates of this invitation and of the cluster at {there} do not belong together: {here}",
+    "cannot-keep": "Nothing can be kept in {here}: {there}",
+    "engines-run": "Engines run on this machine that a supervisor started, and would be left without one; their runs "
+    "are in {here}. Join with --runs {there}, so that they are adopted; or stop them first. If they belong to another "
+    "site: --runs none.",
     "bad-secrets": "The invitation is damaged: {here}",
     "no-ray": "Ray is missing here: python3 deploy/setup.py host",
 }
@@ -62,41 +71,97 @@ def describe(problem: JoinProblem) -> str:
     return sentence.format(here=problem.here, there=problem.there)
 
 
+NO_RUNS = "none"  # given for --runs: engines that run here are of another site
+
+
 def join(
     invitation: Invitation,
-    directory: Path,
+    path: Path,
     *,
     count_gpus: Callable[[], int],
+    list_supervised: Callable[[], list[str]] = list,
+    runs_before: str = "",
     clock: Callable[[], float] = time.time,
-) -> HostHome:
-    """Check everything, then keep what this machine needs in the directory. Raises NotJoined."""
-    if problems := _find_own_problems(invitation, directory, count_gpus):
+) -> NodeDirectory:
+    """Check everything, then keep what this machine needs in the directory. Raises NotJoined.
+
+    `runs_before`: where a supervisor of this machine kept its engines' runs; they are adopted. `list_supervised`:
+    returns where supervisors keep runs of engines that run here.
+    """
+    problems = _find_own_problems(invitation, path, count_gpus)
+    if not runs_before and (found := list_supervised()):
+        problems.append(JoinProblem(code="engines-run", here=", ".join(found), there=found[0]))
+    if problems:
         raise NotJoined(problems)
-    draft = Path(tempfile.mkdtemp(prefix="madoguchi-join-"))  # mode 0700
+    try:
+        draft = Path(tempfile.mkdtemp(prefix="madoguchi-join-"))  # mode 0700
+    except OSError as error:
+        raise NotJoined([JoinProblem(code="cannot-keep", here=tempfile.gettempdir(), there=str(error))]) from error
     try:
         invitation.write_files(draft)
         try:
             check_secrets(draft)
         except NotSecured as error:
             raise NotJoined([JoinProblem(code="bad-secrets", here=str(error))]) from error
-        if problems := asyncio.run(_ask_at_door(invitation, draft, clock)):
+        if problems := asyncio.run(_ask_join_server(invitation, draft, clock)):
             raise NotJoined(problems)
-        home = HostHome(
-            directory=directory, name=invitation.name, address=invitation.address, cluster=invitation.cluster
+        directory = NodeDirectory(
+            path=path,
+            name=invitation.name,
+            address=invitation.address,
+            cluster=invitation.cluster,
+            models=invitation.models,
+            runs_before="" if runs_before == NO_RUNS else runs_before,
         )
-        invitation.write_files(home.secrets)
-        home.save()  # last: a directory without it is not joined
-        return home
+        _keep(invitation, directory)
+        return directory
+    except OSError as error:
+        raise NotJoined([JoinProblem(code="cannot-keep", here=str(path), there=str(error))]) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _find_own_problems(invitation: Invitation, directory: Path, count_gpus: Callable[[], int]) -> list[JoinProblem]:
+def renew(invitation: Invitation, path: Path) -> NodeDirectory:
+    """Replace the token and the certificates of a machine that has joined. Raises NotJoined."""
+    try:
+        before = node_directory.load(path)
+    except ValueError as error:
+        raise NotJoined([JoinProblem(code="not-joined", here=str(error))]) from error
+    if before.name != invitation.name:
+        raise NotJoined([JoinProblem(code="joined-before", here=str(path), there=before.name)])
+    draft, old = path / "secrets.new", path / "secrets.old"
+    try:
+        for each in (draft, old):
+            shutil.rmtree(each, ignore_errors=True)
+        invitation.write_files(draft)
+        check_secrets(draft)
+        after = replace(before, address=invitation.address, cluster=invitation.cluster)
+        before.secrets.rename(old)
+        draft.rename(before.secrets)
+        after.save()
+    except (OSError, NotSecured) as error:
+        raise NotJoined([JoinProblem(code="cannot-keep", here=str(path), there=str(error))]) from error
+    shutil.rmtree(old, ignore_errors=True)
+    return after
+
+
+def _keep(invitation: Invitation, directory: NodeDirectory) -> None:
+    """Write what this machine needs, all of it or nothing. Raises OSError."""
+    made = not directory.path.exists()
+    try:
+        invitation.write_files(directory.secrets)
+        directory.save()  # last: a directory without it is not joined
+    except OSError:
+        shutil.rmtree(directory.path if made else directory.secrets, ignore_errors=True)
+        raise
+
+
+def _find_own_problems(invitation: Invitation, path: Path, count_gpus: Callable[[], int]) -> list[JoinProblem]:
     """Return what is wrong as far as this machine knows by itself."""
     found = []
     with contextlib.suppress(ValueError):
-        before = host_home.load(directory)
-        return [JoinProblem(code="joined-before", here=str(directory), there=before.name)]
+        before = node_directory.load(path)
+        return [JoinProblem(code="joined-before", here=str(path), there=before.name)]
     for code, here, there in (
         ("other-ray", ray_version(), invitation.ray),
         ("other-python", platform.python_version(), invitation.python),
@@ -110,7 +175,7 @@ def _find_own_problems(invitation: Invitation, directory: Path, count_gpus: Call
     return found
 
 
-async def _ask_at_door(invitation: Invitation, draft: Path, clock: Callable[[], float]) -> list[JoinProblem]:
+async def _ask_join_server(invitation: Invitation, draft: Path, clock: Callable[[], float]) -> list[JoinProblem]:
     nonce = secrets.token_hex(16)
 
     async def say_nonce(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,8 +188,8 @@ async def _ask_at_door(invitation: Invitation, draft: Path, clock: Callable[[], 
     except OSError as error:
         return [JoinProblem(code="address-missing", here=invitation.address, there=error.strerror or str(error))]
     head = invitation.cluster.rpartition(":")[0]
-    where = f"{head}:{invitation.door}"
-    knock = Knock(
+    where = f"{head}:{invitation.join_port}"
+    request = JoinRequest(
         token=invitation.files["token"].strip(),
         name=invitation.name,
         address=invitation.address,
@@ -136,11 +201,11 @@ async def _ask_at_door(invitation: Invitation, draft: Path, clock: Callable[[], 
     )
     try:
         async with server:
-            _, problems = await door.knock_at(head, invitation.door, knock, draft)
+            _, problems = await join_server.ask_to_join(head, invitation.join_port, request, draft)
     except ssl.SSLError as error:
         return [JoinProblem(code="other-cluster", here=error.reason or str(error), there=where)]
     except (OSError, ValueError, KeyError, TypeError, TimeoutError) as error:
-        return [JoinProblem(code="no-door", here=str(error) or "no answer", there=where)]
+        return [JoinProblem(code="no-join-server", here=str(error) or "no answer", there=where)]
     return problems
 
 
@@ -156,17 +221,46 @@ def count_gpus() -> int:
     return sum(device.kind == "gpu" and not device.fault for device in gpus.list_devices())
 
 
+def list_supervised() -> list[str]:
+    """Return where engines that run here have their runs, but for those of hosts, which have agents."""
+    places = {Path(mark).parent for _, mark in process.find_marked("/")}
+    return sorted(str(place) for place in places if not (place.parent / node_directory.FILE).exists())
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m modelregistry.cluster.join", description=__doc__)
     parser.add_argument("directory", type=Path, help="where this host keeps its runs, its secrets and Ray's files")
-    directory = parser.parse_args(arguments).directory.absolute()
+    parser.add_argument(
+        "--renew", action="store_true", help="it has joined: replace its token and its certificates, and nothing else"
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        help="where `manage.py supervise` of this machine kept its engines' runs (run/engines in its MADOGUCHI_VAR): "
+        f"engines that run are adopted; {NO_RUNS}: engines that run here are of another site",
+    )
+    asked = parser.parse_args(arguments)
+    none = asked.runs == Path(NO_RUNS)
+    if asked.runs and not none and not asked.runs.is_dir():
+        print(f"{asked.runs} is no directory: no runs can be adopted from there", file=sys.stderr)
+        return 1
+    runs = NO_RUNS if none else str(asked.runs.absolute()) if asked.runs else ""
+    path = asked.directory.absolute()
     os.umask(0o077)
     try:
-        home = join(Invitation.read(sys.stdin.read(LONGEST + 1)), directory, count_gpus=count_gpus)
+        invitation = Invitation.read(sys.stdin.read(LONGEST + 1))
+        directory = (
+            renew(invitation, path)
+            if asked.renew
+            else join(invitation, path, count_gpus=count_gpus, list_supervised=list_supervised, runs_before=runs)
+        )
     except (NoInvitation, NotJoined) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{home.name} may join. Start Ray on it: {sys.executable} -m modelregistry.cluster.keeper {directory}")
+    if asked.renew:
+        print(f"{directory.name} has its new token and certificates: restart its service when the head has restarted.")
+        return 0
+    print(f"{directory.name} may join. Start Ray on it: {sys.executable} -m modelregistry.cluster.node_service {path}")
     return 0
 
 

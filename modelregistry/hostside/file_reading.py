@@ -59,4 +59,4 @@ def _read(spec: Spec) -> FileFacts:
     except Exception as error:  # the files of other models are still read
         log.exception("%s: its files cannot be read", spec.name)
         return FileFacts(facts=None, fault=describe_exception(error))
-    return FileFacts(facts=facts.stored(), fault="")
+    return FileFacts(facts=facts, fault="")

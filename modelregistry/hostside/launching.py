@@ -10,7 +10,6 @@ import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from modelregistry.engines import arguments, parsers, programs
 from modelregistry.engines.base import STOP, EngineEndpoint, Spec
@@ -19,9 +18,10 @@ from modelregistry.engines.selection import ChosenEngine, select_engine
 from modelregistry.engines.version_trials import NoVersion, Trial
 from modelregistry.files import model_files
 from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.run_metadata import RunMetadata, metadata_of
 from modelregistry.hostside.surface import HostOffer, HostRoom, LaunchOrder, LaunchRefusal, LaunchRefused
 from modelregistry.memory import allocation, placement
-from modelregistry.memory.allocation import Allocation, HostedReplica
+from modelregistry.memory.allocation import Allocation, HostedReplica, Occupant
 from modelregistry.memory.estimate import Measured, Unpredictable
 from modelregistry.process import gpus, process
 from modelregistry.process.gpus import Device
@@ -32,66 +32,16 @@ KEPT_RUNS = 3  # of a replica, the running one included; the logs show what happ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostConfig:
-    """What is particular to a host: where it keeps runs and engines, which programs operators named, its ports."""
+    """What is particular to a host: where it keeps runs and engines, which programs operators named, its ports.
+
+    `directories`: others whose disks are inspected, as that of models' files.
+    """
 
     runs: Path
     cache: Path
     commands: Mapping[str, str]
     ports: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunMetadata:
-    """What is recorded with a run, for the supervisor that adopts it.
-
-    A release adopts engines that another one started: a field that is added later needs a default.
-    """
-
-    model: int
-    replica: int
-    name: str
-    task: str
-    fingerprint: str
-    launcher: str
-    slots: int | None
-    port: int
-    url: str
-    api_key: str
-    allotment: Mapping[str, Any] | None = None  # as `Allocation.stored`
-    installed: str = ""  # the installed version that it was started from; "": a program that operators named
-    stamp: str = ""
-    trial: bool = False
-    fallback: str = ""
-    sleep: str = ""  # the level at which it can sleep; "": it cannot
-    no_sleep: str = ""  # why it cannot although its model is to, as a code of `failure_advice`
-
-    @property
-    def address(self) -> str:
-        """Where its engine listens."""
-        return self.url.removeprefix("http://").rpartition(":")[0].strip("[]")
-
-    @property
-    def allocation(self) -> Allocation | None:
-        try:
-            return Allocation.of(self.allotment) if self.allotment else None
-        except (TypeError, LookupError):  # of another release
-            return None
-
-    @property
-    def key(self) -> ReplicaKey:
-        return ReplicaKey(self.model, self.replica)
-
-
-class Labelled(Protocol):
-    """A run, as this machine or another one knows it."""
-
-    @property
-    def label(self) -> Mapping[str, Any]: ...
-
-
-def metadata_of(run: Labelled) -> RunMetadata:
-    """Return what is recorded with a run, without fields of a later release."""
-    return RunMetadata(**{name: value for name, value in run.label.items() if name in RunMetadata.__dataclass_fields__})
+    directories: Sequence[Path] = ()
 
 
 def choose_engine(
@@ -117,27 +67,29 @@ def allocate(
     engine: ChosenEngine,
     *,
     before: Sequence[Device],
+    reserved: Mapping[int, int],
     hosted: Iterable[HostedReplica],
     measurements: Iterable[Measured],
     versions: Mapping[str, str],
 ) -> Allocation | None:
     """Return the engine's share of this host's memory; None if its need cannot be predicted.
 
-    `before`: the devices as last seen; they are read again. `versions`: of the engines, by launcher. Blocks for some
-    10 ms, for large vocabularies some 100. Raises LaunchRefused if there is no room.
+    `before`: the devices as last seen; they are read again. `reserved`: bytes of each by others. `versions`: of the
+    engines, by launcher. Blocks for some 10 ms, for large vocabularies some 100. Raises LaunchRefused if there is no
+    room.
     """
     launcher, program = engine.launcher, engine.program
     facts = allocation.facts_of(spec)
     if facts is None:
         return None
-    devices = read_devices(before)
+    devices, occupants = read_memory(before, hosted, reserved)
     found = allocation.check_fit(
         spec,
         facts,
         launcher,
         program,
         devices,
-        occupants=allocation.occupants(hosted, devices),
+        occupants=occupants,
         past=measurements,
         version=engine.measured_version(versions),
     )
@@ -153,10 +105,19 @@ def read_devices(before: Sequence[Device]) -> list[Device]:
     return gpus.visible_devices(gpus.list_devices(before), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def measure_room(before: Sequence[Device], hosted: Iterable[HostedReplica]) -> HostRoom:
-    """Read what is free of the devices, and who holds the rest. Blocks for some 10 ms."""
+def read_memory(
+    before: Sequence[Device], hosted: Iterable[HostedReplica], reserved: Mapping[int, int]
+) -> tuple[list[Device], list[Occupant]]:
+    """Return the devices as they are now, with what others have `reserved` as taken, and our replicas there."""
     devices = read_devices(before)
     occupants = allocation.occupants(hosted, devices)
+    shares = [share for one in occupants for share in one.shares]
+    return placement.with_reserved(devices, shares, reserved), occupants
+
+
+def measure_room(before: Sequence[Device], hosted: Iterable[HostedReplica], reserved: Mapping[int, int]) -> HostRoom:
+    """Read what is free of the devices, and who holds the rest. Blocks for some 10 ms."""
+    devices, occupants = read_memory(before, hosted, reserved)
     shares = [share for one in occupants for share in one.shares]
     free = {device.index: placement.spare_bytes(device, shares) for device in devices if not device.fault}
     return HostRoom(devices=devices, occupants=occupants, free=free)
@@ -168,6 +129,7 @@ def make_offer(
     replicas: int,
     *,
     before: Sequence[Device],
+    reserved: Mapping[int, int],
     hosted: Iterable[HostedReplica],
     measurements: Iterable[Measured],
     versions: Mapping[str, str],
@@ -180,8 +142,7 @@ def make_offer(
         engine = choose_engine(config, spec)
     except LaunchRefused:
         return HostOffer(fits=False, free=0)
-    devices = read_devices(before)
-    occupants = allocation.occupants(hosted, devices)
+    devices, occupants = read_memory(before, hosted, reserved)
     kind = placement.kind_of(devices, on_cpu=launched_by(engine.launcher).runs_on_cpu(engine.program))
     shares = [share for one in occupants for share in one.shares]
     free = sum(placement.free_room(device, shares).free for device in devices if device.kind == kind)
@@ -199,7 +160,7 @@ def make_offer(
             return HostOffer(fits=False, free=free, spaces=found.spaces)
         given = found.allocation
         occupants.append(
-            allocation.Occupant(
+            Occupant(
                 name=f"{spec.name} #{number}",
                 needed=given.needed,
                 devices=given.devices,
@@ -210,8 +171,11 @@ def make_offer(
     return HostOffer(fits=True, free=free)
 
 
-def launch(config: HostConfig, runs: Runs, order: LaunchOrder, *, port: int) -> Run:
-    """Execute an engine on this port; blocks for ~0.1 s. Raises LaunchRefused."""
+def launch(config: HostConfig, runs: Runs, order: LaunchOrder, *, port: int, master_port: int = 0) -> Run:
+    """Execute an engine on this port; blocks for ~0.1 s. Raises LaunchRefused.
+
+    `master_port`: of rank 0 of a replica over several hosts, where the others find it.
+    """
     spec, engine, granted, no_sleep = order.spec, order.engine, order.granted, order.no_sleep
     launcher, program, choice = engine.launcher, engine.program, engine.choice
     sleeps = spec.sleep != STOP
@@ -223,7 +187,9 @@ def launch(config: HostConfig, runs: Runs, order: LaunchOrder, *, port: int) -> 
         port=port,
         api_key=secrets.token_urlsafe(24),
         grace=order.grace,
+        master=(order.rank.address, order.rank.port or master_port) if order.rank else ("", 0),
     )
+    serves = spec.rank == 0
     metadata = RunMetadata(
         model=order.key.model,
         replica=order.key.number,
@@ -232,8 +198,8 @@ def launch(config: HostConfig, runs: Runs, order: LaunchOrder, *, port: int) -> 
         fingerprint=spec.fingerprint(),
         launcher=launcher,
         slots=launched_by(launcher).slots(spec),
-        port=endpoint.port,
-        url=endpoint.url,
+        port=endpoint.port if serves else 0,
+        url=endpoint.url if serves else "",
         api_key=endpoint.api_key,
         allotment=granted.stored() if granted else None,
         installed=choice.installed.version if choice else "",
@@ -242,6 +208,12 @@ def launch(config: HostConfig, runs: Runs, order: LaunchOrder, *, port: int) -> 
         fallback=choice.instead if choice else "",
         sleep=spec.sleep if sleeps and not no_sleep else "",
         no_sleep=no_sleep if sleeps else "",
+        rank=spec.rank,
+        hosts=spec.hosts,
+        gang=order.rank.gang if order.rank else "",
+        master_address=endpoint.master[0],
+        master_port=endpoint.master[1],
+        own_address="" if serves else order.address,
     )
     _forget_old_runs(runs, order.key)
     grant = granted.grant if granted else None

@@ -2,7 +2,10 @@
 
 import socket
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Literal
+
+from modelregistry.wire_bounds import Line, Name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,8 +13,8 @@ class AddressFault:
     """Why engines cannot listen at the host's address. `reason`: the system's words, or seconds."""
 
     code: Literal["address-unknown", "address-missing", "address-slow"]
-    address: str
-    reason: str = ""
+    address: Name
+    reason: Line = ""
 
     def __str__(self) -> str:
         """Return the sentence for logs and the command line; pages show it in the reader's language."""
@@ -23,6 +26,15 @@ IN_ENGLISH = {
     "address-missing": "This machine does not have the host’s address %(address)s (%(reason)s).",
     "address-slow": "The host’s address %(address)s could not be looked up within %(reason)s s.",
 }
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether the address leads no other machine to this one. Resolves a name, as `find_fault` does."""
+    try:
+        found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+    except (UnicodeError, OSError):
+        return False
+    return ip_address(found[4][0]).is_loopback
 
 
 def find_fault(address: str) -> AddressFault | None:

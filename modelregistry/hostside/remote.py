@@ -28,6 +28,7 @@ from modelregistry.hostside.surface import (
     HostSilent,
     HostSnapshot,
     HostSurface,
+    HostUnreadable,
     LaunchOrder,
     LaunchRefusal,
     LaunchRefused,
@@ -35,6 +36,7 @@ from modelregistry.hostside.surface import (
     RunEnd,
     WatchedFiles,
 )
+from modelregistry.hostside.wire import WireFault
 from modelregistry.memory.allocation import Allocation, FitResult, MemoryUse
 from modelregistry.memory.estimate import Measured
 from modelregistry.process.process import GONE_WITHIN, Life
@@ -46,6 +48,10 @@ BEAT = 0.5  # seconds between two snapshots: as often as the supervisor plans
 BEAT_WITHIN = 2.0  # seconds for the answer to one; on one node of Ray it takes 4 ms
 SILENT_AFTER = 4.0  # seconds: one snapshot was lost, and so was the next
 OVER = (Life.ENDED, Life.LOST)
+# Bytes of an answer: an inspection of 128 devices and 200 strangers is some 100 KB; those with the ends of logs, or
+# what the files of all models say, are the largest.
+MOST_ANSWERED: Mapping[str, int] = {"inspect": 2 * 2**20, "usual": 16 * 2**20}
+MOST_GONE = 1000  # runs that are over and gone from the host, of which is remembered that they are over
 
 # Seconds for an answer. What reads a disk may wait for a slow one; nothing waits for ever.
 USUAL = 30.0
@@ -54,6 +60,7 @@ LIMITS: Mapping[str, float] = {
     "take_snapshot": BEAT_WITHIN,
     "log_tail": 5.0,
     "kill": 5.0,
+    "reserve": 5.0,
     "inspect": 120.0,  # programs are asked for their versions: 20 s each at worst
     "read_changed_files": 120.0,
     "launch": 45.0,  # a shim's start may take 30 on a machine that swaps
@@ -61,6 +68,7 @@ LIMITS: Mapping[str, float] = {
     "kill_strays": 60.0,
 }
 STOP_BESIDE_GRACE = 2 * GONE_WITHIN + BACK_WITHIN + 10.0
+LONGEST = 600.0  # of a request whose sender does not say for how long it waits, as one of version 1.0
 
 
 class Channel(Protocol):
@@ -73,43 +81,97 @@ class Channel(Protocol):
 
 
 class HostServer:
-    """The host's end: answers messages by what its surface does."""
+    """The host's end: answers messages by what its surface does, for as long as their sender waits for it.
 
-    def __init__(self, surface: HostSurface) -> None:
-        self.surface = surface
+    One that hangs at a disk would else be worked on for ever, and there is room for so many only.
+
+    `others`: further surfaces, each with its methods by their names.
+    """
+
+    def __init__(self, surface: HostSurface, *others: tuple[object, "Methods"]) -> None:
+        self.methods = {
+            name: (getattr(one, name), *kinds)
+            for one, methods in ((surface, METHODS), *others)
+            for name, kinds in methods.items()
+        }
 
     async def answer(self, request: bytes) -> bytes:
         """Carry out a request and return the answer. Raises nothing but CancelledError."""
         try:
             return wire.write_message(await self._carry_out(wire.read_message(request)))
+        except HostFault as fault:
+            log.warning("a request failed: %s", fault)
+            return wire.write_message({"fault": str(fault)[:500]})
+        except TimeoutError:
+            log.warning("a request was given up, as its sender waits no longer")
+            return wire.write_message({"fault": "it took too long"})
         except Exception as error:
             log.exception("a request failed")
             return wire.write_message({"fault": f"{type(error).__name__}: {error}"[:500]})
 
     async def _carry_out(self, message: Mapping[str, Any]) -> dict[str, Any]:
         name, sent = message.get("method"), message.get("arguments")
-        if not isinstance(name, str) or name not in METHODS or not isinstance(sent, dict):
+        if not isinstance(name, str) or name not in self.methods or not isinstance(sent, dict):
             return {"fault": "this host does not know the request"}
-        parameters, _ = METHODS[name]
+        carry_out, parameters, _ = self.methods[name]
         arguments = [wire.decode(kind, sent.get(one), one) for one, kind in parameters.items()]
+        within = message.get("within")
         try:
-            return {"value": await getattr(self.surface, name)(*arguments)}
+            async with asyncio.timeout(within if isinstance(within, int | float) else LONGEST):
+                return {"value": await carry_out(*arguments)}
         except LaunchRefused as refused:
             return {"refused": refused.refusal}
 
 
-def _read_methods() -> dict[str, tuple[dict[str, Any], Any]]:
-    """Return the types of arguments and of the answer of each request, from the protocol's annotations."""
+# Of each request its name, the types of its arguments, and that of its answer.
+Methods = Mapping[str, tuple[Mapping[str, Any], Any]]
+
+
+def read_methods(protocol: type, *, beside: Collection[str] = ()) -> Methods:
+    """Return the requests of a surface, from the annotations of its coroutines. `beside`: those that are none."""
     found = {}
-    for name, method in inspect.getmembers(HostSurface, inspect.iscoroutinefunction):
-        if name not in ("open", "close", "wait_until_heard"):
-            hints = get_type_hints(method)
+    for name, method in inspect.getmembers(protocol, inspect.iscoroutinefunction):
+        if name not in beside:
+            hints = get_type_hints(method, include_extras=True)
             answer = hints.pop("return")
             found[name] = hints, answer
     return found
 
 
-METHODS = _read_methods()
+METHODS = read_methods(HostSurface, beside=("open", "close", "wait_until_heard"))
+
+
+async def ask(channel: Channel, methods: Methods, name: str, arguments: Sequence[Any], *, within: float) -> Any:
+    """Send a request, and return its answer. Raises HostSilent, HostFault and LaunchRefused.
+
+    What it cannot read raises HostUnreadable.
+    """
+    parameters, answer = methods[name]
+    sent = wire.write_message(
+        {"method": name, "arguments": dict(zip(parameters, arguments, strict=True)), "within": within}
+    )
+    try:
+        async with asyncio.timeout(within):
+            received = _read_answer(name, await channel.send(sent))
+        if "value" in received:
+            return wire.decode(answer, received["value"])
+        if "refused" in received:
+            refusal = wire.decode(LaunchRefusal, received["refused"])
+            raise LaunchRefused(refusal)
+    except LaunchRefused:
+        raise
+    except WireFault as fault:
+        raise HostUnreadable(f"{name}: {fault}"[:300]) from fault
+    except Exception as error:  # whatever a transport raises, nothing is known of what the host did
+        raise HostSilent(f"{name}: {type(error).__name__}: {error}"[:300]) from error
+    raise HostFault(str(received.get("fault"))[:500])
+
+
+def _read_answer(name: str, answer: bytes) -> Mapping[str, Any]:
+    most = MOST_ANSWERED.get(name, MOST_ANSWERED["usual"])
+    if len(answer) > most:
+        raise WireFault(f"an answer of {len(answer)} bytes, more than {most}")
+    return wire.read_message(answer)
 
 
 class RemoteHost:
@@ -129,6 +191,7 @@ class RemoteHost:
         self.clock = clock
         self.heard_at = clock()  # when the last request was sent that was answered
         self.heard = asyncio.Event()  # set while the host answers
+        # Those that are over as well, also when the host has forgotten them: see `HostSurface.life_of`.
         self.lives: dict[str, Life] = {}
         self.known_at: dict[str, float] = {}  # since when it is known that the host has a run
         self.ooms = 0
@@ -166,18 +229,18 @@ class RemoteHost:
         await self.channel.close()
 
     async def _listen(self) -> None:
-        silent = False
+        silent, reason = False, ""
         while True:
             asked_at = self.clock()
             try:
                 self._note(await self.take_snapshot(), asked_at)
-            except HostSilent:
-                pass
+            except HostSilent as silence:
+                reason = str(silence)
             except Exception:  # of a host that answers, but not this: it is of no use, and asked again
                 log.exception("the host gives no account of its runs")
             if self._is_overdue() != silent:
                 silent = not silent
-                log.warning("the host is silent" if silent else "the host answers again")
+                log.warning(*(("the host is silent (%s)", reason) if silent else ("the host answers again",)))
             await asyncio.sleep(BEAT)
 
     def _is_overdue(self) -> bool:
@@ -189,10 +252,21 @@ class RemoteHost:
             self._note_life(run_id, life)
         for run_id in self.lives.keys() - snapshot.lives.keys():
             # Unless it was started after the host was asked.
-            if self.known_at.get(run_id, asked_at) < asked_at:
+            if self.known_at.get(run_id, asked_at) < asked_at and self.lives[run_id] not in OVER:
                 self.lives[run_id] = Life.LOST
+        self._forget_oldest(snapshot)
         self.heard_at = asked_at
         self.heard.set()
+
+    def _forget_oldest(self, snapshot: HostSnapshot) -> None:
+        """Forget the oldest of those runs that are over, and that the host does not have any more."""
+        gone = [run_id for run_id, life in self.lives.items() if life in OVER and run_id not in snapshot.lives]
+        for run_id in gone[: max(0, len(gone) - MOST_GONE)]:
+            self._forget(run_id)
+
+    def _forget(self, run_id: str) -> None:
+        self.lives.pop(run_id, None)
+        self.known_at.pop(run_id, None)
 
     def _note_life(self, run_id: str, life: Life) -> None:
         self.known_at.setdefault(run_id, self.clock())
@@ -206,21 +280,8 @@ class RemoteHost:
         return run
 
     async def _ask(self, name: str, *arguments: Any, within: float = 0.0) -> Any:
-        parameters, answer = METHODS[name]
-        sent = wire.write_message({"method": name, "arguments": dict(zip(parameters, arguments, strict=True))})
-        try:
-            async with asyncio.timeout(within or self.limits.get(name, self.limits["usual"])):
-                received = wire.read_message(await self.channel.send(sent))
-            if "value" in received:
-                return wire.decode(answer, received["value"])
-            if "refused" in received:
-                refusal = wire.decode(LaunchRefusal, received["refused"])
-                raise LaunchRefused(refusal)
-        except LaunchRefused:
-            raise
-        except Exception as error:  # whatever a transport raises, nothing is known of what the host did
-            raise HostSilent(f"{name}: {type(error).__name__}: {error}"[:300]) from error
-        raise HostFault(str(received.get("fault"))[:500])
+        limit = within or self.limits.get(name, self.limits["usual"])
+        return await ask(self.channel, METHODS, name, arguments, within=limit)
 
     async def take_snapshot(self) -> HostSnapshot:
         found: HostSnapshot = await self._ask("take_snapshot")
@@ -253,6 +314,9 @@ class RemoteHost:
     async def measure_room(self, placed: Sequence[PlacedReplica]) -> HostRoom:
         found: HostRoom = await self._ask("measure_room", placed)
         return found
+
+    async def reserve(self, amounts: Mapping[int, int]) -> None:
+        await self._ask("reserve", amounts)
 
     async def has_ram(self, wanted: int, placed: Sequence[PlacedReplica]) -> bool:
         found: bool = await self._ask("has_ram", wanted, placed)
@@ -339,5 +403,4 @@ class RemoteHost:
 
     async def forget_run(self, run_id: str) -> None:
         await self._ask("forget_run", run_id)
-        self.lives.pop(run_id, None)
-        self.known_at.pop(run_id, None)
+        self._forget(run_id)

@@ -23,27 +23,37 @@ the types of what it sends from its annotations, so there is no second descripti
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Protocol
 
 from modelregistry.engines.arguments import ArgumentFault
 from modelregistry.engines.base import CallerIsolation, Spec
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import Installed, NoVersion, Trial
+from modelregistry.files.metadata import ModelMetadata
 from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.hostside.inspection import Inspection
 from modelregistry.hostside.own_address import AddressFault
 from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.run_metadata import RunMetadata
 from modelregistry.hostside.sleep_record import NEVER_SLEPT, SleepRecord
 from modelregistry.memory import placement
 from modelregistry.memory.allocation import Allocation, FitResult, MemoryUse, Occupant
 from modelregistry.memory.estimate import Measured
 from modelregistry.memory.placement import Space
-from modelregistry.process.gpus import Device
+from modelregistry.process.gpus import MOST_DEVICES, Device
 from modelregistry.process.process import ExitStatus, Life
+from modelregistry.wire_bounds import AtMost, Line, Name
+
+MOST_LOG = 1_000_000  # characters of the end of a log
+MOST_RUNS = 10_000  # of a host, those included that are over and kept
 
 
 class HostSilent(Exception):
     """The host did not answer in time. What was asked of it may be done already, be done later, or never be done."""
+
+
+class HostUnreadable(HostSilent):
+    """The host answered what is not of the types and bounds of this surface, which says as little as silence."""
 
 
 class HostFault(Exception):
@@ -56,12 +66,12 @@ class LaunchRefusal:
 
     unreadable: UnreadableModel | None = None  # its files
     path_exists: bool = False  # whether there is something at their path
-    no_launcher: str = ""  # the sentence on how to get one
+    no_launcher: Line = ""  # the sentence on how to get one
     no_version: NoVersion | None = None
     no_room: FitResult | None = None
     bad_argument: ArgumentFault | None = None  # which its engine would refuse
     no_port: tuple[int, int] | None = None  # the range of ports, all of which are in use
-    failed: str = ""  # what the system said when it was executed
+    failed: Line = ""  # what the system said when it was executed
 
 
 class LaunchRefused(Exception):
@@ -74,10 +84,10 @@ class LaunchRefused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedRun:
-    """One start of one engine, as its host describes it. `label`: see `RunMetadata`; the run may be over."""
+    """One start of one engine, as its host describes it. The run may be over."""
 
-    run_id: str
-    label: Mapping[str, Any]
+    run_id: Name
+    label: RunMetadata
     pid: int  # of the engine's front process
     of_this_boot: bool
     life: Life  # when this was written; later ones are `HostSurface.life_of`
@@ -98,6 +108,18 @@ class PlacedReplica:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankOrder:
+    """To which start of a replica over several hosts a rank belongs: the run of rank 0, and where that is found.
+
+    `port` 0: this is rank 0, and its host chooses the port.
+    """
+
+    gang: str
+    address: str
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOrder:
     """An engine that is to be started. `grace`: seconds between TERM and KILL when it is stopped."""
 
@@ -110,6 +132,7 @@ class LaunchOrder:
     granted: Allocation | None = None
     no_sleep: str = ""  # why it is started without its sleep mode, as a code of `failure_advice`
     isolation: CallerIsolation = field(default_factory=CallerIsolation)
+    rank: RankOrder | None = None  # None: it is on this host alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +140,7 @@ class RunEnd:
     """What is known of how a run ended. `exit`: None while it runs, and for ever if its shim was killed."""
 
     exit: ExitStatus | None
-    log: str  # its last lines
+    log: Annotated[str, AtMost(MOST_LOG)]  # its last lines
     oom_kills: int  # as `HostSurface.oom_kills`
 
 
@@ -125,9 +148,9 @@ class RunEnd:
 class HostRoom:
     """The memory of a host now. `occupants`: in the order in which they were given; `free`: by device."""
 
-    devices: Sequence[Device]
-    occupants: Sequence[Occupant]
-    free: Mapping[int, int]
+    devices: Annotated[Sequence[Device], AtMost(MOST_DEVICES)]
+    occupants: Annotated[Sequence[Occupant], AtMost(MOST_RUNS)]
+    free: Annotated[Mapping[int, int], AtMost(MOST_DEVICES)]
 
     def spaces_for(self, granted: Allocation, spec: Spec) -> tuple[Space, ...]:
         """Return where a replica that runs could go another time."""
@@ -141,7 +164,7 @@ class HostOffer:
 
     fits: bool
     free: int
-    spaces: tuple[Space, ...] = ()
+    spaces: Annotated[tuple[Space, ...], AtMost(placement.MOST_SPACES)] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +180,9 @@ class WatchedFiles:
 class FileFacts:
     """What the files of a model say, as `FileReport`, without its time."""
 
-    facts: Mapping[str, Any] | None
-    fault: str
-    stamp: str = ""
+    facts: ModelMetadata | None
+    fault: Line
+    stamp: Name = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +190,7 @@ class FilesRead:
     """What the files of a model say. `seen` changes when they do, or the risks that an operator allows."""
 
     model: int
-    seen: str
+    seen: Name
     facts: FileFacts
 
 
@@ -175,7 +198,7 @@ class FilesRead:
 class HostSnapshot:
     """The runs that a host has now, by their ids, and `HostSurface.oom_kills`."""
 
-    lives: Mapping[str, Life]
+    lives: Annotated[Mapping[str, Life], AtMost(MOST_RUNS)]
     oom_kills: int
 
 
@@ -188,10 +211,10 @@ class HostSurface(Protocol):
         """Return for how many seconds the host has not answered; 0.0: it answers."""
 
     def life_of(self, run_id: str) -> Life | None:
-        """Return the state of a run as last heard of; None: the host is silent, so it is not known.
+        """Return the state of a run as last heard of; None: it is not known, as the host is silent or never had it.
 
-        What was once said to be over stays so, also while the host is silent. LOST also if an answering host has no
-        such run.
+        What was once said to be over stays so, also while the host is silent. LOST also if an answering host does not
+        have it any more.
         """
 
     def oom_kills(self) -> int:
@@ -231,6 +254,12 @@ class HostSurface(Protocol):
 
     async def measure_room(self, placed: Sequence[PlacedReplica]) -> HostRoom:
         """Return what is free of its devices, and who holds the rest."""
+
+    async def reserve(self, amounts: Mapping[int, int]) -> None:
+        """Count so many bytes of each device as taken by others from now on, whether they hold them yet or not.
+
+        An agent that is started again has forgotten it.
+        """
 
     async def has_ram(self, wanted: int, placed: Sequence[PlacedReplica]) -> bool:
         """Return whether so many bytes of its RAM are neither held nor promised."""
@@ -302,7 +331,7 @@ class HostSurface(Protocol):
 
     async def describe_end(self, run_id: str, lines: int) -> RunEnd: ...
 
-    async def log_tail(self, run_id: str, lines: int) -> str:
+    async def log_tail(self, run_id: str, lines: int) -> Annotated[str, AtMost(MOST_LOG)]:
         """Return the last lines that an engine wrote; of a run that is not there none."""
 
     async def stop(self, run_id: str, grace: float) -> str:

@@ -1,33 +1,35 @@
 """Brings models from a shared folder onto this machine: finds them, copies one whole or not at all.
 
-A copy is made in a hidden folder beside its place and appears by one rename, so nothing half-made is ever taken for a
-model. What was copied before a break is kept and gone on with: a journal holds how far each file was safely on disk,
-and the SHA-256 of that much of the source. At the end every file is read back and compared.
+A copy is made in a hidden folder beside its place (`copying`) and appears by one rename, so nothing half-made is ever
+taken for a model.
 
 People who fill the share are not trusted with this machine: a link is followed only within what the operator named (and
 from a snapshot of Hugging Face's cache into its blobs), so that nothing else is read or copied under a model's name.
 No Django.
 """
 
-import errno
-import fcntl
-import hashlib
-import json
 import os
 import re
-import shutil
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from modelregistry.engines.registry import engine_for
 from modelregistry.files.metadata import CHECKPOINT, GGUF
 from modelregistry.files.regular import open_regular_file
+from modelregistry.install import copying
+from modelregistry.install.copying import (
+    SUMS,
+    CannotImport,
+    FolderCopy,
+    LocalSource,
+    ReportProgress,
+    is_within,
+    link_out,
+)
 from modelregistry.terminal import is_printable
 
 DEPTH = 4  # folders below the one that was named in which models are looked for
@@ -36,10 +38,6 @@ KERNELS = frozenset(map(Path, ["/proc", "/sys", "/dev"]))  # what the kernel mak
 MOST_NOTES = 20  # about what could not be looked at
 WITHIN = 16  # folders within a model
 MAX_ENTRIES = 2000  # entries of a folder that are looked at, and of a model
-PIECE = 16 * 2**20  # bytes read at a time
-SAVED_EVERY = 256 * 2**20  # bytes after which a break costs nothing: flushing to disk takes its time
-SPARE = 2 * 10**9  # bytes that stay free: logs and perhaps the database share the disk
-SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 
 # What makes a folder one model, as a whole, or what is taken for one.
 _MARKS = frozenset({"config.json", "params.json", "adapter_config.json", "model_index.json"})
@@ -48,23 +46,6 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _PROJECTOR = re.compile(r"[-_.]?mmproj[-_.]?", re.IGNORECASE)  # what lets a model see or hear, beside its own files
 _ALIKE = 4  # letters that a projector's name shares with its model's, at least
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # with room for what we put around it
-_BLOB = re.compile(r"[0-9a-f]{64}")  # a file of Hugging Face's cache is called by its SHA-256
-# After these the same command may well go through.
-_PASSING = frozenset(
-    [
-        *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN),
-        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENOTCONN),
-    ]
-)
-
-
-class CannotImport(Exception):
-    """A sentence for the operator. `code`: the reason, for programs; `path`: what it is about, if that is one path."""
-
-    def __init__(self, sentence: str, *, code: str, path: Path | None = None) -> None:
-        super().__init__(sentence)
-        self.code = code
-        self.path = path
 
 
 class DanglingLink(CannotImport):
@@ -98,16 +79,6 @@ class Listing:
     notes: list[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    file: str
-    done: int  # bytes of all files
-    total: int
-
-
-ReportProgress = Callable[[Progress], None]
-
-
 # --- Finding
 
 
@@ -130,10 +101,6 @@ def _allowed_places(root: Path) -> tuple[Path, ...]:
     """Return where links may lead: within what was named; from a snapshot of Hugging Face's cache also to its blobs."""
     caches = [one.parent for one in (root, *root.parents) if one.name == "snapshots"]
     return (root, *(cache / "blobs" for cache in caches[:1]))
-
-
-def _is_within(path: Path, places: Iterable[Path]) -> bool:
-    return any(path.is_relative_to(place) for place in places)
 
 
 def _unreadable(error: OSError, path: Path) -> CannotImport:
@@ -219,7 +186,7 @@ class _Search:
         except OSError as error:
             self.notes.append(str(_unreadable(error, path)))
             return False
-        if target and not _is_within(target, self.places):
+        if target and not is_within(target, self.places):
             self.notes.append(f"{path} is a link out of {self.root}, to {target}: name that folder to see it.")
             return False
         return True
@@ -381,8 +348,8 @@ class _Contents:
             sentence = f"{where}: the copy would not be whole."
             self.faults.append(DanglingLink(sentence, code="dangling-link", path=path))
             return False
-        if not _is_within(target, self.found.places):
-            self.faults.append(_leads_out(path, target, self.found.places))
+        if not is_within(target, self.found.places):
+            self.faults.append(link_out(path, target, self.found.places))
             return False
         kind = target.stat().st_mode
         if stat.S_ISREG(kind):
@@ -391,15 +358,6 @@ class _Contents:
             sentence = f"{path} is neither a file nor a folder: remove it first."
             self.faults.append(CannotImport(sentence, code="special-file", path=path))
         return stat.S_ISDIR(kind)
-
-
-def _leads_out(path: Path, target: Path, places: tuple[Path, ...]) -> CannotImport:
-    return CannotImport(
-        f"{path} is a link out of {places[0]}, to {target}, which is not followed: put the file itself there, or name "
-        "a folder that holds both.",
-        code="link-out",
-        path=path,
-    )
 
 
 # --- Copying
@@ -421,186 +379,11 @@ def copy_model(found: Found, models: Path, *, name: str = "", report: ReportProg
     files = files_of(found)
     if not files:
         raise CannotImport(f"{found.path} holds no files.", code="no-files", path=found.path)
-    try:
-        models.mkdir(parents=True, exist_ok=True)
-        with _lock(models / f".{name}.lock"):
-            if os.path.lexists(target):
-                sentence = f"{target} is there already: remove it, or give another name (--as NAME)."
-                raise CannotImport(sentence, code="exists", path=target)
-            workspace = models / f".{name}.part"
-            if workspace.is_symlink():
-                sentence = f"{workspace} is a link, which no import made: remove it."
-                raise CannotImport(sentence, code="linked-workspace", path=workspace)
-            workspace.mkdir(exist_ok=True)
-            _Copy(workspace, files, found.places, report).run()
-            workspace.rename(target)
-            _flush(models)
-    except OSError as error:
-        path, passing = Path(error.filename or target), error.errno in _PASSING
-        again = " Run it again, and it goes on where it was." if passing else ""
-        code = "interrupted" if passing else "not-written"
-        raise CannotImport(f"{path}: {error.strerror}.{again}", code=code, path=path) from error
+    if os.path.lexists(target):
+        sentence = f"{target} is there already: remove it, or give another name (--as NAME)."
+        raise CannotImport(sentence, code="exists", path=target)
+    with copying.drafting(models, name) as workspace:
+        FolderCopy(workspace, {each: LocalSource(path, found.places) for each, path in files.items()}, report).run()
+        workspace.rename(target)
+        copying.flush(models)
     return target / found.path.name if found.form == GGUF else target
-
-
-class _Copy:
-    """One run. `known`: of each file, size and time of its source, and how far it is on disk: bytes, their SHA-256."""
-
-    def __init__(
-        self, workspace: Path, files: Mapping[str, Path], places: tuple[Path, ...], report: ReportProgress
-    ) -> None:
-        self.workspace = workspace
-        self.files = files
-        self.places = places
-        self.report = report
-        self.journal = workspace / ".journal"
-        self.known = _read(self.journal)
-        self.sizes = {name: path.stat().st_size for name, path in files.items()}
-        self.total = sum(self.sizes.values())
-
-    def run(self) -> None:
-        self._see_that_there_is_room()
-        self._forget_what_is_no_part()
-        before, sums = 0, {}
-        for name, source in self.files.items():
-            sums[name] = self._copy_file(name, source, before)
-            before += self.sizes[name]
-        for name, expected in sums.items():
-            self._compare(name, expected)
-        (self.workspace / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
-        self.journal.unlink(missing_ok=True)
-        _flush(self.workspace)
-
-    def _see_that_there_is_room(self) -> None:
-        there = sum(min(_size(self.workspace / name), size) for name, size in self.sizes.items())
-        free, need = shutil.disk_usage(self.workspace).free, self.total - there + SPARE
-        if free < need:
-            raise CannotImport(
-                f"{self.workspace.parent} has {free / 1e9:.1f} GB free; this takes {(self.total - there) / 1e9:.1f} GB,"
-                f" and {SPARE / 1e9:.0f} GB must stay free.",
-                code="no-room",
-                path=self.workspace.parent,
-            )
-
-    def _forget_what_is_no_part(self) -> None:
-        """Remove files of an earlier try, whose source may have been another one."""
-        folders = {str(folder) for name in self.files for folder in Path(name).parents}
-        for path in sorted(self.workspace.rglob("*"), reverse=True):  # what lies in a folder comes before it
-            name = str(path.relative_to(self.workspace))
-            if path.is_symlink() or not path.is_dir():
-                if path.is_symlink() or (path != self.journal and name not in self.files):
-                    path.unlink()
-            elif name not in folders:
-                path.rmdir()
-
-    def _copy_file(self, name: str, source: Path, before: int) -> str:
-        """Copy what is missing of a file; the SHA-256 of the source."""
-        target = self.workspace / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _open_within(source, self.places) as reading, target.open("ab+") as writing:
-            seen = os.fstat(reading.fileno())
-            identity = [seen.st_size, seen.st_mtime_ns]
-            digest, done = self._read_kept(name, writing, identity)
-            writing.truncate(done)
-            reading.seek(done)
-            writing.seek(done)
-            saved = done
-            while piece := reading.read(PIECE):
-                writing.write(piece)
-                digest.update(piece)
-                done += len(piece)
-                self.report(Progress(file=name, done=before + done, total=self.total))
-                if done - saved >= SAVED_EVERY:
-                    self._save(name, writing, identity, done, digest.hexdigest())
-                    saved = done
-            after = os.fstat(reading.fileno())
-            if [after.st_size, after.st_mtime_ns] != identity or done != seen.st_size:
-                sentence = f"{source} changed while it was copied: run it again when it is complete."
-                raise CannotImport(sentence, code="changed", path=source)
-            self._save(name, writing, identity, done, digest.hexdigest())
-        blob = source.resolve().name
-        if _BLOB.fullmatch(blob) and blob != digest.hexdigest():
-            sentence = f"{source} is damaged: its SHA-256 is not the one that it is called by. Fetch it again."
-            raise CannotImport(sentence, code="damaged", path=source)
-        return str(digest.hexdigest())
-
-    def _read_kept(self, name: str, file: BinaryIO, identity: list[int]) -> tuple[Any, int]:
-        """Return the digest and the length of what an earlier try brought.
-
-        If it is of this source and still as it was.
-        """
-        known = self.known.get(name)
-        digest = hashlib.sha256()
-        if not isinstance(known, dict) or known.get("source") != identity:
-            return digest, 0
-        left = length = int(known.get("length", 0))
-        file.seek(0)
-        while left and (piece := file.read(min(PIECE, left))):
-            digest.update(piece)
-            left -= len(piece)
-        return (digest, length) if not left and digest.hexdigest() == known.get("sha256") else (hashlib.sha256(), 0)
-
-    def _save(self, name: str, file: BinaryIO, identity: list[int], length: int, digest: str) -> None:
-        file.flush()
-        os.fsync(file.fileno())
-        self.known[name] = {"source": identity, "length": length, "sha256": digest}
-        draft = self.journal.with_name(".journal.new")
-        draft.write_text(json.dumps(self.known))
-        draft.replace(self.journal)
-
-    def _compare(self, name: str, expected: str) -> None:
-        path = self.workspace / name
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            # From the disk, not from what the kernel still remembers of it.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            while piece := file.read(PIECE):
-                digest.update(piece)
-        if digest.hexdigest() != expected:
-            path.unlink()
-            raise CannotImport(
-                f"{name} came out of the disk otherwise than it was written: check the disk, run it again.",
-                code="damaged-copy",
-                path=path,
-            )
-
-
-def _open_within(source: Path, places: tuple[Path, ...]) -> BinaryIO:
-    """Open a file that a link may lead to, and look where it is: links may have changed since they were looked at."""
-    file = open_regular_file(source)
-    target = Path(os.readlink(f"/proc/self/fd/{file.fileno()}"))
-    if not _is_within(target, places):
-        file.close()
-        raise _leads_out(source, target, places)
-    return file
-
-
-def _read(journal: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(journal.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    # Never through a link: it would empty or make a file elsewhere.
-    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CannotImport("Another process is importing a model of this name now.", code="busy") from None
-        yield  # the lock ends with the open file, however the process ends

@@ -6,7 +6,7 @@ was no room.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from modelregistry.engines.base import MemoryGrant, Spec
 from modelregistry.engines.registry import launched_by
@@ -19,6 +19,7 @@ from modelregistry.memory.placement import Commitment, NoRoom, NoSuchDevice, Spa
 from modelregistry.process import gpus, process
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import Run
+from modelregistry.wire_bounds import AtMost, Name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,13 @@ class Allocation:
     def needed(self) -> int:
         """On each device, without what the kernel can take back."""
         return self.prediction.total - self.prediction.droppable
+
+    @property
+    def amounts(self) -> dict[int, int]:
+        """The same by device, with its RAM beside its cards."""
+        if not self.devices:
+            return {gpus.RAM: self.needed}
+        return {**dict.fromkeys(self.devices, self.needed), gpus.RAM: self.prediction.host}
 
     @property
     def grant(self) -> MemoryGrant:
@@ -163,12 +171,12 @@ class FitResult:
     `to_go`: the fewest replicas of ours without which it would fit; (): none are in its way, or more than a few.
     """
 
-    launcher: str
+    launcher: Name
     allocation: Allocation | None = None
     need: Prediction | None = None
-    spaces: tuple[Space, ...] = ()
+    spaces: Annotated[tuple[Space, ...], AtMost(placement.MOST_SPACES)] = ()
     refusal: NoRoom | NoSuchDevice | Unpredictable | None = None
-    to_go: tuple[str, ...] = ()
+    to_go: Annotated[tuple[Name, ...], AtMost(1000)] = ()
 
     @property
     def fits(self) -> bool:

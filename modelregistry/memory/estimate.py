@@ -35,7 +35,10 @@ MOST_BYTES = 1 << 56
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What is to be started. `context` in tokens per request, None: the model's own; `slots` None: the engine's own."""
+    """What is to be started. `context` in tokens per request, None: the model's own; `slots` None: the engine's own.
+
+    It is split over `tensor_parallel` × `stages` devices, on `nodes` hosts; this is one `rank` of them.
+    """
 
     launcher: str
     task: str
@@ -44,6 +47,9 @@ class Demand:
     slots: int | None = None
     tensor_parallel: int = 1
     args: tuple[str, ...] = ()
+    stages: int = 1
+    nodes: int = 1
+    rank: int = 0
 
     @classmethod
     def of(cls, spec: "Spec", launcher: str, kind: str) -> "Demand":
@@ -55,7 +61,20 @@ class Demand:
             slots=launched_by(launcher).planned_slots(spec),
             tensor_parallel=spec.cards(launcher),
             args=spec.args,
+            stages=spec.stages(launcher),
+            nodes=spec.nodes,
+            rank=spec.rank,
         )
+
+    @property
+    def devices(self) -> int:
+        """How many devices it takes in all, on all of its hosts."""
+        return self.tensor_parallel * self.stages
+
+    @property
+    def devices_here(self) -> int:
+        """How many devices it takes on each of its hosts."""
+        return max(1, self.devices // self.nodes)
 
     @property
     def arguments(self) -> Arguments:
@@ -298,7 +317,13 @@ def fingerprint(facts: ModelMetadata, demand: Demand, prediction: Prediction) ->
 
     And the cache given.
     """
-    parts = [asdict(facts), asdict(demand), prediction.cache]
+    asked = asdict(demand)
+    # Came later: what was measured before is of this start as well. Each rank has other layers; the first and the last
+    # have the embedding and the output too.
+    for name, usual in (("stages", 1), ("nodes", 1), ("rank", 0)):
+        if asked[name] == usual:
+            del asked[name]
+    parts = [asdict(facts), asked, prediction.cache]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -381,3 +381,12 @@ def without_ours(devices: Sequence[Device], held: dict[int, int]) -> list[Device
         for device in devices
         for ours in (held.get(device.index, 0),)
     ]
+
+
+def with_reserved(devices: Iterable[Device], shares: Sequence[Commitment], reserved: Mapping[int, int]) -> list[Device]:
+    """Return the devices as if others held at least what they have reserved. `shares`: ours, with what they hold."""
+    found = []
+    for device in devices:
+        more = max(0, reserved.get(device.index, 0) - free_room(device, shares).strangers)
+        found.append(replace(device, used=min(device.total, device.used + more), free=max(0, device.free - more)))
+    return found

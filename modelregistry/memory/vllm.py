@@ -42,16 +42,16 @@ def predict(facts: ModelMetadata, demand: Demand) -> Prediction:
     """Return what it takes, by the formulas alone. A cache of unknown size is `open`: vLLM measures what is left."""
     context = bounded_context(demand.number("--max-model-len") or demand.context or facts.context or 4096)
     sequences = max(_asked_parallel(demand) or WHOLE_CONTEXTS, 1)
-    cache, least, parallel = _cache(facts, demand, context, sequences)
+    cache, least, parallel = _cache(_largest_stage(facts, demand), demand, context, sequences)
     weights = _weights(facts, demand)
-    moved = min(_kept_in_ram(demand), weights * demand.tensor_parallel)
-    weights -= moved // demand.tensor_parallel
+    moved = min(_kept_in_ram(demand), weights * demand.devices_here)
+    weights -= moved // demand.devices_here
     return make_prediction(
         weights=weights,
         cache=cache,
         cache_least=least,
         overhead=_overhead(facts, demand, context),
-        devices=demand.tensor_parallel,
+        devices=demand.devices_here,
         context=context,
         sequences=sequences,
         batch=_batch(facts, demand, context),
@@ -83,6 +83,14 @@ def fill_share(formula: Prediction, demand: Demand, card: int) -> Prediction:
         return formula
     spare = spare // MIB * MIB
     return with_cache(replace(formula, cache_least=spare), spare)
+
+
+def _largest_stage(facts: ModelMetadata, demand: Demand) -> ModelMetadata:
+    """Return the facts with the layers of one stage only, whose contexts it keeps: of the largest."""
+    if demand.stages == 1:
+        return facts
+    attention, states = (math.ceil(len(layers) / demand.stages) for layers in (facts.attention, facts.states))
+    return replace(facts, attention=facts.attention[:attention], states=facts.states[:states])
 
 
 # --- The cache ------------------------------------------------------------------------------------------------------
@@ -165,7 +173,21 @@ def _weights(facts: ModelMetadata, demand: Demand) -> int:
     """Return bytes on each device."""
     guesses = demand.has("--speculative-config") or demand.has("--spec-method")
     unused = 0 if guesses or not facts.weight_bytes else facts.unused_weight_bytes / facts.weight_bytes
-    return math.ceil(_loaded_weights(facts, demand) * (1 - unused) / demand.tensor_parallel)
+    return math.ceil(_of_stage(_loaded_weights(facts, demand) * (1 - unused), facts, demand) / demand.tensor_parallel)
+
+
+def _of_stage(weights: float, facts: ModelMetadata, demand: Demand) -> float:
+    """Return the weights of the largest stage: its layers, and beside them the embedding or the output.
+
+    vLLM gives stages that are even but for one layer (distributed/utils.py, get_pp_indices); the first has the
+    embedding and the last the output, which are of one size.
+    """
+    if demand.stages == 1:
+        return weights
+    halved = {"F32": 0.5}.get(facts.quantisation, 1.0)
+    embedding = min(facts.embedding_weight_bytes * halved, weights)
+    layers = facts.layers or demand.stages
+    return embedding + (weights - embedding) * math.ceil(layers / demand.stages) / layers
 
 
 def _kept_in_ram(demand: Demand) -> int:
@@ -173,7 +195,7 @@ def _kept_in_ram(demand: Demand) -> int:
     if demand.kind == "ram":
         return 0
     offloaded = max(demand.arguments.decimal("--cpu-offload-gb") or 0, 0)
-    return int(offloaded * GIB) * demand.tensor_parallel
+    return int(offloaded * GIB) * demand.devices_here
 
 
 def _host(facts: ModelMetadata, demand: Demand, weights: int, moved: int) -> int:
@@ -181,7 +203,7 @@ def _host(facts: ModelMetadata, demand: Demand, weights: int, moved: int) -> int
 
     `weights`: on each card. Files are mapped and read through; only pickles are held while they load, one at a time.
     """
-    cards, parsed = demand.tensor_parallel, demand.arguments
+    cards, parsed = demand.devices_here, demand.arguments
     room = int(((parsed.decimal("--swap-space") or 0) * cards + (parsed.decimal("--kv-offloading-size") or 0)) * GIB)
     # Asleep (level 1) its weights lie in RAM.
     asleep = weights * cards if demand.has("--enable-sleep-mode") else 0
@@ -206,7 +228,7 @@ def _loaded_weights(facts: ModelMetadata, demand: Demand) -> float:
 def _outside_fraction(demand: Demand) -> int:
     if demand.kind == "ram":
         return 0
-    return CUDA_CONTEXT + (LINKS if demand.tensor_parallel > 1 else 0)
+    return CUDA_CONTEXT + (LINKS if demand.devices > 1 else 0)
 
 
 def _overhead(facts: ModelMetadata, demand: Demand, context: int) -> int:

@@ -9,12 +9,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from modelregistry.process.shim import process_name
+from modelregistry.wire_bounds import AtMost, Line, Name
 
 RAM = -1  # the index of the device that stands for the host's RAM
 CGROUPS = Path("/sys/fs/cgroup")
+# Sixteen cards of seven instances each are 112. So many processes may hold memory of one of them.
+MOST_DEVICES, MOST_HOLDERS = 128, 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,20 +36,23 @@ class Device:
     `uuid` is what CUDA_VISIBLE_DEVICES understands. `free` may be less than `total` - `used`: some memory is available
     to no process. `fault`: why the numbers are old; empty: they are current.
     `utilisation`: in how much of the last second any program ran on the card, in per cent; `temperature`: of its chip,
-    in °C. None: not known, as of RAM and of instances of a divided card.
+    in °C; `power`: what the card takes, in watts; `ecc_errors`: errors of its memory that could not be corrected, since
+    the driver was loaded. None: not known, as of RAM and of instances of a divided card.
     """
 
     index: int
-    uuid: str
-    name: str
-    kind: str  # "gpu" or "ram"
+    uuid: Name
+    name: Name
+    kind: Name  # "gpu" or "ram"
     total: int
     used: int
     free: int
-    processes: tuple[GpuProcess, ...] = ()
-    fault: str = ""
+    processes: Annotated[tuple[GpuProcess, ...], AtMost(MOST_HOLDERS)] = ()
+    fault: Line = ""
     utilisation: int | None = None
     temperature: int | None = None
+    power: int | None = None
+    ecc_errors: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name} {self.total / 1e9:.0f} GB, {self.free / 1e9:.0f} GB free"
@@ -54,12 +60,16 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stranger:
-    """A process that is not ours and holds memory of a GPU."""
+    """A process that is not ours and holds memory of a device.
+
+    `installation`: the state directory of the Madoguchi to which it belongs, or "".
+    """
 
     pid: int
-    name: str
+    name: Name
     device: int
     bytes: int | None
+    installation: Line = ""
 
 
 class _Unreadable(Exception):
@@ -192,10 +202,17 @@ def _read_gpu(nvml: Any, handle: Any, index: int) -> Device:
         processes=tuple(_read_holders(nvml, handle)),
         utilisation=_read_sensor(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
         temperature=_read_sensor(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        power=_read_sensor(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),  # of milliwatts
+        ecc_errors=_read_sensor(nvml, lambda: _read_ecc_errors(nvml, handle)),
     )
 
 
-def _read_sensor(nvml: Any, read: Callable[[], int]) -> int | None:
+def _read_ecc_errors(nvml: Any, handle: Any) -> int:
+    kinds = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+    return int(nvml.nvmlDeviceGetTotalEccErrors(handle, *kinds))
+
+
+def _read_sensor(nvml: Any, read: Callable[[], float]) -> int | None:
     """Return what a sensor says; None where there is none: a card without it holds models as well as any other."""
     try:
         return int(read())
@@ -219,7 +236,7 @@ def _read_holders(nvml: Any, handle: Any) -> Iterator[GpuProcess]:
 
 def _unread_device(before: Device | None, index: int, why: str) -> Device:
     if before:
-        return replace(before, fault=why, utilisation=None, temperature=None)
+        return replace(before, fault=why, utilisation=None, temperature=None, power=None, ecc_errors=None)
     return Device(index=index, uuid="", name="GPU", kind="gpu", total=0, used=0, free=0, fault=why)
 
 

@@ -123,17 +123,20 @@ class Runs:
     def find(self, run_id: str) -> Run | None:
         """Return a run that was started, ended or not; None if there is none (or a crash left half of one)."""
         directory = self.root / run_id
-        spec, state = _read(directory / "spec.json"), _read(directory / "state.json")
-        if spec is None or state is None:
+        try:
+            spec, state = _read(directory / "spec.json"), _read(directory / "state.json")
+            if spec is None or state is None:
+                return None
+            return Run(
+                directory=directory,
+                label=spec["label"],
+                shim=Identity(*state["shim"]),
+                engine=Identity(*state["engine"]),
+                of_this_boot=state["boot"] == shim.boot_id(),
+                group=Path(state["group"]) if state.get("group") else None,
+            )
+        except (ValueError, LookupError, TypeError, AttributeError):  # a loss of power cut them short
             return None
-        return Run(
-            directory=directory,
-            label=spec["label"],
-            shim=Identity(*state["shim"]),
-            engine=Identity(*state["engine"]),
-            of_this_boot=state["boot"] == shim.boot_id(),
-            group=Path(state["group"]) if state.get("group") else None,
-        )
 
     def all(self) -> list[Run]:
         """Return every run on disk, oldest first. Another thread may be deleting some of them."""

@@ -1,7 +1,7 @@
 """Stops an engine, and checks whether the memory that it held is free again."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from modelregistry.process import gpus, process, shim
 from modelregistry.process.gpus import Device
@@ -11,12 +11,23 @@ BACK_WITHIN = 10.0  # seconds; a driver takes up to 4 s to free what a killed pr
 LOOK_AGAIN = 0.25
 
 
-def stop_and_release(run: Run, *, grace: float, devices: Callable[[], Sequence[Device]] = gpus.list_devices) -> str:
+def processes_of(run: Run) -> set[int]:
+    """Return the processes of a run, which may hold memory of GPUs."""
+    return {who.pid for who in process.process_tree(run)} | {who.pid for who in process.find_leftovers(run)}
+
+
+def stop_and_release(
+    run: Run,
+    *,
+    grace: float,
+    devices: Callable[[], Sequence[Device]] = gpus.list_devices,
+    pids: Collection[int] = (),
+) -> str:
     """Stop a run, and return what is left of it, in words, or "".
 
-    Blocks for as long as `process.stop`, and BACK_WITHIN at most.
+    Blocks for as long as `process.stop`, and BACK_WITHIN at most. `pids`: `processes_of` it when it still ran.
     """
-    pids = {who.pid for who in process.process_tree(run)} | {who.pid for who in process.find_leftovers(run)}
+    pids = processes_of(run) | set(pids)
     if not process.stop(run, grace=grace):
         left = [f"{who.pid} ({shim.process_name(who.pid)})" for who in process.find_leftovers(run)]
         return f"processes that cannot be stopped: {', '.join(left)}"

@@ -11,7 +11,6 @@ from datetime import datetime
 from django.utils import timezone
 
 from modelregistry.engines.base import Spec
-from modelregistry.hostside.launching import metadata_of
 from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import HostedRun, HostSurface
 from modelregistry.process.process import Life
@@ -43,13 +42,13 @@ async def adopt_runs(
     runs = await host.list_runs()
     latest: dict[ReplicaKey, HostedRun] = {}
     for run in runs:
-        key = metadata_of(run).key
+        key = run.label.key
         if key in latest and latest[key].life is not Life.ENDED:
             await host.stop(latest[key].run_id, grace)  # two of one replica: the younger one stays
         latest[key] = run
     replicas = {}
     for key in known.keys() | latest.keys():
-        desired = desired_models.get(key.model) or _desired_of_deleted(latest.get(key))
+        desired = (desired_models.get(key.model) or _desired_of_deleted(latest.get(key))).of(key.number)
         newest = latest.get(key)
         if newest and newest.life in LIVING and desired.external:
             await host.stop(newest.run_id, grace)  # it was ours until the model became external
@@ -57,7 +56,7 @@ async def adopt_runs(
         if replica:
             replicas[key] = replica
     for run in runs:
-        if metadata_of(run).key not in replicas:
+        if run.label.key not in replicas:
             await host.forget_run(run.run_id)  # of a model that is gone, and its log with it
     return replicas
 
@@ -68,28 +67,30 @@ def _adopt(
     lives = run is not None and run.life in LIVING
     if facts is None and not lives:
         return None
+    # Its row is written once more: it may have been doubted since it was read, while its host was silent.
     replica = ManagedReplica(
-        key=key, desired=desired, fingerprint="", state=ReplicaState.STARTING, since=now, written=facts
+        key=key, desired=desired, fingerprint="", state=ReplicaState.STARTING, since=now, written=None
     )
+    replica.rank, replica.hosts = desired.spec.rank, desired.spec.hosts
     if facts:
         replica.restore(facts, now + _seconds_until(facts.retry_at))
     if run:
-        replica.fingerprint = metadata_of(run).fingerprint
+        replica.fingerprint = run.label.fingerprint
     if desired.external:
         replica.fingerprint, replica.url, replica.api_key = desired.fingerprint(), desired.url, desired.upstream_key
     elif run and lives:
         _take_over(replica, run, now)
-    elif replica.state in (ReplicaState.STARTING, ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING):
+    elif replica.state not in plan.WITHOUT_ENGINE:
         _record_death(replica, facts, run)
     return replica
 
 
 def _take_over(replica: ManagedReplica, run: HostedRun, now: float) -> None:
-    replica.record_launch(run, metadata_of(run), now)
+    replica.record_launch(run, run.label, now)
     if replica.state == ReplicaState.DRAINING and _is_wanted(replica):
         # To sleep, or for another model: both are decided again, by what is known now.
-        replica.state = ReplicaState.READY
-    if replica.state in (ReplicaState.READY, ReplicaState.UNHEALTHY):
+        replica.state = ReplicaState.JOINED if replica.rank else ReplicaState.READY
+    if replica.state in (ReplicaState.READY, ReplicaState.JOINED, ReplicaState.UNHEALTHY):
         replica.ready_at, replica.unproven = now, True
     elif replica.state != ReplicaState.DRAINING:
         replica.state = ReplicaState.STARTING
@@ -119,12 +120,12 @@ def _seconds_until(instant: datetime | None) -> float:
 
 def _desired_of_deleted(run: HostedRun | None) -> DesiredModel:
     """Return enough to probe and stop an engine whose model was deleted meanwhile."""
-    metadata = metadata_of(run) if run else None
+    metadata = run.label if run else None
     spec = Spec(engine="", name=metadata.name if metadata else "", path="", task=metadata.task if metadata else "chat")
     return DesiredModel(
         spec=spec,
         enabled=False,
-        replicas=0,
+        numbers=frozenset(),
         idle_after=None,
         hours=None,
         url="",

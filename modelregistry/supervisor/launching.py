@@ -43,13 +43,19 @@ class SupervisorConfig:
     ports: Sequence[int]
     start_limit: float
     stop_grace: float
-    claim: Path  # keeps this state directory's claim of the host, see `lease`
+    directories: Sequence[Path] = ()  # others whose disks are inspected, as that of models' files
     isolation: CallerIsolation = field(default_factory=CallerIsolation)
 
     @property
     def local(self) -> HostConfig:
         """What the machine on which the supervisor runs has to know."""
-        return HostConfig(runs=self.runs, cache=self.cache, commands=self.commands, ports=self.ports)
+        return HostConfig(
+            runs=self.runs,
+            cache=self.cache,
+            commands=self.commands,
+            ports=self.ports,
+            directories=self.directories,
+        )
 
 
 def explain_launch_refusal(refusal: LaunchRefusal) -> CannotLaunch:

@@ -15,9 +15,9 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,12 +26,13 @@ from django.utils import timezone
 
 from modelregistry import failure_advice, placement_messages
 from modelregistry.engines import version_trials
+from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import launched_by
-from modelregistry.engines.selection import ChosenEngine
+from modelregistry.engines.selection import ChosenEngine, explain_mismatch
 from modelregistry.engines.version_trials import FAILED, NOT_ITS_FAULT, PROVEN, UNTRIED, Installed, Trial
+from modelregistry.failure_advice import NO_ANSWER, NO_ROOM, SILENT_HOST
 from modelregistry.hostside import inspection
 from modelregistry.hostside.faults import describe_exception
-from modelregistry.hostside.launching import metadata_of
 from modelregistry.hostside.local import LocalHost
 from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import (
@@ -39,26 +40,33 @@ from modelregistry.hostside.surface import (
     HostFault,
     HostSilent,
     HostSurface,
+    HostUnreadable,
     LaunchOrder,
     LaunchRefused,
+    RankOrder,
     RunEnd,
 )
 from modelregistry.memory.placement import Space
 from modelregistry.process import probe
-from modelregistry.supervisor import plan, room_maker, sleeping
+from modelregistry.process.process import Life
+from modelregistry.supervisor import doubts, plan, room_maker, sleeping, state_sync
 from modelregistry.supervisor.adoption import adopt_runs
 from modelregistry.supervisor.async_helpers import cancel_and_wait, wait_for_either
-from modelregistry.supervisor.bidding import Bidder, Offer, Unassigned
+from modelregistry.supervisor.database import Database, take_turn
+from modelregistry.supervisor.doubts import HOST_UNHEARD
+from modelregistry.supervisor.eviction import RoomOutcome
 from modelregistry.supervisor.file_watch import FileWatch
+from modelregistry.supervisor.gangs import GangIncomplete, Gangs, Likeness, OthersFirst
 from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, SupervisorConfig, explain_launch_refusal
 from modelregistry.supervisor.managed_replica import ManagedReplica
+from modelregistry.supervisor.offers import Offer
+from modelregistry.supervisor.office import Office
 from modelregistry.supervisor.plan import ReplicaState
-from modelregistry.supervisor.repository import ReplicaFacts, Report
+from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts, Report
 from modelregistry.supervisor.room_maker import RoomMaker
 from modelregistry.supervisor.sleeper import Sleeper
 from modelregistry.supervisor.sleeping import SleepFault
 from modelregistry.supervisor.state_sync import StateSync
-from modelregistry.supervisor.tasks import TaskRunner
 from modelregistry.supervisor.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -67,16 +75,34 @@ T = TypeVar("T")
 
 TICK = 0.5  # seconds between two plans
 CHECK_WITHIN = 10.0  # seconds for a question to a ready engine whose health check failed
+# The same while a host of a replica over several hosts is silent: none of it may be there. The first unanswered one
+# takes it off the catalogue some 7 s after a host went, and is asked for long enough for a question beside others.
+FIRST_RANK_CHECK_WITHIN = 2.0
+RANK_CHECK_WITHIN = 4.0
 STUCK_LIMIT = 300.0  # seconds with requests and without a token: as long as gateways wait for a first byte
 SILENT_LIMIT = 60.0  # seconds without metrics from an engine that has them, before it is asked a question
-NAME_THREADS = 64  # a lookup may occupy one for half a minute, and each external model is checked every 10 s
+MOVED_WITHIN = 300.0  # seconds of maintenance in which the placer finds other hosts, one replica after the other
 BRIEF_DRAIN = 3.0  # seconds for running requests when everything is to stop
+UNKNOWN_END = "it ended, and its host cannot read how"
 SHIM_KILLED = "its shim was killed"  # how a run ended that has no record of it
-HOST_UNHEARD = "neither it nor its host answers"
 HOST_SILENT = "its host does not answer: it is started when that does"
+DOUBT_AFTER = 4.0  # seconds until a host that answered nothing yet counts as silent: as for any other
 SILENCE_PAUSE = 1.0  # seconds between two questions to a host that did not answer one
 STOP_BESIDE_GRACE = 60.0  # seconds beside the grace after which a leaving supervisor waits for no engine any more
+COMING = (RoomOutcome.FITS, RoomOutcome.COMING)  # there is room as soon as those have left that leave anyway
 LOG_LINES = 15
+UNREADABLE = "unreadable-answer"  # the code of a host's problem
+ADOPTION = "adoption"
+NOTHING_REPORTED = Report(
+    devices=[],
+    strangers=[],
+    engines={},
+    installed={},
+    stamps={},
+    default_versions={},
+    problems=[],
+    at=datetime.min.replace(tzinfo=UTC),
+)
 CAUSE_LINES = 400  # vLLM logs the cause far above its last line
 
 
@@ -94,21 +120,27 @@ class Signals:
 class Supervisor:
     """The engines of one host, which it touches through a `HostSurface` only.
 
-    `host`: None is the machine on which this runs; the caller holds its lock.
+    `office`: of the controller whose part it is; `database`: its thread. `host`: None is the machine on which this
+    runs; the caller holds its lock. `may_move`: whether another place for a replica may yet be found, which was not
+    looked for since that time. `gangs`: what it knows of the other hosts of replicas that are split over several.
     """
 
     def __init__(
         self,
         config: SupervisorConfig,
         *,
+        office: Office,
+        database: Database,
         host: HostSurface | None = None,
-        periodic_tasks: TaskRunner | None = None,
+        may_move: Callable[[ReplicaKey, float], bool] = lambda key, since: False,
+        gangs: Gangs | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self.config = config
         self.host: HostSurface = host or LocalHost(config.local, rng=rng)
-        self.periodic_tasks = periodic_tasks
+        self.may_move = may_move
+        self.gangs = gangs or Gangs(clock=clock)
         self.clock = clock
         self.replicas: dict[ReplicaKey, ManagedReplica] = {}
         self.watchdog = Watchdog()
@@ -118,15 +150,25 @@ class Supervisor:
         self.strangers: set[tuple[int, int]] = set()
         self.installed: list[Installed] | None = None  # versions of engines, as last seen
         self.silent_since: float | None = None  # since when the host is silent; None: it answers
-        self.sync = StateSync(config, self.replicas, self.host, clock=clock, on_exchange=self.wake.set)
+        self.sync = StateSync(
+            *(config, self.replicas, self.host),
+            office=office,
+            database=database,
+            clock=clock,
+            on_exchange=self.wake.set,
+        )
+        self.supervises = False  # its runs were found, and what it may do there is done
+        self.rows: Mapping[ReplicaKey, ReplicaFacts] | None = None  # until its runs are found; None: not read yet
         self.syncing: asyncio.Task[None] | None = None
         self.room_maker = RoomMaker(
             *(self.replicas, self.sync),
             measure=self.host.measure_room,
             lock=self.allocation_lock,
             begin_drain=self._begin_leaving,
+            gangs=self.gangs,
             clock=clock,
         )
+        self.unreadable: dict[str, str] = {}  # why the host's answers cannot be read, by what was asked
         self.room_changed = asyncio.Event()
         self.sleeper = Sleeper(
             *(self.replicas, self.host),
@@ -142,36 +184,36 @@ class Supervisor:
         seconds; otherwise they keep running.
         """
         log.info("supervising %s", self.config.host)
-        release = False
-        # Names are resolved by the loop's own threads, of which there are six by default: lookups for one external
-        # model whose name server does not answer must not keep others from being checked.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NAME_THREADS, "names"))
         try:
             # No proxy from the environment, and no kept connection: an engine may be gone at the next check.
             limits = httpx2.Limits(max_keepalive_connections=0)
             async with httpx2.AsyncClient(limits=limits, trust_env=False) as self.client:
                 await self.host.open()
-                known = await self.sync.open(signals.stop)
+                known = self.rows = await self.sync.open(signals.stop)
                 if known is not None and await self._find_runs(known, signals.stop):
                     await self._supervise(signals)
                     if stop_engines:
                         await self._stop_engines(signals)
-                release = known is not None
         finally:
-            if self.syncing:
-                await cancel_and_wait([self.syncing])
-            await self.sync.close(release=release)
+            self.supervises, self.rows = False, None
+            left = [*self._running_tasks("engine_task"), *self._running_tasks("probe_task")]
+            await cancel_and_wait([*left, *([self.syncing] if self.syncing else [])])
+            await self.sync.close()
             await self.host.close()
 
     async def _find_runs(self, known: dict[ReplicaKey, ReplicaFacts], stop: asyncio.Event) -> bool:
-        """Adopt what runs on the host, once that answers; False if `stop` is set first. Raises HeldElsewhere."""
+        """Adopt what runs on the host, once that answers; False if `stop` is set first. Raises as `StateSync.run`."""
         while not stop.is_set():
+            doubting = asyncio.create_task(self._doubt_while_silent(known))
             try:
                 await self._adopt(known)
-            except HostSilent as silence:
-                log.warning("%s: nothing is started or stopped there until it answers (%s)", self.config.host, silence)
+            except (HostSilent, HostFault) as error:
+                self._explain_waiting(error)
             else:
+                self.unreadable.pop(ADOPTION, None)
                 return True
+            finally:
+                await cancel_and_wait([doubting])
             # Meanwhile the claim is kept. There are no replicas yet, so that no row is written.
             self.syncing = self.syncing or asyncio.create_task(self.sync.run())
             waits = [
@@ -187,20 +229,23 @@ class Supervisor:
                 self.syncing.result()
         return False
 
+    def _explain_waiting(self, error: HostSilent | HostFault) -> None:
+        if isinstance(error, HostUnreadable):
+            self._report_unreadable(ADOPTION, error)
+        else:
+            log.warning("%s: nothing is started or stopped there until it answers (%s)", self.config.host, error)
+
+    async def _doubt_while_silent(self, known: dict[ReplicaKey, ReplicaFacts]) -> None:
+        """Doubt engines of a host that has not answered yet: adoption may wait for a minute until it gives up."""
+        await asyncio.sleep(DOUBT_AFTER)
+        if self.host.silent_for():
+            await self._doubt_engines(known)
+
     async def _doubt_engines(self, known: dict[ReplicaKey, ReplicaFacts]) -> None:
-        """Take engines off the catalogue that do not answer either, as long as their host is silent."""
+        """Take engines off the catalogue that do not answer either, as long as their host is silent, and back."""
         while True:
-            for key, facts in list(known.items()):
-                desired = self.sync.desired_models.get(key.model)
-                if facts.state != ReplicaState.READY or desired is None or desired.external:
-                    continue
-                one = ManagedReplica(key=key, desired=desired, fingerprint="", state=facts.state, since=self.clock())
-                one.restore(facts, 0.0)
-                one.url, one.api_key = facts.url, facts.api_key
-                if not (await probe.check_health(self.client, one.target)).healthy:
-                    doubted = replace(facts, state=ReplicaState.UNHEALTHY, detail=HOST_UNHEARD)
-                    if await self.sync.write_facts(key, doubted):
-                        known[key] = doubted
+            here = {key: facts for key, facts in known.items() if key.model in self.sync.desired_models}
+            known.update(await doubts.look(self.client, here, self.sync.write_facts))
             await asyncio.sleep(plan.CHECK_EVERY)
 
     async def _wait_for_host(self) -> None:
@@ -237,17 +282,10 @@ class Supervisor:
             self.watchdog.keep_running(name, partial(self._run_step, work))
             for name, work in (("inspection", self.inspect), ("files", self._read_files))
         ]
+        observe = partial(take_turn, self.sync.observe_machine, state_sync.EVERY)
+        background.append(self.watchdog.keep_running("measurement", observe))
         background.append(self.watchdog.keep_running("room", self._make_room))
-        bidder = Bidder(
-            *(self.sync.host.id, self.sync),
-            make_offer=self._make_offer,
-            is_settled=self._is_settled,
-            with_files=self._with_files,
-            clock=self.clock,
-        )
-        background.append(self.watchdog.keep_running("bids", partial(bidder.run_turn, self.sync.changed.set)))
-        if self.periodic_tasks:
-            background.append(self.watchdog.keep_running("periodic tasks", self.periodic_tasks.run))
+        self.supervises = True
         try:
             while not signals.stop.is_set():
                 if sync.done():
@@ -265,9 +303,28 @@ class Supervisor:
 
     async def _run_step(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run one step of work that engines do not depend on; the watchdog repeats it, also after a failure."""
-        with contextlib.suppress(HostSilent):
+        try:
             await work()
+            self.unreadable.pop(work.__name__, None)
+        except HostUnreadable as fault:
+            self._report_unreadable(work.__name__, fault)
+        except HostSilent:
+            pass
         await asyncio.sleep(inspection.EVERY)
+
+    def _report_unreadable(self, what: str, fault: HostUnreadable) -> None:
+        """Report to operators that what the host answers cannot be read; else its report stays as it was."""
+        if self.unreadable.get(what) == str(fault):
+            return
+        log.warning("%s answers what cannot be read (%s)", self.config.host, fault)
+        self.unreadable[what] = str(fault)
+        before = self.sync.report or NOTHING_REPORTED
+        others = [one for one in before.problems if one["code"] != UNREADABLE]
+        problems = [*others, *self._unreadable_answers()]
+        self.sync.report = replace(before, problems=problems, at=timezone.now())
+
+    def _unreadable_answers(self) -> list[dict[str, str]]:
+        return [{"code": UNREADABLE, "detail": fault} for fault in self.unreadable.values()]
 
     async def _make_room(self) -> None:
         """Make room for models that are called, as a watchdog's step."""
@@ -278,10 +335,20 @@ class Supervisor:
         self.room_changed.clear()
 
     def _begin_leaving(self, replica: ManagedReplica, spaces: tuple[Space, ...]) -> None:
+        if replica.rank:  # all of it leaves, and it follows its rank 0
+            replica.for_room = True
+            self.gangs.give_place(replica)
+            return
         if replica.probe_task:
             replica.probe_task.cancel()
         replica.leave_for(spaces, self.clock())
         self.sync.changed.set()
+
+    def give_place(self, key: ReplicaKey) -> None:
+        """Have a replica, rank 0 of a gang, leave for a model on the host of another rank."""
+        # It has its room here when it is to come back, which depends on the other host.
+        if replica := self.replicas.get(key):
+            self._begin_leaving(replica, ())
 
     async def inspect(self) -> None:
         """Look at the machine for the next report, and retry failed replicas when the installed engines changed."""
@@ -295,14 +362,14 @@ class Supervisor:
         self.installed = installed
         found = await self.host.inspect()
         if self.sync.report is None:
-            devices = ", ".join(f"{each['name']} {each['total'] / 1e9:.0f} GB" for each in found.devices)
+            devices = ", ".join(f"{each.name} {each.total / 1e9:.0f} GB" for each in found.devices)
             log.info("%s has %s", self.config.host, devices)
         for each in found.strangers:
-            who = each["pid"], each["device"]
-            if who not in self.strangers:
-                log.info("%s", inspection.describe_stranger(each))
-        self.strangers = {(each["pid"], each["device"]) for each in found.strangers}
-        report = Report(**{**asdict(found), "at": timezone.now()})
+            if (each.pid, each.device) not in self.strangers:
+                log.info("%s", inspection.describe_stranger(asdict(each)))
+        self.strangers = {(each.pid, each.device) for each in found.strangers}
+        report = Report(**{one.name: getattr(found, one.name) for one in fields(found)}, at=timezone.now())
+        report.problems.extend(self._unreadable_answers())
         if fault := self.sync.address_fault:
             report.problems.append({**asdict(fault), "detail": str(fault)})
         self.sync.report = report
@@ -322,21 +389,45 @@ class Supervisor:
     def _act_on_plan(self) -> None:
         now = self.clock()
         silent = self._note_silence(now)
+        self.gangs.look()
         free = {key: replica for key, replica in self.replicas.items() if replica.engine_task is None}
         wanted = {
             key: want
             for key, want in self._wanted_replicas().items()
             if key in free or (key not in self.replicas and (want.external or not silent))
         }
-        observed = [replica.observe(self.host.life_of, unreachable=silent) for replica in free.values()]
+        observed = [self._observe(replica, now, silent=silent) for replica in free.values()]
         for action in plan.plan_actions(wanted, observed, now, start_limit=self.config.start_limit):
             self._carry_out(action, now)
+
+    def _observe(self, replica: ManagedReplica, now: float, *, silent: bool) -> plan.Observed:
+        if replica.rank and (lead := self.gangs.lead_of(replica)):
+            replica.follow(lead, now)
+            if replica.for_room and lead.state == ReplicaState.READY:  # it stays after all
+                replica.for_room = False
+                self.sync.evictions.call_off(replica.key)
+            replica.version = replica.version or self._installed_version(replica)  # nothing asks it
+        seen = replica.observe(self.host.life_of, unreachable=silent)
+        if replica.rank:
+            seen = replace(seen, lead=self.gangs.find_lead(replica))
+            if silent and replica.state == ReplicaState.JOINED and seen.lead in (plan.Lead.GONE, plan.Lead.FAILED):
+                replica.enter(ReplicaState.UNHEALTHY, now, HOST_UNHEARD, SILENT_HOST)
+            return seen
+        if replica.run and replica.hosts:
+            doubtful = self.gangs.has_silent_rank(replica)
+            return replace(seen, broken=self.gangs.find_break(replica), doubtful=doubtful)
+        return seen
 
     def _note_silence(self, now: float) -> bool:
         """Return whether the host is silent; when it answers again, what was concluded meanwhile is looked at again."""
         silent = self.host.silent_for() > 0
         if silent and self.silent_since is None:
             self.silent_since = now
+            for replica in self.replicas.values():
+                # A question that was asked before may wait for long; what matters now is whether the engine is there.
+                if replica.probe_task and not replica.desired.external:
+                    replica.probe_task.cancel()
+                    replica.checked_at = float("-inf")
         elif not silent and self.silent_since is not None:
             for replica in self.replicas.values():
                 if not replica.desired.external:
@@ -348,19 +439,36 @@ class Supervisor:
         # Running engines are not stopped for an address at which nothing could be started.
         address = "" if self.sync.address_fault else self.sync.address
         hour = timezone.now()
-        return {
-            ReplicaKey(model_id, number): plan.Wanted(
-                fingerprint=desired.fingerprint(),
-                address="" if desired.external else address,
-                external=desired.external,
-                # An external engine does not run on this machine: cutting it off would help no one.
-                enabled=desired.enabled and (desired.external or not self.sync.maintenance),
-                idle_after=desired.idle_after_at(hour),
-                wake_requested=desired.wake_requested,
-            )
-            for model_id, desired in self.sync.desired_models.items()
-            for number in range(desired.replicas)
-        }
+        keys = [ReplicaKey(model, number) for model, one in self.sync.desired_models.items() for number in one.numbers]
+        return {key: self._wanted_replica(key, self.sync.desired_models[key.model], address, hour) for key in keys}
+
+    def _wanted_replica(self, key: ReplicaKey, model: DesiredModel, address: str, hour: datetime) -> plan.Wanted:
+        desired, known = model.of(key.number), self.replicas.get(key)
+        spec, without_room = desired.spec, known is not None and known.without_room
+        return plan.Wanted(
+            fingerprint=desired.fingerprint(),
+            address="" if desired.external else address,
+            external=desired.external,
+            enabled=desired.enabled and self._may_run(key, desired),
+            idle_after=desired.idle_after_at(hour),
+            wake_requested=desired.wake_requested,
+            rank=spec.rank,
+            called_up=spec.rank > 0 and self.gangs.is_called_up(key, spec, without_room=without_room),
+        )
+
+    def _may_run(self, key: ReplicaKey, desired: DesiredModel) -> bool:
+        """Return whether maintenance lets it run, here or on the other hosts over which it is split."""
+        if desired.external:
+            return True  # it does not run on this machine: cutting it off would help no one
+        if desired.spec.nodes > 1:
+            return not self.sync.maintenance and not self.gangs.is_maintained(desired.spec)
+        return not self.sync.maintenance or self._leaves_later(desired, key)
+
+    def _leaves_later(self, desired: DesiredModel, key: ReplicaKey) -> bool:
+        """Return whether a replica serves on in maintenance, until it is ready on another host, or may yet get one."""
+        since = self.sync.maintenance_since
+        undecided = desired.free and self.clock() - since < MOVED_WITHIN and self.may_move(key, since)
+        return key.number in desired.leaving or undecided
 
     def _carry_out(self, action: plan.Action, now: float) -> None:
         replica = self.replicas.get(action.key)
@@ -410,7 +518,7 @@ class Supervisor:
         self.sync.changed.set()
 
     def _begin_start(self, key: ReplicaKey, replica: ManagedReplica | None, now: float) -> None:
-        desired = self.sync.desired_models[key.model]
+        desired = self.sync.desired_models[key.model].of(key.number)
         if replica is None:
             replica = ManagedReplica(key=key, desired=desired, fingerprint="", state=ReplicaState.STOPPED, since=now)
             self.replicas[key] = replica
@@ -439,7 +547,8 @@ class Supervisor:
             if not task.cancelled() and (error := task.exception()):
                 log.error("%s", replica, exc_info=error)
             self.wake.set()
-            self.sync.changed.set()
+            if kind == "engine_task" or self.sync.has_news_of(replica):
+                self.sync.changed.set()
 
         task = asyncio.create_task(work)
         task.add_done_callback(done)
@@ -453,26 +562,74 @@ class Supervisor:
     async def _start_replica(self, replica: ManagedReplica) -> None:
         run_id = secrets.token_hex(8)
         try:
-            engine = await self._allocate(replica)
-            run = await self.host.launch(self._make_order(replica, engine, run_id))
+            run = await self._launch(replica, run_id)
         except HostSilent as silence:
             await self._settle_start(replica, run_id, silence)
         except DoesNotFit as error:
-            await self._record_no_room(replica, error)
+            outlook = await self._record_no_room(replica, error)
+            self._report_no_room(replica, error, outlook)
         except LaunchRefused as refused:
             self._record_refusal(replica, explain_launch_refusal(refused.refusal))
         except CannotLaunch as error:
             self._record_refusal(replica, error)
-        except OSError as error:  # run directories that cannot be read
-            replica.record_crash(self.clock(), str(error), failure_advice.cause(str(error)))
+        except HostFault as error:  # run directories that cannot be read, a command that is none
+            replica.record_crash(self.clock(), str(error), failure_advice.cause(str(error)) or "start-fault")
         except Exception as error:  # an unforeseen fault of one model must neither hang it nor stop the others
             log.exception("%s: its start failed", replica)
             reason = f"The supervisor could not start it: {describe_exception(error)}"
             replica.record_crash(self.clock(), reason, "start-fault")
         else:
             self._record_launch(replica, run)
+            self.gangs.note_launch(replica, run.label)
 
-    def _make_order(self, replica: ManagedReplica, engine: ChosenEngine, run_id: str) -> LaunchOrder:
+    async def _launch(self, replica: ManagedReplica, run_id: str) -> HostedRun:
+        """Set its memory apart and start it. Raises CannotLaunch, LaunchRefused, HostSilent, HostFault."""
+        if replica.desired.spec.nodes == 1:
+            engine = await self._allocate(replica)
+            return await self.host.launch(self._make_order(replica, engine, run_id))
+        with self.gangs.take_part(replica.key, replica.desired.spec) as muster:
+            if replica.rank and (prior := self.room_maker.find_prior(replica)):
+                called = self.sync.demands.since(replica.key.model, self.clock()) is not None
+                raise OthersFirst(prior, called=called)
+            engine = await self._allocate(replica)
+            muster.hold(replica.rank, _likeness_of(replica, engine))
+            if replica.rank:
+                order = await self.gangs.wait_for_lead(muster)
+            else:
+                await self.gangs.wait_for_all(muster, lambda: self._is_still_wanted(replica))
+                order = RankOrder(gang=run_id, address=replica.address)
+            replica.gang = order.gang
+            run = await self.host.launch(self._make_order(replica, engine, run_id, order))
+            await self._require_rank(replica, run)
+        return run
+
+    async def _require_rank(self, replica: ManagedReplica, run: HostedRun) -> None:
+        """Stop an engine that does not belong to the start for which it was to be started. Raises GangIncomplete."""
+        if run.label.gang == replica.gang:
+            return
+        # An agent of an earlier release knows no ranks; or an engine of an earlier start, which was not known. It is
+        # recorded first, so that it is supervised should this be called off.
+        self._record_launch(replica, run)
+        await self._stop_engine(replica)
+        raise GangIncomplete("its host did not start it as a rank: it may have an earlier release", lasting=True)
+
+    def _is_still_wanted(self, replica: ManagedReplica) -> bool:
+        model = self.sync.desired_models.get(replica.key.model)
+        if model is None or replica.key.number not in model.numbers:
+            return False
+        desired = model.of(replica.key.number)
+        wanted = desired.enabled and self._may_run(replica.key, desired)
+        return wanted and desired.fingerprint() == replica.desired.fingerprint()
+
+    def _report_no_room(self, replica: ManagedReplica, error: DoesNotFit, outlook: RoomOutcome) -> None:
+        if replica.rank:
+            called = self.sync.demands.since(replica.key.model, self.clock()) is not None
+            values = {"can_come": outlook is not RoomOutcome.NEVER, "coming": called or outlook in COMING}
+            self.gangs.report_no_room(replica.key, replica.desired.spec, str(error), **values)
+
+    def _make_order(
+        self, replica: ManagedReplica, engine: ChosenEngine, run_id: str, rank: RankOrder | None = None
+    ) -> LaunchOrder:
         return LaunchOrder(
             run_id=run_id,
             key=replica.key,
@@ -483,13 +640,19 @@ class Supervisor:
             granted=replica.allocation,
             no_sleep=replica.sleep_fault if replica.sleep_failures >= sleeping.MOST_FAILURES else "",
             isolation=self.config.isolation,
+            rank=rank,
         )
 
     def _record_launch(self, replica: ManagedReplica, run: HostedRun) -> None:
         replica.oom_kills = self.host.oom_kills()
-        replica.record_launch(run, metadata_of(run), self.clock())
+        replica.record_launch(run, run.label, self.clock())
 
     def _record_refusal(self, replica: ManagedReplica, error: CannotLaunch) -> None:
+        if isinstance(error, GangIncomplete):  # nothing crashed, so nothing is counted
+            retry_at = self.gangs.choose_next_try(error.pause)
+            values = {"lasting": error.lasting, "asleep": error.asleep}
+            replica.wait_for_ranks(retry_at, self.clock(), str(error), error.cause, **values)
+            return
         replica.record_crash(self.clock(), str(error), error.cause)
         self._blame_version(replica)
 
@@ -506,18 +669,27 @@ class Supervisor:
         if run is None:
             replica.allocation = None
             replica.enter(ReplicaState.STOPPED, self.clock())  # nothing was started: it is planned again
+            return
+        replica.detail = ""
+        try:
+            await self._require_rank(replica, run)
+        except GangIncomplete as error:
+            self._record_refusal(replica, error)
         else:
-            replica.detail = ""
             self._record_launch(replica, run)
 
-    async def _record_no_room(self, replica: ManagedReplica, error: DoesNotFit) -> None:
+    async def _record_no_room(self, replica: ManagedReplica, error: DoesNotFit) -> RoomOutcome:
+        """Record that there is no room for it; return whether there will be some."""
         try:
-            can_come = await self.room_maker.can_come(replica, error.spaces)
-        except HostSilent:
-            can_come = False
-        detail = placement_messages.explain_waiting(str(error)) if can_come else str(error)
+            outlook = await self.room_maker.find_outlook(replica, error.spaces)
+        except (HostSilent, HostFault):
+            outlook = RoomOutcome.NEVER
+        can_come = outlook is not RoomOutcome.NEVER
+        if_called = outlook in (RoomOutcome.EVICT, RoomOutcome.LATER)
+        detail = placement_messages.explain_waiting(str(error)) if if_called else str(error)
         replica.record_no_room(self.clock(), detail, error.need, error.spaces, can_come=can_come)
         self.room_changed.set()
+        return outlook
 
     async def _allocate(self, replica: ManagedReplica) -> ChosenEngine:
         """Choose its engine and allocate its memory. Raises CannotLaunch, HostSilent."""
@@ -528,7 +700,13 @@ class Supervisor:
             placed = [other.hosted for other in self.replicas.values() if other is not replica and other.hosted]
             versions = self.sync.report.engines if self.sync.report else {}
             try:
-                engine = await self.host.choose_engine(spec, list(self.sync.trials.get(model, ())), tried_now)
+                trials = self.sync.trials.get(model, ()) if spec.nodes == 1 else ()
+                engine = await self.host.choose_engine(spec, list(trials), tried_now)
+                if mismatch := explain_mismatch(spec, engine):
+                    raise CannotLaunch(mismatch, "no-engine")
+                if engine.choice and spec.nodes > 1:
+                    # All ranks need the same version: none tries one, or falls back to another, by itself.
+                    engine = replace(engine, choice=replace(engine.choice, trial=False, instead=""))
                 if engine.choice:
                     replica.set_engine(engine.choice)
                 replica.allocation = await self.host.allocate(spec, engine, placed, self.sync.measurements, versions)
@@ -536,38 +714,97 @@ class Supervisor:
                 raise explain_launch_refusal(refused.refusal) from refused
         return engine
 
-    async def _with_files(self, found: Mapping[int, Unassigned]) -> list[int]:
-        """Return the models whose files the host sees."""
-        paths = {one.spec.path for one in found.values() if one.spec.path}
-        try:
-            there = set(await self.host.find_existing(sorted(paths))) if paths else set()
-        except HostSilent:
-            return []
-        return [model for model, one in found.items() if one.spec.path in there]
+    # --- Models that may run on any host, as `controller.placer.PlaceableHost`
 
-    async def _make_offer(self, model: Unassigned) -> Offer:
-        """Return what this host offers for a model that no host has."""
+    @property
+    def maintenance(self) -> bool:
+        return self.sync.maintenance
+
+    @property
+    def takes_models(self) -> bool:
+        return self.supervises and not self.sync.maintenance and not self.host.silent_for()
+
+    def silent_for(self) -> float:
+        return self.host.silent_for()
+
+    def life_of(self, replica: ManagedReplica) -> Life | None:
+        return self.host.life_of(replica.run.run_id) if replica.run else None
+
+    @property
+    def address(self) -> str:
+        """Where its engines listen; empty: not known, or nothing can listen there."""
+        return "" if self.sync.address_fault else self.sync.address
+
+    def cause_of(self, key: ReplicaKey) -> str:
+        replica = self.replicas.get(key)
+        return NO_ROOM if replica and replica.without_room else replica.cause if replica else ""
+
+    def is_proving(self, key: ReplicaKey) -> bool:
+        replica = self.replicas.get(key)
+        return replica is not None and replica.proving
+
+    def look_again(self) -> None:
+        self.sync.changed.set()
+
+    async def find_files(self, paths: Collection[str]) -> set[str]:
+        """Return those of these paths at which the host has something. Raises HostSilent, HostFault."""
+        return set(await self.host.find_existing(list(paths)))
+
+    async def make_offer(self, spec: Spec) -> Offer:
+        """Return what this host offers for a replica of a model. Raises HostSilent."""
         async with self.allocation_lock:
             hosted = [replica.hosted for replica in self.replicas.values() if replica.hosted]
+            versions = self.sync.report.engines if self.sync.report else {}
             try:
-                versions = self.sync.report.engines if self.sync.report else {}
-                found = await self.host.make_offer(model.spec, model.replicas, hosted, self.sync.measurements, versions)
-            except Exception:  # a host takes it even where it fits nowhere, and its start reports the reason
-                log.exception("%s: cannot determine whether it fits here", model.spec.name)
+                found = await self.host.make_offer(spec, 1, hosted, self.sync.measurements, versions)
+            except HostFault:  # a host may get it even where it fits nowhere, and its start reports the reason
+                log.exception("%s: cannot determine whether it fits on %s", spec.name, self.config.host)
                 return Offer(fits=False, free=0)
-        cost = None if found.fits else await self.room_maker.price(found.spaces)
-        return Offer(fits=found.fits, free=found.free, cost=cost)
+        try:
+            cost = None if found.fits else await self.room_maker.price(found.spaces)
+        except HostFault:
+            cost = None
+        need = min((sum(space.needs.values()) for space in found.spaces), default=None)
+        return Offer(fits=found.fits, free=found.free, need=need, cost=cost)
 
-    def _is_settled(self, model_id: int) -> bool:
-        """Return whether each replica of the model has its memory, if they are to run at all."""
-        desired = self.sync.desired_models.get(model_id)
-        if desired is None:
-            return False
-        replicas = [self.replicas.get(ReplicaKey(model_id, number)) for number in range(desired.replicas)]
-        return not desired.enabled or all(
-            replica and (replica.allocation or replica.run or replica.state != ReplicaState.STARTING)
-            for replica in replicas
-        )
+    def is_settled(self, key: ReplicaKey, given_at: float) -> bool:
+        """Return whether a replica has its memory, if it is to run at all: it is known then how much is left.
+
+        `given_at`: when it was placed here; what is wanted may have changed since then.
+        """
+        desired, replica = self.sync.desired_models.get(key.model), self.replicas.get(key)
+        wanted = desired is not None and key.number in desired.numbers
+        if not wanted and self.sync.desired_at <= given_at:
+            return False  # that it was placed here may not have been read yet
+        if desired is not None and not desired.enabled:
+            return True
+        if replica is None:
+            return not wanted
+        return bool(replica.allocation or replica.run or replica.state != ReplicaState.STARTING)
+
+    # --- What is booked of its memory, as `controller.booker.BookableHost`
+
+    def list_promises(self) -> dict[str, dict[int, int]] | None:
+        """Return the bytes by device that each replica here was promised; None: it is not known what runs here.
+
+        Of a silent host those that were placed elsewhere are left out: they are not to come back.
+        """
+        if not self.supervises:
+            return None
+        silent = self.host.silent_for() > 0
+        return {
+            hosted.name: hosted.allocation.amounts
+            for key, replica in self.replicas.items()
+            if (hosted := replica.hosted) and not (silent and self._is_elsewhere(key))
+        }
+
+    def _is_elsewhere(self, key: ReplicaKey) -> bool:
+        desired = self.sync.desired_models.get(key.model)
+        return desired is None or key.number not in desired.numbers
+
+    async def reserve(self, amounts: Mapping[int, int]) -> None:
+        """Have the host count so much as taken by others. Raises HostSilent, HostFault."""
+        await self.host.reserve(amounts)
 
     async def _stop_replica(self, replica: ManagedReplica) -> None:
         left = await self._stop_engine(replica)
@@ -581,7 +818,7 @@ class Supervisor:
         """Record that it has left its place, if that was for another model."""
         if replica.for_room:
             self.sync.evictions.on_stopped(replica.key, self.clock())
-            replica.without_room = True
+            replica.without_room = bool(replica.spaces) and not replica.rank
 
     async def _fail_replica(self, replica: ManagedReplica, reason: str, cause: str = "") -> None:
         run, never_answered = replica.run, replica.ready_at is None
@@ -603,7 +840,13 @@ class Supervisor:
             self._blame_version(replica)
 
     async def _find_end(self, run: HostedRun | None) -> RunEnd | None:
-        return await self._insist(lambda: self.host.describe_end(run.run_id, CAUSE_LINES)) if run else None
+        if run is None:
+            return None
+        try:
+            return await self._insist(lambda: self.host.describe_end(run.run_id, CAUSE_LINES))
+        except HostFault as fault:  # its record cannot be read: it is over all the same
+            log.warning("how %s ended is not known: %s", run.run_id, fault)
+            return None
 
     async def _sleep_replica(self, replica: ManagedReplica) -> None:
         try:
@@ -657,7 +900,7 @@ class Supervisor:
     async def _start_again(self, replica: ManagedReplica, fault: SleepFault) -> None:
         """Stop an engine that did not wake as it should, and start it as if it had been stopped before."""
         await self._stop_engine(replica)
-        desired = self.sync.desired_models.get(replica.key.model, replica.desired)
+        desired = self.sync.desired_models.get(replica.key.model, replica.desired).of(replica.key.number)
         replica.begin_start(desired, self.sync.address, self.clock())
         replica.restarts += 1
         replica.detail, replica.cause = str(fault), fault.cause
@@ -669,7 +912,12 @@ class Supervisor:
         if replica.run is None:
             return ""
         run_id, grace = replica.run.run_id, self.config.stop_grace
-        return await self._insist(lambda: self.host.stop(run_id, grace))
+        while True:
+            try:
+                return await self._insist(lambda: self.host.stop(run_id, grace))
+            except HostFault as fault:
+                log.warning("%s cannot be stopped yet: %s", replica, fault)
+            await asyncio.sleep(SILENCE_PAUSE)
 
     # --- Probing -------------------------------------------------------------------------------------------------
 
@@ -678,13 +926,14 @@ class Supervisor:
             seen = await probe.check_health(self.client, replica.target)
             if not seen.healthy:
                 return
+        elif self.gangs.has_silent_rank(replica):
+            await self._check_answer(replica)
+            return
         try:
             await probe.ask_question(self.client, replica.target)
         except probe.ProbeFailed as error:
-            replica.refusals += isinstance(error, probe.ProbeRefusal)
-            replica.last_failure = str(error)
-            if replica.state == ReplicaState.UNHEALTHY or isinstance(error, probe.ProbeRefusal):
-                replica.detail, replica.cause = replica.last_failure, ""
+            refused = isinstance(error, probe.ProbeRefusal)
+            replica.record_failed_question(str(error), refused=refused, host_silent=self.host.silent_for() > 0)
             return
         if replica.state == ReplicaState.STARTING and replica.installed and not await self._proves_its_version(replica):
             return
@@ -757,32 +1006,53 @@ class Supervisor:
         replica.retry_at = self.clock()
 
     async def _check_health(self, replica: ManagedReplica) -> None:
+        host_silent = self.host.silent_for() > 0
         seen = await probe.check_health(self.client, replica.target)
         used = await self._cpu_seconds(replica)
         now = self.clock()
+        worked = replica.has_worked(seen)
         replica.oom_kills = self.host.oom_kills()
         if replica.desired.external:
-            replica.enter(ReplicaState.READY if seen.healthy else ReplicaState.UNHEALTHY, now, seen.detail)
+            state, cause = (ReplicaState.READY, "") if seen.healthy else (ReplicaState.UNHEALTHY, NO_ANSWER)
+            replica.enter(state, now, seen.detail, cause)
             return
         replica.record_health(seen, now, used)
         replica.version = replica.version or self._installed_version(replica)
         if replica.state == ReplicaState.DRAINING:
             replica.failed_checks = 0 if seen.healthy else replica.failed_checks + 1
             return
-        if seen.healthy and not self._is_doubtful(replica, now):
+        if seen.healthy and not self._is_doubtful(replica, now, worked=worked):
             replica.failed_checks = 0
             return
+        if host_silent and not seen.healthy:  # neither answers, so the machine is gone or cut off
+            replica.enter(ReplicaState.UNHEALTHY, now, HOST_UNHEARD, SILENT_HOST)
+            return
+        await self._check_answer(replica)
+
+    async def _check_answer(self, replica: ManagedReplica) -> None:
+        """Ask an engine that is in doubt; after some failures it is off the catalogue."""
+        alone = not self.gangs.has_silent_rank(replica)
         try:
-            await probe.ask_question(self.client, replica.target, within=CHECK_WITHIN)
+            rank_within = RANK_CHECK_WITHIN if replica.failed_checks else FIRST_RANK_CHECK_WITHIN
+            within = CHECK_WITHIN if alone else rank_within
+            await probe.ask_question(self.client, replica.target, within=within)
         except probe.ProbeFailed as error:
-            if replica.unproven and replica.running and not isinstance(error, probe.ProbeRefusal):
-                return  # busy with requests from before the adoption: asked again at the next check
-            replica.failed_checks += 1
-            if replica.failed_checks >= plan.FAILED_CHECKS_LIMIT:
-                replica.enter(ReplicaState.UNHEALTHY, self.clock(), str(error))
+            refused = isinstance(error, probe.ProbeRefusal)
+            worked = not alone and not refused and await self._has_worked(replica)
+            replica.record_unanswered(self.clock(), str(error), refused=refused, alone=alone, worked=worked)
         else:
+            if replica.state == ReplicaState.UNHEALTHY:
+                await self._begin_service(replica)
+                return
             replica.failed_checks, replica.unproven = 0, False
             replica.reported_at = replica.progressed_at = self.clock()
+
+    async def _has_worked(self, replica: ManagedReplica) -> bool:
+        """Return whether an engine that is busy has made tokens since its last check, which takes all its ranks."""
+        seen = await probe.check_health(self.client, replica.target)
+        worked = replica.has_worked(seen)
+        replica.record_health(seen, self.clock())
+        return worked
 
     async def _cpu_seconds(self, replica: ManagedReplica) -> float | None:
         """Return the CPU time that an engine without metrics has used; None: it is not needed, or not known."""
@@ -790,13 +1060,19 @@ class Supervisor:
             return None
         try:
             return await self.host.cpu_seconds(replica.run.run_id)
-        except HostSilent:
+        except (HostSilent, HostFault):
             return None
 
-    def _is_doubtful(self, replica: ManagedReplica, now: float) -> bool:
-        """Return whether there is reason not to believe an engine that reports itself healthy."""
+    def _is_doubtful(self, replica: ManagedReplica, now: float, *, worked: bool) -> bool:
+        """Return whether there is reason not to believe an engine that reports itself healthy.
+
+        `worked`: it has made tokens since its last check, which takes all its ranks.
+        """
         return (
-            replica.unproven or now - replica.reported_at >= SILENT_LIMIT or now - replica.progressed_at >= STUCK_LIMIT
+            replica.unproven
+            or now - replica.reported_at >= SILENT_LIMIT
+            or now - replica.progressed_at >= STUCK_LIMIT
+            or (not worked and self.gangs.has_silent_rank(replica))
         )
 
     # --- Shutdown ------------------------------------------------------------------------------------------------
@@ -834,6 +1110,18 @@ class Supervisor:
         return any(seen.healthy and seen.running != 0 for seen in checks)
 
 
+def _likeness_of(replica: ManagedReplica, engine: ChosenEngine) -> Likeness:
+    grant = replica.allocation.grant if replica.allocation else None
+    return Likeness(
+        launcher=engine.launcher,
+        version=replica.installed,
+        on_cards=bool(grant and grant.visible),
+        context=grant.context if grant else 0,
+        batch=grant.batch if grant else 0,
+        parallel=grant.parallel if grant else 0,
+    )
+
+
 def _make_trial(replica: ManagedReplica, state: str, answer: Mapping[str, Any] | None = None) -> Trial:
     return Trial(
         launcher=replica.launcher,
@@ -857,7 +1145,7 @@ def _find_cause(end: RunEnd | None, *, stopped: bool) -> str:
 def _describe_end(launcher: str, end: RunEnd | None, reason: str) -> str:
     """Return one sentence on what happened, then the engine's last log lines."""
     if end is None:
-        return reason
+        return reason or UNKNOWN_END
     how = reason or str(end.exit or SHIM_KILLED)
     # A killed engine had no time to log why.
     silent = not reason and (end.exit is None or end.exit.signal == signal.SIGKILL)

@@ -13,9 +13,9 @@ from django.utils import timezone
 from modelregistry.engines.base import LEVEL_2
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.version_trials import Choice, Trial
-from modelregistry.failure_advice import NO_ROOM
-from modelregistry.hostside.launching import RunMetadata
+from modelregistry.failure_advice import BAD_ANSWER, NO_ANSWER, NO_ROOM, SILENT_HOST
 from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.run_metadata import RunMetadata
 from modelregistry.hostside.sleep_record import NEVER_SLEPT, SleepRecord
 from modelregistry.hostside.surface import HostedRun, PlacedReplica
 from modelregistry.memory.allocation import (
@@ -54,6 +54,9 @@ class ManagedReplica:
     state_after_drain: ReplicaState = ReplicaState.STOPPED
 
     run: HostedRun | None = None
+    rank: int = 0  # of a replica over several hosts, as are the next two
+    hosts: tuple[str, ...] = ()  # of the ranks of its run, or of the one that is to start
+    gang: str = ""  # the run of rank 0 to which its own belongs
     oom_kills: int = 0  # of this machine, when the engine was last known to be alive
     run_id: str = ""  # of the last run, also when it is over: its log shows why
     url: str = ""
@@ -107,6 +110,7 @@ class ManagedReplica:
     running: int | None = None
     work_done: float | None = None  # as `HealthCheck.work`
     progressed_at: float = 0.0  # when it last made progress, or had nothing to do
+    proving: bool = False  # unhealthy, as it has to prove that all its ranks are there, and was not asked often enough
     unproven: bool = False  # adopted: it is alive, and has not answered a question yet
     generated: tuple[float, float] | None = None  # when, and how many tokens until then
     live: Mapping[str, Any] | None = None  # as `Replica.live`
@@ -190,26 +194,31 @@ class ManagedReplica:
             may_sleep=self.can_sleep and not self.slept and self.state_after_drain == ReplicaState.ASLEEP,
             sleeping=self.sleeping,
             unreachable=unreachable,
+            rank=self.rank,
+            engine=self.run is not None,
         )
 
-    def share(self, occupant: Occupant, *, kept: bool, now: float) -> HeldShare:
-        """Return what a decision about others' room must know of it."""
+    def share(self, occupant: Occupant, *, kept: bool, now: float, lead: "ManagedReplica | None" = None) -> HeldShare:
+        """Return what a decision about others' room must know of it. `lead`: rank 0, which alone is used, of a rank."""
+        used = lead or self
         held: dict[int, int] = {}
         for part in occupant.shares:
             held[part.device] = held.get(part.device, 0) + max(part.predicted, part.held)
         return HeldShare(
             key=self.key,
             held=held,
-            standing=self._standing(),
+            standing=used.standing,
             kept=kept,
-            ready_at=self.loaded_at,
-            active_at=self.active_at,
-            busy=self.running != 0,
-            reload_seconds=USUAL_LOAD if self.load_seconds is None else self.load_seconds,
-            calls_per_hour=self.uses * math.exp((self.used_at - now) / HOUR),
+            ready_at=used.loaded_at,
+            active_at=used.active_at,
+            busy=used.running != 0,
+            reload_seconds=USUAL_LOAD if used.load_seconds is None else used.load_seconds,
+            calls_per_hour=used.uses * math.exp((used.used_at - now) / HOUR),
         )
 
-    def _standing(self) -> Standing:
+    @property
+    def standing(self) -> Standing:
+        """What can become of its memory."""
         if (self.state == ReplicaState.READY or self.sleeping) and self.engine_task is None:
             return Standing.READY
         # One that is to start again, with other settings, takes the same room again.
@@ -251,14 +260,15 @@ class ManagedReplica:
 
     # --- Events -------------------------------------------------------------------------------------------------
 
-    def enter(self, state: ReplicaState, now: float, detail: str = "") -> None:
+    def enter(self, state: ReplicaState, now: float, detail: str = "", cause: str = "") -> None:
         if state != self.state:
             sentence = detail.partition("\n")[0]
             log.info("%s: %s%s", self, state, f" ({sentence})" if sentence else "")
             self.since = now
             self.published_at = None
         self.state = state
-        self.detail, self.cause = detail, ""
+        self.detail, self.cause = detail, cause
+        self.proving = False
 
     def resume_after_silence(self, now: float, silent_for: float) -> None:
         """Give it another chance: while its host was silent its engine may have been cut off as well."""
@@ -279,8 +289,10 @@ class ManagedReplica:
         self.version = self.installed = self.stamp = self.fallback = ""
         self.trial = False
         self.desired, self.fingerprint = desired, desired.fingerprint()
+        self.rank, self.hosts = desired.spec.rank, desired.spec.hosts
         self.drain_to(ReplicaState.STOPPED)
         self.address = address
+        self.retry_at = now
         self.without_room = False
         self.clear_run()
         self.checked_at = 0.0
@@ -302,6 +314,7 @@ class ManagedReplica:
         self.fingerprint = metadata.fingerprint
         self.installed, self.stamp = metadata.installed, metadata.stamp
         self.trial, self.fallback = metadata.trial, metadata.fallback
+        self.rank, self.hosts, self.gang = metadata.rank, tuple(metadata.hosts), metadata.gang
         self.sleep, self.sleep_record = metadata.sleep, run.sleep_record
         self.sleep_fault = metadata.no_sleep or (self.sleep_fault if self.sleep_failures else "")
         self.since = self.active_at = self.reported_at = self.progressed_at = now
@@ -317,6 +330,34 @@ class ManagedReplica:
         if self.state == ReplicaState.STARTING and self.loaded_at < self.since:
             self.load_seconds, self.loaded_at = now - self.since, now
         self.enter(ReplicaState.READY, now)
+
+    def wait_for_ranks(
+        self, retry_at: float, now: float, detail: str, cause: str, *, lasting: bool = False, asleep: bool = False
+    ) -> None:
+        """Give its memory back until all hosts over which it is split can start their ranks. Nothing crashed.
+
+        `lasting`: callers are not to wait for that. `asleep`: it sleeps until then, as others have its place.
+        """
+        self.clear_run()
+        self.retry_at = retry_at
+        self.spaces = ()  # it is not this host that lacks room
+        waiting = ReplicaState.ASLEEP if asleep else ReplicaState.BACKOFF
+        self.enter(ReplicaState.FAILED if lasting else waiting, now, detail)
+        self.cause = "" if self.rank else cause
+
+    def follow(self, lead: "ManagedReplica", now: float) -> None:
+        """Show the state of the rank 0 of which this is another rank; its own reason for not running stays."""
+        state = ReplicaState.JOINED if lead.state == ReplicaState.READY else lead.state
+        if self.run is None and (self.without_room or self.cause or state not in plan.WITHOUT_ENGINE):
+            return
+        if self.run is not None and state in plan.WITHOUT_ENGINE:
+            return
+        if state == ReplicaState.JOINED and self.ready_at is None:
+            self.ready_at, self.measured_at = now, 0.0
+            self.load_seconds, self.loaded_at = now - self.since, now
+            self.futile_starts = 0
+        if state != self.state:
+            self.enter(state, now)
 
     def record_crash(self, now: float, detail: str, cause: str = "") -> None:
         """Count a crash, and plan the next try by how often it crashed."""
@@ -405,6 +446,7 @@ class ManagedReplica:
     def clear_run(self) -> None:
         """Forget the run, which is over."""
         self.run = None
+        self.gang = ""
         self.sleep = self.slept = ""
         self.sleep_record = NEVER_SLEPT
         self.needed = self.allocation.prediction if self.allocation else self.needed
@@ -441,6 +483,34 @@ class ManagedReplica:
         if not seen.running or seen.work is None or seen.work != self.work_done:
             self.progressed_at = now
         self.work_done = seen.work
+
+    def has_worked(self, seen: probe.HealthCheck) -> bool:
+        """Return whether it has made tokens since its last check, by its metrics."""
+        return seen.work is not None and self.work_done is not None and seen.work > self.work_done
+
+    def record_unanswered(self, now: float, reason: str, *, refused: bool, alone: bool, worked: bool) -> None:
+        """Record that a ready engine in doubt did not answer a question; after some of them it is off the catalogue.
+
+        `alone`: it is not one over several hosts of which one is silent. `worked`: it has made tokens meanwhile.
+        """
+        # Busy with requests from before the adoption; or all its ranks are there: asked again at the next check.
+        busy = self.running and self.unproven if alone else worked
+        if busy and not refused:
+            return
+        self.failed_checks += 1
+        if self.failed_checks >= (plan.FAILED_CHECKS_LIMIT if alone else 1):
+            self.enter(ReplicaState.UNHEALTHY, now, reason, BAD_ANSWER if refused else NO_ANSWER)
+            self.proving = not alone and self.failed_checks < plan.RANK_CHECKS_LIMIT
+
+    def record_failed_question(self, reason: str, *, refused: bool, host_silent: bool) -> None:
+        """Record that an engine that starts, or that was off the catalogue, did not answer a question well."""
+        self.refusals += refused
+        self.last_failure = reason
+        if self.state == ReplicaState.UNHEALTHY:
+            if not (host_silent and self.cause == SILENT_HOST):  # that no question gets there is no news
+                self.detail, self.cause = reason, BAD_ANSWER if refused else NO_ANSWER
+        elif refused:
+            self.detail, self.cause = reason, ""
 
     def _live_values(self, seen: probe.HealthCheck, now: float) -> Mapping[str, Any]:
         speed = None

@@ -29,6 +29,9 @@ UNHEALTHY_LIMIT = 120.0  # seconds without an answer before an engine that still
 REFUSALS_LIMIT = 10  # of a starting engine: it answers, but not as it should
 CHECK_AGAIN = 1.0  # seconds after a failed check
 FAILED_CHECKS_LIMIT = 3  # each with an unanswered question, before a ready engine goes off the catalogue
+# Of one over several hosts of which one is silent, calls may hang: the first unanswered question takes it off the
+# catalogue, which costs little as it is put back by its next answer; so many end it, and it has to load again.
+RANK_CHECKS_LIMIT = 2
 FUTILE_STARTS = 5  # starts in a row that never answered, before a replica is called failed
 QUICK_CRASHES = 10  # the same for an engine that answers each time and then dies: the cause may be temporary
 LIVED_WELL = 60.0  # seconds of being ready after which earlier crashes no longer count
@@ -45,17 +48,32 @@ class ReplicaState(StrEnum):
     READY = "ready"
     UNHEALTHY = "unhealthy"
     DRAINING = "draining"
+    JOINED = "joined"  # of a rank that does not serve itself: its rank 0 is ready
     STOPPED = "stopped"
     ASLEEP = "asleep"
     BACKOFF = "backoff"
     FAILED = "failed"
 
 
+WITHOUT_ENGINE = (ReplicaState.STOPPED, ReplicaState.ASLEEP, ReplicaState.BACKOFF, ReplicaState.FAILED)
+
+
+class Lead(StrEnum):
+    """What becomes of rank 0 of the start in which another rank takes part."""
+
+    SERVES = "serves"  # or will
+    LEAVES = "leaves"  # it is to stop
+    FAILED = "failed"
+    GONE = "gone"  # it has stopped, or is lost
+    UNKNOWN = "unknown"  # its host is silent, or was not looked at yet
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """A replica as operators want it. `idle_after` in seconds, None: never sleeps; `wake_requested`: it was called.
 
-    `address`: where its engine is to listen; empty: wherever it does.
+    `address`: where its engine is to listen; empty: wherever it does. `rank`: of those of a replica over several hosts;
+    one other than 0 starts only when it is `called_up`.
     """
 
     fingerprint: str
@@ -64,6 +82,8 @@ class Wanted:
     enabled: bool = True
     idle_after: float | None = None
     wake_requested: bool = False
+    rank: int = 0
+    called_up: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +96,9 @@ class Observed:
     begun. `for_room`: it is drained for another model. `without_room`: it waits until there is room for it.
     `may_sleep`: after its drain its engine can live on asleep; `sleeping`: it does. `unreachable`: its host is silent,
     so nothing can be done there, and nothing is known of its processes; its engine may answer all the same.
+
+    Of a replica over several hosts: `rank`; of rank 0, `broken`: why it cannot go on without the others, and
+    `doubtful`: whether it has to prove that they are there; of another one, `engine`: whether it has one, and `lead`.
     """
 
     key: ReplicaKey
@@ -99,6 +122,11 @@ class Observed:
     may_sleep: bool = False
     sleeping: bool = False
     unreachable: bool = False
+    rank: int = 0
+    broken: str = ""
+    doubtful: bool = False
+    engine: bool = False
+    lead: Lead = Lead.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,18 +239,27 @@ def backoff(crashes: int) -> float:
 
 def _plan(key: ReplicaKey, want: Wanted | None, seen: Observed | None, now: float, start_limit: float) -> Action | None:
     if seen is None:
-        return Start(key=key) if want and want.enabled else None
+        starts = want is not None and want.enabled and (want.rank == 0 or want.called_up)
+        return Start(key=key) if starts else None
     if seen.external:
         return _plan_external(want, seen, now)
+    if _is_rank(want, seen):
+        return None if seen.unreachable else _plan_rank(want, seen)
     if seen.unreachable:
         return _plan_unreachable(want, seen, now)
     if seen.sleeping:
         return _plan_sleeping(want, seen, now)
-    if seen.state in (ReplicaState.STOPPED, ReplicaState.ASLEEP, ReplicaState.BACKOFF, ReplicaState.FAILED):
+    if seen.state in WITHOUT_ENGINE:
         return _plan_without_engine(want, seen, now)
     if seen.state == ReplicaState.DRAINING:
         return _plan_draining(want, seen, now)
     return _plan_serving(want, seen, now, start_limit)
+
+
+def _is_rank(want: Wanted | None, seen: Observed) -> bool:
+    """Return whether it is planned as a rank other than 0: as it runs, and without an engine as it is to start."""
+    rank = seen.rank if seen.engine or want is None else want.rank
+    return rank > 0
 
 
 def _plan_unreachable(want: Wanted | None, seen: Observed, now: float) -> Action | None:
@@ -237,7 +274,7 @@ def _plan_unreachable(want: Wanted | None, seen: Observed, now: float) -> Action
         case ReplicaState.UNHEALTHY:
             due, action = CHECK_EVERY, AskQuestion(key=seen.key)
         case ReplicaState.READY:
-            due, action = CHECK_AGAIN if seen.failed_checks else CHECK_EVERY, CheckHealth(key=seen.key)
+            due, action = CHECK_AGAIN, CheckHealth(key=seen.key)
         case ReplicaState.DRAINING:
             due, action = DRAIN_CHECK_EVERY, CheckHealth(key=seen.key)
         case _:
@@ -245,13 +282,36 @@ def _plan_unreachable(want: Wanted | None, seen: Observed, now: float) -> Action
     return action if now - seen.checked_at >= due else None
 
 
-def _plan_serving(want: Wanted | None, seen: Observed, now: float, start_limit: float) -> Action | None:
+def _plan_rank(want: Wanted | None, seen: Observed) -> Action | None:
+    """Plan a rank that does not serve: it starts, and stops, when its rank 0 does."""
+    if not seen.engine:
+        return _plan_rank_without_engine(want, seen)
     if seen.ended:
-        return Fail(key=seen.key, reason="")
+        # What was to stop may have ended by itself when its rank 0 did.
+        return Stop(key=seen.key) if seen.lead in (Lead.LEAVES, Lead.GONE) else Fail(key=seen.key, reason="")
+    if seen.lead in (Lead.GONE, Lead.FAILED):
+        return Stop(key=seen.key)
+    lost = seen.lead == Lead.UNKNOWN and (want is None or not _is_as_wanted(want, seen))
+    return Stop(key=seen.key) if lost else None
+
+
+def _plan_rank_without_engine(want: Wanted | None, seen: Observed) -> Action | None:
+    if want is None:
+        return Remove(key=seen.key)
+    if not want.enabled:
+        return None if seen.state == ReplicaState.STOPPED else Stop(key=seen.key)
+    return Start(key=seen.key) if want.called_up else None
+
+
+def _plan_serving(want: Wanted | None, seen: Observed, now: float, start_limit: float) -> Action | None:
+    if seen.ended or seen.broken:
+        return Fail(key=seen.key, reason="" if seen.ended else seen.broken, cause="gang-broken" if seen.broken else "")
     if want is None or not _is_as_wanted(want, seen):
+        # The answers of one that has lost a rank's host, and was asked, would never end: a drain would last its limit.
+        hangs = seen.state == ReplicaState.UNHEALTHY and seen.doubtful
         return (
             Stop(key=seen.key)
-            if seen.state == ReplicaState.STARTING
+            if seen.state == ReplicaState.STARTING or hangs
             else Drain(key=seen.key, next_state=ReplicaState.STOPPED)
         )
     if seen.state == ReplicaState.STARTING:
@@ -284,18 +344,19 @@ def _plan_ready(want: Wanted, seen: Observed, now: float) -> Action | None:
     # Nothing is known of the time since its last report: it may be working.
     if want.idle_after is not None and not want.wake_requested and seen.reported_at - seen.active_at >= want.idle_after:
         return Drain(key=seen.key, next_state=ReplicaState.ASLEEP)
-    every = CHECK_AGAIN if seen.failed_checks else CHECK_EVERY
+    every = CHECK_AGAIN if seen.failed_checks or seen.doubtful else CHECK_EVERY
     return CheckHealth(key=seen.key) if now - seen.checked_at >= every else None
 
 
 def _plan_unhealthy(seen: Observed, now: float) -> Action | None:
     if now - seen.since > UNHEALTHY_LIMIT:
         return Fail(key=seen.key, reason=f"did not answer for {UNHEALTHY_LIMIT:g} s")
-    return AskQuestion(key=seen.key) if now - seen.checked_at >= CHECK_EVERY else None
+    every = CHECK_AGAIN if seen.doubtful else CHECK_EVERY
+    return AskQuestion(key=seen.key) if now - seen.checked_at >= every else None
 
 
 def _plan_draining(want: Wanted | None, seen: Observed, now: float) -> Action | None:
-    if seen.ended:
+    if seen.ended or seen.broken:
         return Stop(key=seen.key)  # it was to stop anyway
     unseen = seen.published_at is None and now - seen.since > UNPUBLISHED_LIMIT
     if unseen and seen.for_room and want is not None and _is_as_wanted(want, seen):
@@ -325,7 +386,8 @@ def _plan_without_engine(want: Wanted | None, seen: Observed, now: float) -> Act
     if seen.state == ReplicaState.ASLEEP:
         if seen.without_room and not _differs(want, seen):
             return None
-        return Start(key=seen.key) if want.wake_requested or want.idle_after is None else None
+        called = want.wake_requested or want.idle_after is None
+        return Start(key=seen.key) if called and (now >= seen.retry_at or _differs(want, seen)) else None
     if seen.state == ReplicaState.STOPPED or _differs(want, seen) or now >= seen.retry_at:
         return Start(key=seen.key)
     return None

@@ -3,9 +3,9 @@
 Every function blocks on the database and raises django.db.Error when it is away; call them from one thread.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -26,32 +26,38 @@ from modelregistry.hostside.surface import FileFacts
 from modelregistry.memory.allocation import Allocation, MemoryUse
 from modelregistry.memory.estimate import Measured
 from modelregistry.models import (
+    ControllerClaim,
     EngineTrial,
     EvictionRecord,
     Host,
-    HostBid,
     HostReport,
     LogSubscription,
     LogTail,
     Measurement,
     Replica,
+    ReplicaPlacement,
     ServedModel,
     WakeRequest,
 )
-from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
 from modelregistry.supervisor.eviction_log import LoggedEviction
-from modelregistry.supervisor.lease import STALE_AFTER, Claim
 from modelregistry.supervisor.plan import ReplicaState
 from modelregistry.supervisor.wake_demand import WakeDemand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredModel:
-    """A model as operators want it on this host. An external one has a URL, the others a path in `spec`."""
+    """A model as operators want it on this host. An external one has a URL, the others a path in `spec`.
+
+    `numbers`: of those of its replicas that belong here; `leaving`: those of them that serve here until they are ready
+    on another host. `free`: it has no host of its own.
+
+    Each replica of one over several hosts has as many numbers as hosts, one for each rank. `gangs`: by replica, the
+    names of its hosts by rank.
+    """
 
     spec: Spec
     enabled: bool
-    replicas: int
+    numbers: frozenset[int]
     idle_after: float | None
     hours: AwakeHours | None
     url: str
@@ -59,6 +65,16 @@ class DesiredModel:
     upstream_model: str
     pinned: bool = False
     wake: WakeDemand | None = None  # callers wait for it
+    free: bool = False
+    leaving: frozenset[int] = frozenset()
+    gangs: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def of(self, number: int) -> "DesiredModel":
+        """Return it as that replica: of one over several hosts, its rank among which hosts."""
+        if self.spec.nodes == 1:
+            return self
+        hosts = self.gangs.get(number // self.spec.nodes, ())
+        return replace(self, spec=replace(self.spec, rank=number % self.spec.nodes, hosts=hosts))
 
     @property
     def external(self) -> bool:
@@ -111,12 +127,6 @@ _ROUTING = ("state", "url", "api_key", "launcher", "slots")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostRow:
-    id: int
-    claim: Claim
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredHost:
     """The host as operators want it. `address`: where its engines listen; `maintenance`: none may run."""
 
@@ -131,10 +141,17 @@ class Report(Inspection):
     at: datetime
 
 
-def get_or_create_host(name: str) -> HostRow:
-    """Return this host's row, which is created if there is none."""
-    row, _ = Host.objects.get_or_create(name=name)
-    return HostRow(id=row.pk, claim=Claim(row.claim, row.holder, row.seen_at))
+def take_host(name: str, number: str, holder: str) -> int | None:
+    """Claim a host for the controller with this number, and return its row, which is created if there is none.
+
+    None: the site has another controller by now.
+    """
+    with transaction.atomic():
+        if not ControllerClaim.objects.select_for_update().filter(number=number).exists():
+            return None
+        row, _ = Host.objects.get_or_create(name=name)
+        Host.objects.filter(pk=row.pk).update(claim=number, holder=holder)
+    return row.pk
 
 
 def desired_host(host_id: int) -> DesiredHost | None:
@@ -143,80 +160,91 @@ def desired_host(host_id: int) -> DesiredHost | None:
     return DesiredHost(**row) if row else None
 
 
-def claim_host(row: HostRow, number: str, holder: str) -> bool:
-    """Claim the host, unless the row has changed since it was read."""
-    as_read = Host.objects.filter(pk=row.id, claim=row.claim.number, seen_at=row.claim.seen_at)
-    return bool(as_read.update(claim=number, holder=holder, seen_at=database_now()))
+def renew_claim(host_id: int, number: str, *, heard: bool = True) -> bool:
+    """Record, by the database's clock, that the host is supervised and answers; False if another one has it now.
 
-
-def renew_claim(host_id: int, number: str) -> bool:
-    """Record, by the database's clock, that the supervisor is alive; False if the host has another one now."""
-    return bool(Host.objects.filter(pk=host_id, claim=number).update(seen_at=database_now()))
+    A host that is not `heard` is left as it was last seen: gateways check its engines themselves then.
+    """
+    mine = Host.objects.filter(pk=host_id, claim=number)
+    if heard:
+        return bool(mine.update(seen_at=database_now(), watched_at=database_now(), silent_since=None))
+    mine.filter(silent_since=None).update(silent_since=database_now())
+    return bool(mine.update(watched_at=database_now()))
 
 
 def release_host(host_id: int, number: str) -> None:
-    """Delete the claim of a leaving supervisor, so that the next one need not wait."""
+    """Delete the claim of a leaving controller."""
     Host.objects.filter(pk=host_id, claim=number).update(claim="")
 
 
 # States of replicas that an operator who wants a model "wherever it fits" would not want moved.
-_WELL_PLACED = (Replica.State.STARTING, Replica.State.READY, Replica.State.UNHEALTHY, Replica.State.ASLEEP)
+WELL_PLACED = (Replica.State.STARTING, Replica.State.READY, Replica.State.UNHEALTHY, Replica.State.ASLEEP)
 
 
 def desired_models(host_id: int, *, keeping: bool = True) -> dict[int, DesiredModel]:
-    """Return what this host is to serve, by the model's id.
+    """Return what this host is to serve, by the model's id: models that belong to it, and replicas placed here.
 
-    `keeping`: a model whose host was cleared while it runs here is taken again at once: clearing says that it may be
-    anywhere (a form that was opened before it had a host says the same), which is no reason to stop it.
+    `keeping`: replicas that run here and have no placement stay until they get one. A model whose host was cleared may
+    be anywhere from then on, which is no reason to stop it.
     """
-    here = Replica.objects.filter(model=OuterRef("pk"), host=host_id, state__in=_WELL_PLACED)
-    which = Q(host=host_id) | Q(Exists(here), host=None) if keeping else Q(host=host_id)
-    rows = ServedModel.objects.filter(which).select_related("wake_request")
-    return {row.pk: _desired_model(row) for row in rows if row.host_id is not None or take_model(row.pk, host_id)}
+    placed = ReplicaPlacement.objects.filter(Q(host=host_id) | Q(former=host_id), model=OuterRef("pk"))
+    here = Replica.objects.filter(model=OuterRef("pk"), host=host_id, state__in=WELL_PLACED)
+    anywhere = Q(Exists(placed)) | Q(Exists(here)) if keeping else Q(Exists(placed))
+    rows = list(ServedModel.objects.filter(Q(host=host_id) | Q(anywhere, host=None)).select_related("wake_request"))
+    free = {row.pk: row.replicas for row in rows if row.host_id is None}
+    here_now = _numbers_here(host_id, free, keeping=keeping) if free else {}
+    here_now |= _ranks_here(host_id, [row for row in rows if row.nodes > 1])
+    found = {row.pk: _desired_model(row, here_now.get(row.pk)) for row in rows}
+    return {model_id: desired for model_id, desired in found.items() if desired.numbers}
 
 
-def unassigned_models() -> dict[int, Unassigned]:
-    """Return the models without a host, by their ids, the oldest first."""
-    found = {}
-    for row in ServedModel.objects.filter(host=None).select_related("wake_request").order_by("pk"):
-        desired = _desired_model(row)
-        found[row.pk] = Unassigned(spec=desired.spec, replicas=desired.replicas, external=desired.external)
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """The replicas of a model that belong on a host, and those that leave it."""
+
+    staying: frozenset[int]
+    leaving: frozenset[int]
+    gangs: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _numbers_here(host_id: int, model_ids: Mapping[int, int], *, keeping: bool) -> dict[int, _Numbers]:
+    """Return what of each of these models, which have no host of their own, belongs on this one.
+
+    `model_ids`: with the number of replicas that each always has; a further one is there only where it was placed.
+    """
+    staying: dict[int, set[int]] = {model_id: set() for model_id in model_ids}
+    leaving: dict[int, set[int]] = {model_id: set() for model_id in model_ids}
+    placed: set[tuple[int, int]] = set()
+    for one in ReplicaPlacement.objects.filter(model__in=model_ids):
+        placed.add((one.model_id, one.number))
+        if one.host_id == host_id:
+            staying[one.model_id].add(one.number)
+        elif one.former_id == host_id:
+            leaving[one.model_id].add(one.number)
+    if keeping:
+        running = Replica.objects.filter(host=host_id, model__in=model_ids, state__in=WELL_PLACED)
+        for model_id, number in running.values_list("model_id", "index"):
+            if (model_id, number) not in placed and number < model_ids[model_id]:
+                staying[model_id].add(number)
+    return {model_id: _Numbers(frozenset(staying[model_id]), frozenset(leaving[model_id])) for model_id in model_ids}
+
+
+def _ranks_here(host_id: int, rows: Sequence[ServedModel]) -> dict[int, _Numbers]:
+    """Return what of these models, which are over several hosts, belongs here, as far as all hosts of it are known."""
+    if not rows:
+        return {}
+    nodes, found = {row.pk: row.nodes for row in rows}, {row.pk: _Numbers(frozenset(), frozenset()) for row in rows}
+    placed: dict[tuple[int, int], dict[int, tuple[int, str]]] = {}
+    for one in ReplicaPlacement.objects.filter(model__in=nodes).select_related("host"):
+        gang, rank = divmod(one.number, nodes[one.model_id])
+        placed.setdefault((one.model_id, gang), {})[rank] = one.host_id, one.host.name
+    for (model_id, gang), ranks in placed.items():
+        if len(ranks) < nodes[model_id]:
+            continue
+        mine = {gang * nodes[model_id] + rank for rank, (host, _) in ranks.items() if host == host_id}
+        before, names = found[model_id], tuple(ranks[rank][1] for rank in sorted(ranks))
+        found[model_id] = _Numbers(before.staying | mine, frozenset(), {**before.gangs, gang: names})
     return found
-
-
-def bidding_hosts() -> set[int]:
-    """Return the hosts that could take a model: not in maintenance, and with a recent heartbeat."""
-    now, stale = database_now(), timedelta(seconds=STALE_AFTER)
-    alive = Host.objects.filter(maintenance=False, seen_at__gte=now - stale, seen_at__lte=now + stale)
-    return set(alive.exclude(claim="").values_list("pk", flat=True))
-
-
-def place_bids(host_id: int, offers: Mapping[int, Offer]) -> None:
-    """Replace the bids of this host. Offers for models that are gone meanwhile are left out."""
-    with transaction.atomic():
-        HostBid.objects.filter(host=host_id).exclude(model__in=offers).delete()
-        for model_id in ServedModel.objects.filter(pk__in=offers, host=None).values_list("pk", flat=True):
-            values = {**asdict(offers[model_id]), "at": timezone.now()}
-            HostBid.objects.update_or_create(host_id=host_id, model_id=model_id, defaults=values)
-
-
-def open_bids(model_ids: Collection[int]) -> dict[int, list[Bid]]:
-    """Return the bids for these models, by the model's id."""
-    found: dict[int, list[Bid]] = {}
-    for row in HostBid.objects.filter(model__in=model_ids):
-        found.setdefault(row.model_id, []).append(
-            Bid(host=row.host_id, offer=Offer(fits=row.fits, free=row.free, cost=row.cost))
-        )
-    return found
-
-
-def take_model(model_id: int, host_id: int) -> bool:
-    """Give the model to this host, unless a host has it already."""
-    with transaction.atomic():
-        taken = bool(ServedModel.objects.filter(pk=model_id, host=None).update(host=host_id))
-        if taken:
-            HostBid.objects.filter(model=model_id).delete()
-    return taken
 
 
 def spec_of(row: ServedModel) -> Spec:
@@ -237,16 +265,23 @@ def spec_of(row: ServedModel) -> Spec:
         generation=row.generation,
         version=row.engine_version,
         sleep=row.sleep_mode,
+        nodes=row.nodes,
     )
 
 
-def _desired_model(row: ServedModel) -> DesiredModel:
+def _desired_model(row: ServedModel, here: _Numbers | None) -> DesiredModel:
+    """Return a row's model. `here`: the replicas that belong here, as far as it has so many; None: all."""
     external = engine_named(row.engine).external
+    most = row.replicas if here is None else row.most_replicas
+    every = frozenset(range(1 if external else most * row.nodes))
     retired = row.retires_on is not None and timezone.localdate() >= row.retires_on
     return DesiredModel(
         spec=spec_of(row),
         enabled=row.enabled and not retired,
-        replicas=1 if external else row.replicas,
+        numbers=every if here is None else every & (here.staying | here.leaving),
+        leaving=frozenset() if here is None else every & here.leaving,
+        free=here is not None,
+        gangs=here.gangs if here else {},
         idle_after=None if external else row.idle_after,
         hours=None if external else row.awake_hours,
         pinned=row.pinned,
@@ -424,9 +459,16 @@ def record_eviction(host_id: int, facts: LoggedEviction, row_id: int | None) -> 
     return row.pk
 
 
-def record_live_values(host_id: int, key: ReplicaKey, seen: Mapping[str, Any] | None) -> None:
-    """Record what a replica does now, without notifying gateways."""
-    Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(live=seen)
+def record_live_values(host_id: int, seen: Mapping[ReplicaKey, Mapping[str, Any] | None]) -> None:
+    """Record what replicas do now, without notifying gateways. Two or three queries, however many there are."""
+    rows = Replica.objects.filter(host=host_id, model__in={key.model for key in seen}).only("model_id", "index")
+    known = {row: ReplicaKey(row.model_id, row.index) for row in rows}
+    changed = {row: seen[key] for row, key in known.items() if key in seen}
+    for row, live in changed.items():
+        row.live = live
+    Replica.objects.bulk_update([row for row, live in changed.items() if live is not None], ["live"])
+    if over := [row.pk for row, live in changed.items() if live is None]:
+        Replica.objects.filter(pk__in=over).update(live=None)
 
 
 def record_report(host_id: int, report: Report) -> None:
@@ -437,7 +479,8 @@ def record_report(host_id: int, report: Report) -> None:
 def record_file_facts(model_id: int, report: FileFacts) -> None:
     """Record what the files of a model say. Does nothing if the model was deleted meanwhile."""
     if ServedModel.objects.filter(pk=model_id).exists():
-        values = {"facts": report.facts, "fault": report.fault, "stamp": report.stamp, "at": timezone.now()}
+        facts = report.facts.stored() if report.facts else None
+        values = {"facts": facts, "fault": report.fault, "stamp": report.stamp, "at": timezone.now()}
         models.FileReport.objects.update_or_create(model_id=model_id, defaults=values)
 
 

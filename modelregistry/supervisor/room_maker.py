@@ -8,6 +8,7 @@ callers when something changed, as what is free may be enough for it now.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 from django.utils import timezone
 
@@ -17,10 +18,19 @@ from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import HostRoom, PlacedReplica
 from modelregistry.memory.placement import Space
 from modelregistry.supervisor import plan
-from modelregistry.supervisor.eviction import PATIENCE, HeldShare, RoomDecision, RoomDemand, RoomOutcome, evict
+from modelregistry.supervisor.eviction import (
+    PATIENCE,
+    HeldShare,
+    RoomDecision,
+    RoomDemand,
+    RoomOutcome,
+    Standing,
+    evict,
+)
 from modelregistry.supervisor.eviction_log import LoggedEviction
+from modelregistry.supervisor.gangs import Gangs
 from modelregistry.supervisor.managed_replica import ManagedReplica
-from modelregistry.supervisor.plan import ReplicaState
+from modelregistry.supervisor.plan import Lead, ReplicaState
 from modelregistry.supervisor.state_sync import StateSync
 
 log = logging.getLogger(__name__)
@@ -37,7 +47,8 @@ class RoomMaker:
     """One supervisor's decisions about room.
 
     `measure` reads what is free, and `lock` is held meanwhile, so that no start counts on the same memory.
-    `begin_drain` takes a replica off the catalogue, to leave when its running answers are over.
+    `begin_drain` takes a replica off the catalogue, to leave when its running answers are over. `gangs`: what is known
+    of the other hosts of replicas that are split over several.
     """
 
     def __init__(
@@ -48,6 +59,7 @@ class RoomMaker:
         measure: Callable[[Sequence[PlacedReplica]], Awaitable[HostRoom]],
         lock: asyncio.Lock,
         begin_drain: Callable[[ManagedReplica, tuple[Space, ...]], None],
+        gangs: Gangs,
         clock: Callable[[], float],
     ) -> None:
         self.replicas = replicas
@@ -55,14 +67,15 @@ class RoomMaker:
         self.measure = measure
         self.lock = lock
         self.begin_drain = begin_drain
+        self.gangs = gangs
         self.clock = clock
         self.seen: object = None  # which replicas held memory when all was last looked at
         self.seen_at = float("-inf")
 
-    async def can_come(self, replica: ManagedReplica, spaces: tuple[Space, ...]) -> bool:
-        """Return whether others could give their place to this replica, now or later."""
+    async def find_outlook(self, replica: ManagedReplica, spaces: tuple[Space, ...]) -> RoomOutcome:
+        """Return whether this replica gets room without any other's, could get theirs, or will have none."""
         demand = RoomDemand(key=replica.key, spaces=spaces, since=None)
-        return (await self._decide([demand]))[0].outcome is not RoomOutcome.NEVER if spaces else False
+        return (await self._decide([demand]))[0].outcome if spaces else RoomOutcome.NEVER
 
     async def price(self, spaces: tuple[Space, ...]) -> float | None:
         """Return what it would cost to make room for a model that is not here yet; None: that is not possible."""
@@ -97,17 +110,19 @@ class RoomMaker:
         if not replica.spaces or not (failed or asleep) or replica.engine_task is not None:
             return None
         desired = self.sync.desired_models.get(replica.key.model)
-        if desired is None or not desired.enabled or self.sync.maintenance:
+        if desired is None or not desired.enabled or self.sync.maintenance or not self.gangs.awaits_room(replica):
             return None
-        if replica.key.number >= desired.replicas or desired.fingerprint() != replica.fingerprint:
+        if replica.key.number not in desired.numbers:
+            return None
+        if desired.of(replica.key.number).fingerprint() != replica.fingerprint:
             return None
         since = self.sync.demands.since(replica.key.model, now)
         if since is not None and self._is_first(replica):
             interactive = self.sync.demands.interactive_since(replica.key.model, now)
             began, batch = (since, True) if interactive is None else (interactive, False)
             return RoomDemand(key=replica.key, spaces=replica.spaces, since=began, batch=batch)
-        if asleep and desired.idle_after_at(timezone.now()) is not None:
-            return None  # it sleeps well
+        if asleep and not replica.rank and desired.idle_after_at(timezone.now()) is not None:
+            return None  # it sleeps well; a rank is waited for by the others
         return RoomDemand(key=replica.key, spaces=replica.spaces, since=None)
 
     def _is_first(self, replica: ManagedReplica) -> bool:
@@ -135,9 +150,35 @@ class RoomMaker:
         return decisions
 
     def _share_of(self, key: ReplicaKey, room: HostRoom, number: int, now: float) -> HeldShare:
+        desired, replica = self.sync.desired_models.get(key.model), self.replicas[key]
+        kept = desired is None or desired.keeps_its_place(timezone.now()) or not self.gangs.may_leave(replica)
+        lead = self.gangs.lead_of(replica) if replica.rank else None
+        share = replica.share(room.occupants[number], kept=kept, now=now, lead=lead)
+        if not self._is_wanted(key):  # it is stopped, also for a replica of the same model that is to be here instead
+            return replace(share, kept=False, standing=Standing.LEAVING)
+        if not replica.rank:
+            return share
+        # What runs is judged by rank 0; what does not yet, or not any more, keeps its place unless all of it leaves.
+        if self.gangs.find_lead(replica) in (Lead.SERVES, Lead.LEAVES):
+            return share
+        return replace(share, standing=Standing.LEAVING if self.gangs.is_leaving(replica) else Standing.FIXED)
+
+    def _is_wanted(self, key: ReplicaKey) -> bool:
+        """Return whether operators want a replica here, as far as this host has read."""
         desired = self.sync.desired_models.get(key.model)
-        kept = desired is None or desired.keeps_its_place(timezone.now())
-        return self.replicas[key].share(room.occupants[number], kept=kept, now=now)
+        return desired is not None and desired.enabled and key.number in desired.numbers
+
+    def find_prior(self, replica: ManagedReplica) -> str:
+        """Return the model here that has no place yet and is called, for longer than this one if that is; "": none."""
+        now = self.clock()
+        mine = self.sync.demands.since(replica.key.model, now)
+        for one in self.replicas.values():
+            since = self.sync.demands.since(one.key.model, now)
+            if one.key.model == replica.key.model or since is None or one.run or not one.spaces:
+                continue
+            if (mine is None or since < mine) and self.gangs.awaits_room(one):
+                return one.desired.spec.name
+        return ""
 
     def _apply(self, decision: RoomDecision, room: HostRoom, now: float) -> None:
         replica = self.replicas.get(decision.demand.key)

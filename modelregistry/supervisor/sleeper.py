@@ -124,7 +124,7 @@ class Sleeper:
     async def _keeps_memory(self, given: Allocation, run_id: str) -> bool:
         try:
             return await self.host.keeps_memory_asleep(given, run_id)
-        except HostSilent:
+        except (HostSilent, HostFault):
             return False  # it sleeps already, and may keep what the next measurement shows
 
     async def _record(self, replica: ManagedReplica, record: SleepRecord) -> None:
@@ -132,6 +132,6 @@ class Sleeper:
         assert replica.run, "only a running engine sleeps"
         try:
             await self.host.keep_sleep_record(replica.run.run_id, record)
-        except (OSError, HostFault) as error:
+        except HostFault as error:
             raise SleepFault("sleep-failed", str(error)) from error
         replica.sleep_record = record

@@ -4,6 +4,7 @@ from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.admin_deletion import WithRelatedRows
 from portal.accounts.models import Membership, Tenant, User
 
 
@@ -14,14 +15,14 @@ class MembershipInline(admin.TabularInline):  # type: ignore[type-arg]
 
 
 @admin.register(Tenant)
-class TenantAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class TenantAdmin(WithRelatedRows):
     list_display = ["slug", "name", "time_zone", "is_active"]
     list_filter = ["is_active"]
     search_fields = ["slug", "name"]
 
 
 @admin.register(User)
-class PersonAdmin(UserAdmin):  # type: ignore[type-arg]
+class PersonAdmin(WithRelatedRows, UserAdmin):  # type: ignore[type-arg]
     list_display = ["username", "last_name", "first_name", "email", "is_staff", "is_active", "left_directory_at"]
     list_filter = ["is_staff", "is_active", ("directory_id", admin.EmptyFieldListFilter), "tenants"]
     readonly_fields = ["last_login", "date_joined", "left_directory_at", "is_break_glass"]

@@ -22,6 +22,7 @@ from portal.accounts.models import Membership, Tenant
 from portal.accounts.permissions import current_user
 from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.validation import validated
+from portal.web.row_locks import lock_row
 
 
 class MeView(APIView):
@@ -103,9 +104,10 @@ class Tenants(GenericViewSet[Tenant]):
     @extend_schema(summary=_("Change a tenant"), request=shapes.ChangedTenant, responses={200: shapes.TenantNow})
     def partial_update(self, request: Request, slug: str) -> Response:
         """Change what is sent. With `is_active` false every key of the tenant stops within 2 seconds."""
-        return _save_tenant(
-            shapes.ChangedTenant(self.get_object(), data=request.data, partial=True), status.HTTP_200_OK
-        )
+        with transaction.atomic():
+            lock_row(Tenant, self.get_object().pk)
+            row = self.get_object()  # once more: what another operator has changed meanwhile stays
+            return _save_tenant(shapes.ChangedTenant(row, data=request.data, partial=True), status.HTTP_200_OK)
 
 
 class Members(GenericViewSet[Membership]):

@@ -7,6 +7,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from modelregistry.one_line import make_one_line
 from portal.accounts.attribution import by_directory
 from portal.accounts.ldap import NameTaken, Person
 from portal.accounts.models import Membership, Tenant, User
@@ -135,8 +136,8 @@ def _fields_from_entry(user: User, person: Person) -> dict[str, Any]:
     """Return the fields of an account that the directory decides, cut to the length of our columns."""
     fields: dict[str, Any] = {
         "username": person.username,
-        "first_name": person.first_name[:150],
-        "last_name": person.last_name[:150],
+        "first_name": make_one_line(person.first_name)[:150],
+        "last_name": make_one_line(person.last_name)[:150],
         "email": person.mail[:254],
     }
     if person.is_operator is not None and not _is_last_operator(user, person):

@@ -13,6 +13,8 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.one_line import check_one_line
+
 # Prefixes of the Unicode names of the letters in East Asian personal names: 々 and 〆 are ideographic marks, 﨑 is a
 # compatibility ideograph, and a variation selector chooses one of several shapes of a letter.
 EAST_ASIAN = (
@@ -51,7 +53,7 @@ class Tenant(models.Model):
     """A department, subsidiary or project: what keys, quotas and usage belong to."""
 
     slug = models.SlugField(_("short name"), unique=True, help_text=_("Used in commands and addresses."))
-    name = models.CharField(_("name"), max_length=100)
+    name = models.CharField(_("name"), max_length=100, validators=[check_one_line])
     time_zone = models.CharField(
         _("time zone"),
         max_length=50,
@@ -147,7 +149,7 @@ class User(AbstractUser):
         db_default=True,
         help_text=_("At most one in two weeks, to people who have not used models for some time."),
     )
-    tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
+    tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users", verbose_name=_("tenants"))
 
     objects: ClassVar[People] = People()
 
@@ -170,6 +172,18 @@ class User(AbstractUser):
 
     def __str__(self) -> str:
         return self.get_full_name() or self.get_username()
+
+    def clean(self) -> None:
+        """Refuse names of more than one line. The user name has a validator of its own."""
+        super().clean()
+        errors: dict[str, ValidationError] = {}
+        for field in ("first_name", "last_name"):
+            try:
+                check_one_line(getattr(self, field))
+            except ValidationError as error:
+                errors[field] = error
+        if errors:
+            raise ValidationError(errors)
 
     def get_full_name(self) -> str:
         """Return the name as its bearer writes it: the family name first in Chinese characters, kana or hangul."""

@@ -6,7 +6,7 @@ from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
 from portal.accounts.models import Membership, Tenant, User
-from portal.web.rest.strict_fields import CharField, ModelSerializer
+from portal.web.rest.strict_fields import CharField, KnownFields, ModelSerializer
 
 
 class OwnMembership(serializers.Serializer[Membership]):
@@ -34,7 +34,7 @@ class Me(serializers.Serializer[User]):
     key = CallingKey(allow_null=True, help_text="The management key of this request; null in a session.")
 
 
-class Settings(ModelSerializer[User]):
+class Settings(KnownFields, ModelSerializer[User]):
     class Meta:
         model = User
         fields: ClassVar = ["language", "wants_mail", "wants_tips"]
@@ -49,13 +49,13 @@ class TenantNow(ModelSerializer[Tenant]):
         fields: ClassVar = ["slug", "name", "time_zone", "key_days", "weight", "is_active", "created_at"]
 
 
-class NewTenant(ModelSerializer[Tenant]):
+class NewTenant(KnownFields, ModelSerializer[Tenant]):
     class Meta:
         model = Tenant
         fields: ClassVar = ["slug", "name", "time_zone", "key_days", "weight"]
 
 
-class ChangedTenant(ModelSerializer[Tenant]):
+class ChangedTenant(KnownFields, ModelSerializer[Tenant]):
     """Without the short name, which never changes: addresses, commands and directory groups contain it."""
 
     class Meta:
@@ -90,12 +90,12 @@ class MemberFilter(serializers.Serializer[Any]):
     source = serializers.ChoiceField(Membership.Source.choices, required=False)  # type: ignore[assignment]
 
 
-class NewMember(serializers.Serializer[Any]):
+class NewMember(KnownFields):
     user = CharField(max_length=150, help_text="User name of a person who has an account here.")
     role = serializers.ChoiceField(Membership.Role.choices, required=False, default=Membership.Role.MEMBER)
 
 
-class ChangedMember(serializers.Serializer[Any]):
+class ChangedMember(KnownFields):
     role = serializers.ChoiceField(Membership.Role.choices, required=False)
     is_champion = serializers.BooleanField(required=False, allow_null=True, default=None)
 

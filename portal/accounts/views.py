@@ -4,16 +4,20 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LoginView
+from django.core.exceptions import NON_FIELD_ERRORS
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect, render
+from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import get_language, override
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
 from portal.accounts.forms import SettingsForm, SignInForm
+from portal.accounts.ldap.errors import DirectoryRefused, DirectoryUnavailable
 from portal.accounts.models import User
+from portal.web import posted_forms
 
+DIRECTORY_TROUBLES = (DirectoryUnavailable, DirectoryRefused)  # not the person's fault
 THEME_COOKIE = "theme"  # read by base.html; the switch in the bar on top writes it as well
 
 
@@ -29,6 +33,8 @@ class SignIn(LoginView):
 
     def form_invalid(self, form: SignInForm) -> HttpResponse:  # type: ignore[override]
         response = super().form_invalid(form)
+        troubled = any(form.has_error(NON_FIELD_ERRORS, one.code) for one in DIRECTORY_TROUBLES)
+        response.status_code = 503 if troubled else 400
         if form.retry_after:
             response.status_code = 429
             response["Retry-After"] = str(form.retry_after)
@@ -46,15 +52,14 @@ def settings_page(request: HttpRequest) -> HttpResponse:
         "wants_mail": user.wants_mail,
         "wants_tips": user.wants_tips,
     }
-    form = SettingsForm(request.POST if request.method == "POST" else None, initial=initial)
+    form = SettingsForm(posted_forms.posted_data(request), initial=initial)
     if form.is_valid():
         return save_settings(request, user, form.cleaned_data)
     context = {
-        "form": form,
         "memberships": user.memberships.select_related("tenant").order_by("tenant__name"),
         "sends_mail": settings.SENDS_MAIL,
     }
-    return render(request, "accounts/settings.html", context)
+    return posted_forms.render_form(request, "accounts/settings.html", form, context)
 
 
 def save_settings(request: HttpRequest, user: User, values: dict[str, str]) -> HttpResponse:

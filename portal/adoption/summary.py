@@ -260,8 +260,9 @@ def _add_uses(shown: dict[str, Any], scopes: list[Any], cohorts: Cohorts) -> Non
 def _add_use_cases(table: dict[Any, Any], scopes: list[Any], cohorts: Cohorts) -> None:
     """Add how many people said of which use cases, in the last RECENT weeks, that they used them.
 
-    Calls do not name their use case, and who tries one is stored nowhere. So a person counts who gave a thumb for an
-    answer to it, in the tenant of that request, or marked that it helped, in each tenant that they belong to.
+    Calls do not name their use case, and of who tries one only a keyed digest is kept until the day is over. So a
+    person counts who gave a thumb for an answer to it, in the tenant of that request, or marked that it helped, in each
+    tenant that they belong to.
     """
     since, until = (
         timezone.make_aware(datetime.combine(day, time.min)) for day in (cohorts.as_of - WEEK * RECENT, cohorts.as_of)

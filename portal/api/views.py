@@ -8,6 +8,12 @@ from django.shortcuts import render
 from django.utils.decorators import method_decorator
 from django.views.decorators.gzip import gzip_page
 from django.views.decorators.http import require_safe
+from drf_spectacular.renderers import (
+    OpenApiJsonRenderer,
+    OpenApiJsonRenderer2,
+    OpenApiYamlRenderer,
+    OpenApiYamlRenderer2,
+)
 from drf_spectacular.views import SpectacularAPIView
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
@@ -15,7 +21,7 @@ from rest_framework.views import APIView
 
 from portal.accounts.api_permissions import SignedIn
 from portal.web.addresses import base_address
-from portal.web.rest import openapi  # noqa: F401 - registers how keys are described
+from portal.web.rest import openapi
 
 
 # Hundreds of kilobytes of words, which become a tenth. There is no secret in them that a length could betray.
@@ -24,6 +30,9 @@ class Schema(SpectacularAPIView):
     """The description of the API (OpenAPI 3), as far as the caller may use it."""
 
     permission_classes = [SignedIn]
+    generator_class = openapi.DescriptionGenerator
+    # JSON if nothing else is asked for: YAML takes a second to write.
+    renderer_classes = [OpenApiJsonRenderer, OpenApiJsonRenderer2, OpenApiYamlRenderer, OpenApiYamlRenderer2]
     subject = ""
 
 

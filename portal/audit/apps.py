@@ -1,7 +1,9 @@
+from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
 from django.apps import AppConfig
+from django.conf import settings
 from django.utils.translation import gettext_lazy as _
 
 
@@ -14,8 +16,11 @@ class AuditConfig(AppConfig):
         self.tracked_models: dict[str, Any] = {}  # filled by `tracking.track`
 
     def ready(self) -> None:
+        from modelregistry.supervisor import tasks
         from portal.audit import tracking
         from portal.audit.accounts import track_accounts
 
+        if settings.AUDIT_KEPT_DAYS is not None:
+            tasks.register("pruneaudit", timedelta(days=1), ("pruneaudit",))
         tracking.track_sessions()
         track_accounts()

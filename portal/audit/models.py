@@ -44,7 +44,7 @@ class AuditEvent(models.Model):
     actor_name = models.CharField(_("name"), max_length=150, blank=True)
     action = models.CharField(_("action"), max_length=60)
     object_kind = models.CharField(_("kind"), max_length=40)
-    object_id = models.CharField(max_length=64)
+    object_id = models.CharField(_("object ID"), max_length=64)
     object_name = models.CharField(_("object"), max_length=200)
     tenant = models.ForeignKey(
         Tenant, models.SET_NULL, null=True, related_name="+", db_constraint=False, verbose_name=_("tenant")

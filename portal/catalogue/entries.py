@@ -14,14 +14,11 @@ from django.db.models.fields.json import KT
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import routes
 from modelregistry.capabilities import find_capabilities
 from modelregistry.models import FileReport, Replica, ServedModel
-from portal.accounts.models import User
-from portal.accounts.permissions import may_operate, own_tenants
 from portal.catalogue.sizes import describe_quantisation, describe_size
 from portal.catalogue.speeds import TodaySpeed, read_speeds
-from portal.keys.model_access import AvailableModel, Liveness, describe_model, open_to, with_replicas
+from portal.keys.model_access import AvailableModel, Liveness, describe_model, with_replicas
 from portal.keys.models import ModelAccess
 from portal.status.availability import read_shares
 from portal.usage.loop_rates import LoopRate, read_recent_rates, read_usual_rates
@@ -82,11 +79,6 @@ class CatalogueEntry:
     @property
     def is_up(self) -> bool:
         return self.offer.state is Liveness.UP
-
-
-def offered_to(user: User) -> QuerySet[ServedModel]:
-    """Return the models that the catalogue shows this person: those that they may call, all of them to operators."""
-    return routes.offered_models() if may_operate(user) else open_to(own_tenants(user))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import User
-from portal.catalogue.entries import offered_to
+from portal.keys.model_access import offered_to
 from portal.web.search import SearchKind, SearchResult
 
 

@@ -10,11 +10,12 @@ from django.views.decorators.http import require_safe
 from modelregistry.models import Alias
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
-from portal.catalogue.entries import offered_to, read_entries
+from portal.catalogue.entries import read_entries
 from portal.catalogue.filters import CatalogueFilter
 from portal.catalogue.speeds import read_charts
 from portal.keys.code_samples import make_samples
 from portal.keys.key_example import base_url
+from portal.keys.model_access import offered_to
 from portal.status.availability import read_statuses
 
 MOST_COMPARED = 3  # columns that fit beside each other, and that people can weigh

@@ -108,7 +108,8 @@ def fill_database(
 
 
 def _record_calls(chance: Random, holders: list[keyrings.Holder], now: datetime, size: Size) -> int:
-    engines = dict(Replica.objects.values_list("model__name", "pk"))
+    served = Replica.objects.exclude(state=Replica.State.UNHEALTHY)  # not what is left on the silent host
+    engines = dict(served.values_list("model__name", "pk"))
     calls = 0
     for rows in traffic.daily_calls(chance, holders, now, size.days, size.amount):
         for row in rows:

@@ -12,6 +12,7 @@ from portal.accounts.models import DirectoryState
 from portal.demo.staff import Staff
 from portal.notifications import quota_alerts
 from portal.notifications.models import Notice
+from portal.operations import host_notices
 from portal.quotas import administration
 from portal.quotas.models import QuotaRequest
 from portal.web.notify import notify
@@ -25,6 +26,8 @@ def notify_all(now: datetime, staff: Staff) -> None:
     for request in QuotaRequest.objects.select_related("tenant", "user", "asked_by", "decided_by"):
         _notify_of_request(request)
     _notify_of_directory(now, staff)
+    host_notices.notify_of_silences(now)
+    host_notices.notify_of_moves(now)
     # Notices older than two days have been read, as by people who look at them every other day.
     seen = now - timedelta(days=2)
     Notice.objects.filter(at__lt=seen).update(read_at=seen)

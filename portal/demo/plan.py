@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 CHAT, CODE, LARGE = "ezo-9b", "qwen2.5-coder-32b", "llama-3.3-swallow-70b"
 EMBEDDING, BGE, RERANK, WHISPER = "ruri-v3-310m", "bge-m3", "bge-reranker-v2-m3", "whisper-large-v3-turbo"
 SMALL, VISION, OLD, NEW = "gemma-3-4b-it", "qwen2.5-vl-7b", "elyza-llama-3-8b", "gpt-oss-120b"
+PRECISE = "qwen2.5-72b"
 NEW_ADDED = 6.2  # days ago
 
 OFFICE_MIX = {CHAT: 62, LARGE: 28, SMALL: 6, VISION: 3, OLD: 1}
@@ -338,6 +339,8 @@ class SimulatedModel:
     slots: int = 16
     memory: tuple[float, float, float] = (10.0, 4.0, 1.5)  # GB on each device: weights, cache, overhead
     on: tuple[tuple[str, tuple[int, ...]], ...] = ()  # host and devices of each replica
+    nodes: int = 1  # hosts over which each replica is split: `on` has its ranks
+    moved: bool = False  # from SILENT, as it has no host of its own
     aliases: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     architecture: str = ""
@@ -353,6 +356,13 @@ HOSTS: dict[str, tuple[str, float, int]] = {  # name: card, its GB, how many
     "gpu-nagoya-01": ("NVIDIA RTX 6000 Ada Generation", 51.5, 2),
     "gpu-nagoya-02": ("NVIDIA GeForce RTX 4090", 25.8, 2),
 }
+# The controller runs on the first one; the others form a cluster, with one more that is silent.
+CONTROLLER = "gpu-tokyo-01"
+SILENT = "gpu-osaka-01"
+SILENT_HOST = ("NVIDIA GeForce RTX 4090", 25.8, 2)
+# Two that have one model together, and one whose card is booked in Ray by work that is not Madoguchi's.
+JOINT_HOSTS = {"gpu-tokyo-03": ("NVIDIA L40S", 48.3, 4), "gpu-tokyo-04": ("NVIDIA L40S", 48.3, 4)}
+SHARED, SHARED_HOST, BOOKED_BY_OTHERS = "gpu-osaka-02", ("NVIDIA L40S", 48.3, 1), 36.0  # GB
 ENGINES = (
     SimulatedModel(
         name=CHAT,
@@ -418,6 +428,7 @@ ENGINES = (
         speed=96,
         memory=(2.8, 2.4, 0.5),
         on=(("gpu-nagoya-02", (0,)),),
+        moved=True,
         architecture="gemma3",
         parameters=3_880_099_328,
         quantisation="Q4_K_M",
@@ -507,4 +518,19 @@ ENGINES = (
         tenants=("research", "dx-promotion"),
         state="failed",
     ),
+)
+JOINT_MODEL = SimulatedModel(
+    name=PRECISE,
+    ja="Qwen2.5 72B（BF16）：量子化していない大型モデル。2 台のホストで動きます。長い契約書や論文に。",
+    en="Qwen2.5 72B (BF16): a large model that is not quantised, on two hosts. For long contracts and papers.",
+    first=900,
+    speed=27,
+    context=32768,
+    memory=(18.2, 20.5, 2.9),
+    on=(("gpu-tokyo-03", (0, 1, 2, 3)), ("gpu-tokyo-04", (0, 1, 2, 3))),
+    nodes=2,
+    args=("--pipeline-parallel-size=2",),
+    architecture="Qwen2ForCausalLM",
+    parameters=72_706_203_648,
+    quantisation="BF16",
 )

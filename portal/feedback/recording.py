@@ -14,12 +14,13 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from modelregistry.models import Alias
-from portal.accounts.models import User
+from portal.accounts.models import Tenant, User
 from portal.feedback.models import MAX_COMMENT, Feedback
 from portal.usage.models import UsageRecord
 from portal.use_cases import gallery
 from portal.use_cases.models import UseCase, UseCaseVersion
 from portal.web.refusals import Refused
+from portal.web.row_locks import lock_row
 
 RECENT = timedelta(days=7)  # since the request: later its answer is forgotten
 # In an hour, of a person or of a tenant's services: a thumb for each answer is fewer, a script that runs wild is not.
@@ -64,8 +65,9 @@ def record_feedback(
         tenant_id = record.tenant_id
     elif tenant_id is None:
         raise FeedbackRefused(_("There is no such request of yours."), code="unknown")
-    owner: dict[str, Any] = {"user_id": user_id} if user_id else {"user_id": None, "tenant_id": tenant_id}
+    owner: dict[str, Any] = {"user_id": user_id} if user_id is not None else {"user_id": None, "tenant_id": tenant_id}
     with transaction.atomic():
+        _lock_owner(user_id, tenant_id)
         is_new = not Feedback.objects.filter(request_id=given.request_id, **owner).exists()
         if is_new:
             check_amount(owner, is_waiting=record is None, now=now)
@@ -97,8 +99,19 @@ def is_own(record: UsageRecord, user_id: int | None, tenant_id: int | None) -> b
     return record.user_id is None and record.tenant_id == tenant_id
 
 
+def _lock_owner(user_id: int | None, tenant_id: int | None) -> None:
+    """Let others wait that count the feedback of this person, or of the tenant's services."""
+    if user_id is not None:
+        lock_row(User, user_id)
+    elif tenant_id is not None:
+        lock_row(Tenant, tenant_id)
+
+
 def check_amount(owner: dict[str, Any], *, is_waiting: bool, now: datetime) -> None:
-    """Raise FeedbackRefused for more than a person or a service says in an hour. Two queries at most."""
+    """Raise FeedbackRefused for more than a person or a service says in an hour. Two queries at most.
+
+    After `_lock_owner`, or what is sent at the same time would not be counted.
+    """
     rows = Feedback.objects.filter(**owner)
     if rows.filter(at__gt=now - timedelta(hours=1)).count() >= MOST_IN_AN_HOUR:
         raise FeedbackRefused(_("Too much feedback within an hour."), code="many")

@@ -55,7 +55,7 @@ def finish(request: HttpRequest) -> HttpResponse:
 def edit_rules(request: HttpRequest) -> HttpResponse:
     """Show the texts in a form; save them, or with the button for it only show how they will look."""
     row = house_rules.stored_rules()
-    form = HouseRulesForm(request.POST or None, instance=row, initial={"edition": row.edition})
+    form = HouseRulesForm(posted_forms.posted_data(request), instance=row, initial={"edition": row.edition})
     preview = None
     if request.method == "POST" and form.is_valid():
         if "preview" in request.POST:
@@ -71,8 +71,8 @@ def edit_rules(request: HttpRequest) -> HttpResponse:
             else:
                 messages.success(request, _("Saved."))
                 return redirect("start")
-    context = {"form": form, "preview": preview, "default": house_rules.default_rules()}
-    return render(request, "guide/edit_rules.html", context)
+    context = {"preview": preview, "default": house_rules.default_rules()}
+    return posted_forms.render_form(request, "guide/edit_rules.html", form, context)
 
 
 def _preview_of(texts: dict[str, str]) -> ReadableRules:

@@ -164,12 +164,7 @@ class CatalogueModels(GenericViewSet[Any]):
     def list(self, request: Request) -> Response:
         """Return the models, those that are best to try first."""
         person = current_user(request)
-        open_ = (
-            routes.offered_models()
-            if permissions.may_operate(person)
-            else model_access.open_to(permissions.own_tenants(person))
-        )
-        offers = sorted(model_access.available_models(open_), key=model_access.sort_key)
+        offers = sorted(model_access.available_models(model_access.offered_to(person)), key=model_access.sort_key)
         return self.get_paginated_response(
             [dict(shapes.CatalogueModel(offer).data) for offer in self.paginate_queryset(offers) or []]
         )

@@ -17,7 +17,7 @@ class KeysConfig(AppConfig):
             ApiKey,
             "key",
             secret={"digest", "end_user_nonce"},
-            ignored={"last_used_at", "last_used_from", "last_used_with"},
+            ignored={"last_used_at", "last_used_from", "last_used_with", "digest_under"},
             tenant=lambda key: key.tenant,
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
             # `playground` records its own events, and the canary's key has a new text for each session; a revocation is
@@ -29,6 +29,6 @@ class KeysConfig(AppConfig):
             ManagementKey,
             "management-key",
             secret={"digest"},
-            ignored={"last_used_at"},
+            ignored={"last_used_at", "digest_under"},
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
         )

@@ -30,6 +30,8 @@ from portal.keys.forms import (
 from portal.keys.key_example import make_example
 from portal.keys.models import ApiKey
 from portal.web import posted_forms
+from portal.web.editions import locked_if_posted
+from portal.web.row_locks import lock_row
 
 SENT_BEFORE = gettext_noop(
     "No other secret was created: this form was sent before, or the secret has changed since. A secret is shown only "
@@ -125,13 +127,15 @@ def show_text(request: HttpRequest, key: ApiKey, text: str) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_key(request: HttpRequest, prefix: str) -> HttpResponse:
     keys = queries.manageable_by(current_user(request)).filter(revoked_at=None)
-    key = get_object_or_404(keys.exclude(key_class=ApiKey.Class.CANARY), prefix=prefix)
-    form = ChangeKeyForm(key, request.POST if request.method == "POST" else None)
-    if form.is_valid():
-        lifecycle.change_key(key, by=current_user(request), **form.changes())
-        messages.success(request, _("Saved. The change applies within 2 seconds."))
-        return redirect("key", prefix)
-    return render(request, "keys/edit.html", {"form": form, "key": key})
+    known = get_object_or_404(keys.exclude(key_class=ApiKey.Class.CANARY), prefix=prefix)
+    with locked_if_posted(request, lambda: lock_row(ApiKey, known.pk)):
+        key = get_object_or_404(keys, pk=known.pk)
+        form = ChangeKeyForm(key, posted_forms.posted_data(request))
+        if form.is_valid():
+            lifecycle.change_key(key, by=current_user(request), **form.changes())
+            messages.success(request, _("Saved. The change applies within 2 seconds."))
+            return redirect("key", prefix)
+    return posted_forms.render_form(request, "keys/edit.html", form, {"key": key})
 
 
 @login_required
@@ -185,7 +189,7 @@ def revoke_key(request: HttpRequest, prefix: str) -> HttpResponse:
     key = get_object_or_404(queries.manageable_by(current_user(request)), prefix=prefix)
     form = RevokeForm(request.POST)
     if not form.is_valid():
-        messages.error(request, _("The reason is too long (200 characters at most). The key was not revoked."))
+        messages.error(request, " ".join([*form.errors["because"], _("The key was not revoked.")]))
         return redirect("key", prefix)
     lifecycle.revoke_key(key, because=form.cleaned_data["because"], by=current_user(request))
     messages.success(

@@ -7,12 +7,12 @@ names no one. It is shown once, when it is made. A successor of the key has the 
 import hmac
 import secrets
 
-from django.conf import settings
 from django.utils.translation import gettext as _
 
 from portal.accounts.models import User
 from portal.keys import lifecycle
 from portal.keys.models import ApiKey
+from portal.keys.site_secrets import accepted_secrets
 
 
 class NoEndUsers(lifecycle.KeyRefused):
@@ -21,7 +21,13 @@ class NoEndUsers(lifecycle.KeyRefused):
 
 def secret_of(nonce: str) -> str:
     """Return the secret, 64 hexadecimal digits."""
-    return hmac.digest(settings.API_KEY_SECRET.encode(), b"end users:" + nonce.encode(), "sha256").hex()
+    return secrets_of(nonce)[0]
+
+
+def secrets_of(nonce: str) -> list[str]:
+    """Return the secret, and those that programs have from before API_KEY_SECRET was replaced."""
+    part = b"end users:" + nonce.encode()
+    return [hmac.digest(one.encode(), part, "sha256").hex() for one in accepted_secrets()]
 
 
 def webui_settings(secret: str) -> list[str]:

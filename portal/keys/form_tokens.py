@@ -9,8 +9,10 @@ from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.forms import Form
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect, render
+from django.shortcuts import redirect
 from django.utils.translation import gettext as _
+
+from portal.web import posted_forms
 
 OPEN = "open_forms"
 # Tabs that a person may have open with the same form; the oldest is forgotten first.
@@ -30,7 +32,7 @@ def refuse_form(request: HttpRequest, form: Form, template: str, back: str, **co
     That is the form itself until it is valid, and the page `back` if it was submitted before.
     """
     if not form.is_valid():
-        return render(request, template, {"form": form, **context})
+        return posted_forms.render_form(request, template, form, context)
     if redeem_token(request.session, form.cleaned_data["token"]):
         return None
     messages.warning(

@@ -13,13 +13,14 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from modelregistry.models import ServedModel
+from modelregistry.one_line import check_one_line
 from portal.accounts.models import Membership, Tenant, User
 from portal.accounts.permissions import own_tenants
 from portal.keys import networks
 from portal.keys.lifecycle import Changes
 from portal.keys.model_access import open_to
 from portal.keys.models import ApiKey, check_expiry
-from portal.web.one_line import check_one_line
+from portal.web.editions import EditionForm
 
 # The lifetime that the tenant of the key proposes, where a person's tenants propose different ones.
 PROPOSED, NEVER = "proposed", "never"
@@ -243,7 +244,7 @@ class NewServiceKeyForm(NewKeyForm):
         self.people = proposed_people(tenant)
 
 
-class ChangeKeyForm(KeyForm):
+class ChangeKeyForm(EditionForm, KeyForm):
     """The form to change this key."""
 
     field_order = (
@@ -346,6 +347,7 @@ class RevokeForm(forms.Form):
         label=_("Reason"),
         max_length=200,
         required=False,
+        validators=[check_one_line],
         help_text=_("Shown to the people concerned and kept in the audit log."),
     )
 

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
-from django.conf import settings
-
 from portal.accounts.models import User
-from portal.keys import lifecycle, management_keys, secret
+from portal.keys import lifecycle, management_keys, secret, site_secrets
 from portal.keys.models import ApiKey, ManagementKey
 
 AnyKey = TypeVar("AnyKey", ApiKey, ManagementKey)
@@ -49,6 +47,6 @@ def revoke_leaked(text: str, by: User) -> LeakedKeys:
 def find_in_text(model: type[AnyKey], text: str) -> tuple[list[AnyKey], int]:
     """Return the keys of this model whose full text is in `text`, and how many more look like keys but are not ours."""
     texts = secret.find_secrets(text, model.TEXT_PREFIX)
-    digests = [secret.digest_of(found, settings.API_KEY_SECRET) for found in texts]
+    digests = [digest for found in texts for digest in site_secrets.digests_of(found)]
     keys = list(model._default_manager.filter(digest__in=digests).select_related("user"))
     return keys, len(texts) - len(keys)

@@ -10,11 +10,12 @@ from typing import Any, TypedDict, Unpack
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Model, Q
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from modelregistry.models import ServedModel
+from modelregistry.one_line import check_one_line
 from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import admins_of, operators
@@ -22,8 +23,10 @@ from portal.audit import tracking
 from portal.keys import queries
 from portal.keys.models import MAX_YEARS, ApiKey, check_expiry, check_networks
 from portal.keys.signals import key_replaced, key_replacement_requested, key_requested
+from portal.keys.site_secrets import OtherSecret, check_secret
 from portal.web.notify import notify
 from portal.web.refusals import Refused
+from portal.web.row_locks import lock_row
 from portal.web.templatetags.formatting import person
 
 # The reason of a revocation after a leak; pages and notices spell it out.
@@ -94,13 +97,15 @@ def issue_key(
     allowed_models: Iterable[ServedModel] = (),
     expires_at: datetime | None = None,
     created_by: User | None = None,
+    replaces: ApiKey | None = None,
 ) -> tuple[ApiKey, str]:
     """Return a new key and its text, which exists nowhere else: show it once.
 
     Give `user` for a personal key; `service` and the `responsible` person for a service key. Without `allowed_models`
     the key works for all models that the tenant may use, without `networks` (as `networks.parse_networks` gives them)
-    from everywhere. Raises NotAMember (of `user` or `responsible`), TooManyKeys, and ValidationError for wrong networks
-    or an expiry too far away.
+    from everywhere. `replaces`: a key without a successor, whose holder this one's is; nothing else is taken from it.
+    Raises NotAMember (of `user` or `responsible`), TooManyKeys, and ValidationError for wrong
+    networks, an expiry too far away or a name of more than one line.
     """
     if user is None or user != created_by:
         permissions.check_access(created_by, tenant)
@@ -108,6 +113,8 @@ def issue_key(
         require_membership(member, tenant)
     check_networks(list(networks))
     check_expiry(expires_at)
+    for line in (name, service, purpose):
+        check_one_line(line)
     chosen = list(allowed_models)
     key = ApiKey(
         tenant=tenant,
@@ -123,6 +130,7 @@ def issue_key(
         every_model=not chosen,
         expires_at=expires_at,
         created_by=created_by,
+        replaces=replaces,
     )
     with transaction.atomic():
         _check_limit(tenant, user)
@@ -188,8 +196,7 @@ def may_be_replaced(key: ApiKey) -> bool:
 def change_key(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes]) -> None:
     """Give the key these values; others stay. Gateways apply them within one catalogue poll.
 
-    Raises KeyRevoked, KeyOfTheCanary, NotAMember for a new responsible person, and ValidationError for wrong networks
-    or an expiry too far away.
+    Raises KeyRevoked, KeyOfTheCanary, NotAMember for a new responsible person, and ValidationError as `issue_key`.
     """
     _check_may_manage(by, key)
     _check_not_canary(key)
@@ -200,6 +207,8 @@ def change_key(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes
     if "networks" in changes:
         check_networks(list(changes["networks"]))
     check_expiry(changes.get("expires_at"))
+    for line in (changes.get("name", ""), changes.get("purpose", "")):
+        check_one_line(line)
     with transaction.atomic():
         if "allowed_models" in changes:
             _set_models(key, changes.pop("allowed_models"))
@@ -297,8 +306,10 @@ def _check_limit(tenant: Tenant, user: User | None, *, only_new: bool = False) -
 
     `only_new`: for a key that replaces another one; together they may exceed the limit for a while.
     """
-    owner: type[Model] = User if user else Tenant
-    list(owner._default_manager.select_for_update().filter(pk=(user or tenant).pk).values("pk"))
+    if user:
+        lock_row(User, user.pk)
+    else:
+        lock_row(Tenant, tenant.pk)
     keys = ApiKey.objects.filter(user=user, is_playground=False)
     most = settings.KEYS_PER_PERSON if user else settings.SERVICE_KEYS_PER_TENANT
     counted = (keys if user else keys.filter(tenant=tenant)).filter(counts_against_limit(timezone.now(), only_new))
@@ -321,7 +332,11 @@ def limit_sentence(most: int) -> str:
 
 
 def _save_new(key: ApiKey, chosen: Iterable[ServedModel]) -> str:
-    """Store a new key under a new text, which is returned."""
+    """Store a new key under a new text, which is returned. Raises KeyRefused if no gateway would know the key."""
+    try:
+        check_secret("API_KEY_SECRET")
+    except OtherSecret as error:  # of a command on a machine that has a secret of its own
+        raise KeyRefused(str(error)) from error
     text = key.assign_text()
     with transaction.atomic():
         key.save()

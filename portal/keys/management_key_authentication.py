@@ -6,19 +6,20 @@ key on its own, so only sessions need a token against forged requests.
 
 from django.utils.translation import gettext as _
 from rest_framework.authentication import BaseAuthentication, get_authorization_header
-from rest_framework.exceptions import AuthenticationFailed, Throttled
+from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from portal.accounts.models import User
 from portal.keys import management_key_throttle, management_keys, secret
 from portal.keys.models import ManagementKey
+from portal.web.rest.throttling import TooManyRequests
 
 
 class WithManagementKey(BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[User, ManagementKey] | None:
         """Return the person and the key; None without such a header.
 
-        Raises AuthenticationFailed, or Throttled after too many wrong keys.
+        Raises AuthenticationFailed, or TooManyRequests after too many wrong keys.
         """
         word, _space, text = get_authorization_header(request).decode("latin-1").partition(" ")
         if word.lower() != "bearer":
@@ -27,7 +28,8 @@ class WithManagementKey(BaseAuthentication):
         if key is not None:
             return key.user, key
         if wait := management_key_throttle.count_wrong_key(request._request):
-            raise Throttled(wait, _("Too many requests with wrong keys."))
+            sentence = _("Too many requests with wrong keys. Try again in %(seconds)d seconds.") % {"seconds": wait}
+            raise TooManyRequests(wait, sentence)
         if text.startswith(secret.PREFIX):
             raise AuthenticationFailed(_("This is an API key for models. A management key (mdm_…) is needed here."))
         raise AuthenticationFailed(_("This management key is unknown, expired or revoked."))

@@ -6,10 +6,10 @@ from django import forms
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.one_line import check_one_line
 from portal.accounts.models import User
 from portal.keys.forms import LIFETIMES
 from portal.keys.management_keys import usable_scopes
-from portal.web.one_line import check_one_line
 
 
 class NewManagementKeyForm(forms.Form):

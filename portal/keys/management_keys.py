@@ -16,10 +16,11 @@ from django.utils.translation import gettext as _
 
 from portal.accounts import permissions
 from portal.accounts.models import User
-from portal.keys import lifecycle, secret
+from portal.keys import lifecycle, secret, site_secrets
 from portal.keys.models import ManagementKey
 from portal.web.notify import notify
 from portal.web.rest import scopes
+from portal.web.row_locks import lock_row
 
 LONGEST = timedelta(days=366)  # a year, also a leap year
 # How exact `last_used_at` is: a program that calls all day costs one write a minute.
@@ -42,7 +43,7 @@ def issue_management_key(
     if problems:
         raise ValidationError(problems)
     with transaction.atomic():
-        list(User.objects.select_for_update().filter(pk=user.pk).values("pk"))  # one after the other
+        lock_row(User, user.pk)
         if keys_of(user).filter(lifecycle.counts_against_limit(timezone.now())).count() >= settings.KEYS_PER_PERSON:
             raise ValidationError(lifecycle.limit_sentence(settings.KEYS_PER_PERSON))
         chosen = [name for name in scopes.SCOPES if name in scopes_]
@@ -91,11 +92,13 @@ def find_management_key(text: str) -> ManagementKey | None:
     if not secret.is_well_formed(text, secret.MANAGEMENT_PREFIX):
         return None
     now = timezone.now()
-    rows = ManagementKey.objects.filter(digest=secret.digest_of(text, settings.API_KEY_SECRET))
-    key = usable(rows, now).select_related("user").first()
+    digests = site_secrets.digests_of(text)
+    key = usable(ManagementKey.objects.filter(digest__in=digests), now).select_related("user").first()
+    if key is not None and key.digest != digests[0]:
+        site_secrets.renew_digest(ManagementKey, key.pk, digests)
     if key is not None and (key.last_used_at is None or key.last_used_at <= now - USE_RECORDED_EVERY):
         # .update(): use is not a change that a person decided on, so it is no audit event.
-        rows.update(last_used_at=now)
+        ManagementKey.objects.filter(pk=key.pk).update(last_used_at=now)
     return key
 
 

@@ -6,15 +6,16 @@ from datetime import date, datetime
 
 from django.db import models
 from django.db.models import Exists, OuterRef, Prefetch, QuerySet
-from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import routes
 from modelregistry.capabilities import find_capabilities
+from modelregistry.database_clock import read_now
 from modelregistry.models import Replica, ServedModel
-from modelregistry.overview import MADE_UP, is_supervised
+from modelregistry.overview import MADE_UP, HostReach, is_supervised, reach_of
 from modelregistry.sampling import describe_sampling
-from portal.accounts.models import Tenant
+from portal.accounts.models import Tenant, User
+from portal.accounts.permissions import may_operate, own_tenants
 from portal.keys.models import ApiKey, ModelAccess
 
 
@@ -54,6 +55,11 @@ def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
     return routes.offered_models().filter(open_)
 
 
+def offered_to(user: User) -> QuerySet[ServedModel]:
+    """Return the models that a person may know of: those that they may call, all of them to operators."""
+    return routes.offered_models() if may_operate(user) else open_to(own_tenants(user))
+
+
 def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
     """Return the offered models that this key may call: those of its tenant, or the key's selection of them."""
     models_ = open_to([key.tenant])
@@ -62,7 +68,7 @@ def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
 
 def available_models(served: QuerySet[ServedModel]) -> list[AvailableModel]:
     """Return these models with their state, by name. Three queries."""
-    now = timezone.now()
+    now = read_now()
     return [describe_model(model, now) for model in with_replicas(served)]
 
 
@@ -93,13 +99,12 @@ def describe_model(model: ServedModel, now: datetime) -> AvailableModel:
 
 def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
     """Return the best state that any of a model's replicas offers to a caller."""
-    found = [(replica.state, is_supervised(replica.host, now)) for replica in replicas]
+    known = list(replicas)
+    ready = [is_supervised(one.host, now) for one in known if one.state == Replica.State.READY]
+    if ready:
+        return Liveness.UP if any(ready) else Liveness.UNSURE
     # A silent host starts and wakes nothing.
-    states = {state for state, has_supervisor in found if has_supervisor}
-    if Replica.State.READY in states:
-        return Liveness.UP
-    if (Replica.State.READY, False) in found:
-        return Liveness.UNSURE
+    states = {replica.state for replica in known if reach_of(replica.host, now) == HostReach.ONLINE}
     if Replica.State.ASLEEP in states:
         return Liveness.ASLEEP
     if Replica.State.STARTING in states:

@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import ServedModel
+from modelregistry.one_line import check_one_line
 from portal.accounts.models import Tenant
 from portal.keys import secret
 
@@ -71,9 +72,16 @@ class IssuedKey(models.Model):
 
     TEXT_PREFIX: ClassVar[str]  # what the texts of such keys begin with
 
-    name = models.CharField(_("name"), max_length=60)
+    name = models.CharField(_("name"), max_length=60, validators=[check_one_line])
     prefix = models.CharField(_("prefix"), max_length=12, unique=True)
     digest = models.CharField(max_length=64, unique=True, editable=False)
+    digest_under = models.CharField(
+        max_length=16,
+        default="",
+        db_default="",
+        editable=False,
+        help_text=_("Fingerprint of the API_KEY_SECRET that made the digest."),
+    )
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
     revoked_at = models.DateTimeField(_("revoked"), null=True, blank=True)
@@ -91,6 +99,7 @@ class IssuedKey(models.Model):
         text = secret.make_secret(self.TEXT_PREFIX)
         self.prefix = text[: secret.PREFIX_LENGTH]
         self.digest = secret.digest_of(text, settings.API_KEY_SECRET)
+        self.digest_under = secret.fingerprint_of(settings.API_KEY_SECRET)
         return text
 
     @property
@@ -125,7 +134,11 @@ class ApiKey(IssuedKey):
         settings.AUTH_USER_MODEL, models.PROTECT, null=True, blank=True, related_name="keys", verbose_name=_("user")
     )
     service = models.CharField(
-        _("service"), max_length=60, blank=True, help_text=_("For a service key: Dify, batch, …")
+        _("service"),
+        max_length=60,
+        blank=True,
+        validators=[check_one_line],
+        help_text=_("For a service key: Dify, batch, …"),
     )
     responsible = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -136,7 +149,7 @@ class ApiKey(IssuedKey):
         verbose_name=_("responsible"),
         help_text=_("Of a service key: the person who is notified and asked about it."),
     )
-    purpose = models.CharField(_("purpose"), max_length=200, blank=True)
+    purpose = models.CharField(_("purpose"), max_length=200, blank=True, validators=[check_one_line])
     key_class = models.CharField(
         _("class"),
         max_length=12,
@@ -180,7 +193,7 @@ class ApiKey(IssuedKey):
         help_text=_("Answers that repeat themselves without end are treated as their model's settings say."),
     )
     # Made by the playground page for itself, for some hours; not listed among a person's keys.
-    is_playground = models.BooleanField(default=False, editable=False)
+    is_playground = models.BooleanField(_("of the playground"), default=False, editable=False)
     # A fact of its own: were it read from an empty list, a key for one model would open all when that model is deleted.
     every_model = models.BooleanField(
         _("all models"), default=True, help_text=_("All that the tenant may use. Off: only those chosen here.")
@@ -256,6 +269,18 @@ class ManagementKey(IssuedKey):
     class Meta(IssuedKey.Meta):
         verbose_name = _("management key")
         verbose_name_plural = _("management keys")
+
+
+class SiteSecret(models.Model):
+    """Which secret the processes of this site share, see `site_secrets`."""
+
+    setting = models.CharField(max_length=20, primary_key=True)
+    fingerprint = models.CharField(max_length=16)
+    before = models.CharField(max_length=16, default="")  # fingerprint of the one that it replaced
+    since = models.DateTimeField(default=timezone.now)
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.fingerprint}"
 
 
 class ModelAccess(models.Model):

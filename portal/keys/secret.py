@@ -1,4 +1,4 @@
-"""The text of a key: make, check and digest it. No database, no Django.
+"""The text of a key: make, check and digest it; and fingerprints of what digests it. No database, no Django.
 
 `mdg_` (`mdm_` for a management key) + 32 characters of randomness + 6 of checksum, all base 62. 32 characters hold 190
 bits. The checksum (CRC-32 of what precedes it, as in GitHub's tokens) lets a gateway refuse a mistyped or invented key
@@ -17,6 +17,7 @@ MANAGEMENT_PREFIX = "mdm_"
 RANDOM = 32
 CHECK = 6  # 62**6 > 2**32
 LENGTH = len(PREFIX) + RANDOM + CHECK
+FINGERPRINT = 16  # hexadecimal digits
 PREFIX_LENGTH = 12  # characters by which pages and commands name a key: mdg_ and 8 random ones (47 bits)
 
 
@@ -55,3 +56,8 @@ def find_secrets(text: str, prefix: str) -> set[str]:
 def digest_of(key: str, secret: str) -> str:
     """Return the HMAC-SHA256 in hex, which is stored and looked up. Keys are random, so no slow hash is needed."""
     return hmac.digest(secret.encode(), key.encode(), "sha256").hex()
+
+
+def fingerprint_of(secret: str) -> str:
+    """Return what names a secret without a way back to it: the first 64 bits of an HMAC-SHA256 under it."""
+    return hmac.digest(secret.encode(), b"madoguchi fingerprint", "sha256").hex()[:FINGERPRINT]

@@ -7,15 +7,15 @@ from django.utils.translation import gettext as _
 from rest_framework import serializers
 
 from modelregistry.models import ServedModel
+from modelregistry.one_line import check_one_line
 from portal.accounts.api_fields import AnyTenant, Colleague
 from portal.accounts.models import Tenant
 from portal.keys import networks, queries
 from portal.keys.api_fields import AnyModel
 from portal.keys.model_access import AvailableModel, Liveness, open_to
 from portal.keys.models import ApiKey, check_expiry
-from portal.web.one_line import check_one_line
 from portal.web.rest import scopes
-from portal.web.rest.strict_fields import CharField, DateTimeField
+from portal.web.rest.strict_fields import CharField, DateTimeField, KnownFields
 
 LONGEST_OVERLAP = 90 * 24  # hours
 
@@ -94,7 +94,7 @@ class KeyFilter(serializers.Serializer[Any]):
     )
 
 
-class KeySettings(serializers.Serializer[Any]):
+class KeySettings(KnownFields):
     """What the holder of a key or a tenant admin decides about it."""
 
     name = CharField(validators=[check_one_line], max_length=60, required=False)
@@ -172,8 +172,9 @@ class KeyChange(KeySettings):
         return values
 
 
-class Revocation(serializers.Serializer[Any]):
+class Revocation(KnownFields):
     because = CharField(
+        validators=[check_one_line],
         max_length=200,
         required=False,
         default="",
@@ -182,7 +183,7 @@ class Revocation(serializers.Serializer[Any]):
     )
 
 
-class Rotation(serializers.Serializer[Any]):
+class Rotation(KnownFields):
     overlap_hours = serializers.IntegerField(
         required=False,
         default=24,
@@ -192,7 +193,7 @@ class Rotation(serializers.Serializer[Any]):
     )
 
 
-class LeakedText(serializers.Serializer[Any]):
+class LeakedText(KnownFields):
     text = CharField(max_length=100_000, help_text="The key, or the text around it. It is not stored.")
 
 
@@ -239,7 +240,7 @@ class ManagementKeyWithText(ManagementKey):
     text = CharField(help_text="The key itself. Store it now: it is never shown again.")
 
 
-class NewManagementKey(serializers.Serializer[Any]):
+class NewManagementKey(KnownFields):
     name = CharField(validators=[check_one_line], max_length=60)
     scopes = serializers.ListField(
         child=serializers.ChoiceField([(name, scope.label) for name, scope in scopes.SCOPES.items()]), allow_empty=False

@@ -14,6 +14,7 @@ from portal.accounts.timezones import zone_of
 from portal.keys import leaked_keys, queries
 from portal.keys.forms import LeakedKeyForm
 from portal.keys.models import ApiKey
+from portal.web import posted_forms
 
 TENANTS = 12  # to filter by; people who administer more find them by typing
 
@@ -69,7 +70,7 @@ def page_of(request: HttpRequest, keys: QuerySet[ApiKey]) -> queries.KeyPage:
 @require_http_methods(["GET", "HEAD", "POST"])
 def report_leaked_key(request: HttpRequest) -> HttpResponse:
     """Revoke a key that was found in the wrong place. Every person who is signed in may: every reader could use it."""
-    form = LeakedKeyForm(request.POST or None)
+    form = LeakedKeyForm(posted_forms.posted_data(request))
     found = leaked_keys.revoke_leaked(form.cleaned_data["text"], current_user(request)) if form.is_valid() else None
     form.data = {}  # what was pasted is never sent back
-    return render(request, "keys/report_leaked.html", {"form": form, "found": found})
+    return posted_forms.render_form(request, "keys/report_leaked.html", form, {"found": found})

@@ -11,7 +11,7 @@ from django.views.decorators.debug import sensitive_variables
 from drf_spectacular.utils import extend_schema
 from rest_framework import status
 from rest_framework.decorators import action
-from rest_framework.exceptions import Throttled, ValidationError
+from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -26,6 +26,7 @@ from portal.lessons import serializers as shapes
 from portal.lessons.models import Seminar, SeminarParticipant
 from portal.lessons.progress import CourseProgress
 from portal.web.rest.list_pages import ListPagination
+from portal.web.rest.throttling import TooManyRequests
 from portal.web.rest.validation import validated
 
 
@@ -122,19 +123,19 @@ class Seminars(GenericViewSet[Seminar]):
         row = seminars.change_seminar(current_user(request), self.get_object(), timezone.now(), **values)
         return Response(shapes.SeminarWithCode(row, context={"request": request}).data)
 
-    @action(["post"], detail=True)
     @extend_schema(summary=gettext_lazy("End a seminar"), request=None, responses={200: shapes.SeminarWithCode})
+    @action(["post"], detail=True)
     def end(self, request: Request, pk: int) -> Response:
         """End it before its time: its keys stop within 2 seconds. Ending twice changes nothing."""
         seminars.end_seminar(self.get_object(), timezone.now())
         return self.retrieve(request, pk)
 
-    @action(["get"], detail=True, pagination_class=None)
     @extend_schema(
         summary=gettext_lazy("How far the participants are"),
         responses={200: shapes.Participant(many=True)},
         filters=False,
     )
+    @action(["get"], detail=True, pagination_class=None)
     def progress(self, request: Request, pk: int) -> Response:
         """Return what participants agreed to show when they joined: no texts, only which steps and when.
 
@@ -144,25 +145,28 @@ class Seminars(GenericViewSet[Seminar]):
         rows = seminars.read_participants(seminar) if seminars.shows_names(seminar, timezone.now()) else []
         return Response([describe_participant(row) for row in rows])
 
-    @action(["post"], detail=True)
     @extend_schema(
         summary=gettext_lazy("Invite people by name"),
         request=shapes.NamedPeople,
         responses={200: shapes.NamingResult},
     )
+    @action(["post"], detail=True)
     def people(self, request: Request, pk: int) -> Response:
-        """Invite people by user name, mail address or whole name. They are notified and need no code."""
+        """Invite people by user name, mail address or whole name. They are notified and need no code.
+
+        Whose key was taken back may join again, with a new key.
+        """
         by, seminar = current_user(request), self.get_object()
         found = invitations.find_people(seminar, validated(shapes.NamedPeople, request.data)["people"])
-        new = invitations.name_people(by, seminar, found.people)
-        unknown, ambiguous = list(found.unknown), list(found.ambiguous)
-        invited = [one.get_username() for one in new]
-        return Response({"invited": invited, "unknown": unknown, "ambiguous": ambiguous})
+        naming = invitations.name_people(by, seminar, found.people)
+        people = {"invited": naming.invited, "let_back": naming.let_back, "already": naming.already}
+        by_name = {what: [one.get_username() for one in some] for what, some in people.items()}
+        return Response({**by_name, "unknown": list(found.unknown), "ambiguous": list(found.ambiguous)})
 
-    @action(["post"], detail=True)
     @extend_schema(
         summary=gettext_lazy("Withdraw an invitation"), request=shapes.OnePerson, responses={200: shapes.Withdrawal}
     )
+    @action(["post"], detail=True)
     def withdraw(self, request: Request, pk: int) -> Response:
         """Take a person off the list who has not joined. `withdrawn` is false for who was not on it."""
         seminar = self.get_object()
@@ -172,16 +176,19 @@ class Seminars(GenericViewSet[Seminar]):
             invitations.withdraw_name(current_user(request), seminar, invited.user)
         return Response({"withdrawn": invited is not None})
 
-    @action(["post"], detail=True, url_path="take-back")
     @extend_schema(
         summary=gettext_lazy("Take a participant’s key back"),
         request=shapes.TakingBack,
         responses={200: shapes.Participant},
     )
+    @action(["post"], detail=True, url_path="take-back")
     def take_back(self, request: Request, pk: int) -> Response:
         """Revoke a participant's keys of this seminar for good. The person is notified of the reason.
 
-        Refused once the seminar is over.
+        They get another key only if they are invited again.
+
+        A person who is a member of the tenant only through the seminar leaves it, and with it the playground. Refused
+        once the seminar is over.
         """
         seminar = self.get_object()
         values = validated(shapes.TakingBack, request.data)
@@ -193,8 +200,8 @@ class Seminars(GenericViewSet[Seminar]):
             raise ValidationError({"person": [_("This person does not take part.")]})
         if participant.taken_back_at is None:
             seminars.take_back_key(current_user(request), participant, values["reason"])
-        found = seminars.read_participants(participant.seminar)
-        return Response(describe_participant(next(row for row in found if row.pk == participant.pk)))
+        [row] = seminars.read_participants(participant.seminar, pk=participant.pk)
+        return Response(describe_participant(row))
 
 
 class JoinSeminarView(APIView):
@@ -214,14 +221,15 @@ class JoinSeminarView(APIView):
         """Join by the code, or by number where the organiser named you. Return the key with its text, this once.
 
         Its organiser then sees your name, and which steps of the course you do and when, from joining until 30 minutes
-        after the end, and no texts; 7 days later only how many people did. Who joins again gets 200 and no text.
+        after the end, and no texts; 7 days later only how many people did. Who joins again gets 200 and no text, and
+        409 if the organiser took the key back.
         """
         user, now = current_user(request), timezone.now()
         wanted = validated(shapes.SeminarToJoin, request.data)
         if "code" in wanted:
             participant, text = join_by_code(request, user, wanted["code"], now)
         else:
-            seminar = seminars.seminars_of(user, now).filter(pk=wanted["seminar"]).first()
+            seminar = seminars.seminars_known_to(user, now).filter(pk=wanted["seminar"]).first()
             if seminar is None:
                 raise ValidationError({"seminar": [_("You are not invited to a seminar of this number.")]})
             participant, text = seminars.join_as_named(user, seminar, now)
@@ -229,6 +237,7 @@ class JoinSeminarView(APIView):
         joined = {
             "seminar": participant.seminar,
             "key": key.prefix if key else None,
+            "has_key": key is not None and key.state == "active",
             "expires_at": key.expires_at if key else None,
             "text": text or None,
         }
@@ -237,9 +246,9 @@ class JoinSeminarView(APIView):
 
 
 def join_by_code(request: Request, user: User, code: str, now: datetime) -> tuple[SeminarParticipant, str]:
-    """Join as `seminars.join_seminar`. Raises Throttled after many wrong codes."""
+    """Join as `seminars.join_seminar`. Raises TooManyRequests after many wrong codes."""
     if wait := code_throttle.seconds_to_wait(request, user):
-        raise Throttled(wait, code_throttle.sentence(wait))
+        raise TooManyRequests(wait, code_throttle.sentence(wait))
     try:
         return seminars.join_seminar(user, code, now)
     except seminars.SeminarRefused as refusal:

@@ -3,6 +3,7 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.contrib.auth.signals import user_logged_in
+from django.db.models.signals import post_save
 from django.utils.translation import gettext_lazy as _
 
 
@@ -19,8 +20,17 @@ class LessonsConfig(AppConfig):
             key_requested,
             playground_key_renewed,
         )
+        from portal.lessons.guests import (
+            check_removal,
+            follow_default,
+            keep_changed_limit,
+            limit_guest_again,
+            limit_playground_key,
+        )
         from portal.lessons.models import Seminar
-        from portal.lessons.seminars import check_replacement, check_request, follow_key, limit_playground_key
+        from portal.lessons.seminars import check_replacement, check_request, follow_key
+        from portal.quotas.models import Quota
+        from portal.quotas.signals import quota_removal_requested, quota_removed
         from portal.use_cases.signals import use_case_tried
 
         use_case_tried.connect(note_tried, dispatch_uid="lessons")
@@ -29,6 +39,10 @@ class LessonsConfig(AppConfig):
         key_replacement_requested.connect(check_replacement, dispatch_uid="lessons")
         key_replaced.connect(follow_key, dispatch_uid="lessons")
         playground_key_renewed.connect(limit_playground_key, dispatch_uid="lessons")
+        post_save.connect(keep_changed_limit, Quota, dispatch_uid="lessons")
+        post_save.connect(follow_default, Quota, dispatch_uid="lessons-default")
+        quota_removal_requested.connect(check_removal, dispatch_uid="lessons")
+        quota_removed.connect(limit_guest_again, dispatch_uid="lessons")
         tracking.track(
             Seminar,
             "seminar",

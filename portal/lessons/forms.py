@@ -4,20 +4,21 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.one_line import check_one_line
 from portal.accounts.models import Tenant, User
 from portal.lessons import invitations, seminars
 from portal.lessons.courses import all_courses
 from portal.lessons.models import MOST_PEOPLE, Seminar
 from portal.lessons.seminars import SeminarChanges
 from portal.quotas.administration import MAX_AMOUNT
-from portal.web.one_line import check_one_line
+from portal.web.editions import EditionForm
 
 
 class JoinForm(forms.Form):
     code = forms.CharField(
         label=_("Code"),
-        max_length=40,
-        help_text=_("Sixteen letters and digits. Capitals and hyphens do not matter."),
+        max_length=seminars.MOST_TYPED,
+        help_text=_("Sixteen letters and digits, or the link to join. Capitals and hyphens do not matter."),
         widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "characters", "spellcheck": "false"}),
     )
 
@@ -33,7 +34,11 @@ class NamesForm(forms.Form):
 
 class TakeBackForm(forms.Form):
     reason = forms.CharField(
-        label=_("Reason"), required=False, max_length=200, help_text=_("The participant is notified of it.")
+        label=_("Reason"),
+        required=False,
+        max_length=200,
+        validators=[check_one_line],
+        help_text=_("The participant is notified of it."),
     )
 
 
@@ -48,7 +53,7 @@ def _tokens_field(most: int) -> forms.IntegerField:
     )
 
 
-class PlanForm(forms.Form):
+class PlanForm(EditionForm, forms.Form):
     """What an organiser decides about a seminar. Day and hours are of the tenant's zone."""
 
     title = forms.CharField(

@@ -13,11 +13,18 @@ from django.db import transaction
 from django.db.models import Q, QuerySet, Value
 from django.db.models.functions import Concat, Lower, Replace
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from portal.accounts.models import User
 from portal.audit import tracking
 from portal.lessons.models import MOST_PEOPLE, Seminar, SeminarInvitation
-from portal.lessons.seminars import SeminarRefused, check_organiser, count_places_taken
+from portal.lessons.seminars import (
+    SeminarRefused,
+    awaited_invitations,
+    check_organiser,
+    count_places_taken,
+    people_concerned,
+)
 from portal.web.notify import notify
 
 BETWEEN = re.compile(r"[\n\r,;、，；]+")
@@ -32,6 +39,15 @@ class FoundPeople:
     people: Sequence[User]
     unknown: Sequence[str]
     ambiguous: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """What became of people who were named. `let_back`: those of the invited whose key had been taken back."""
+
+    invited: Sequence[User]
+    let_back: Sequence[User]
+    already: Sequence[User]  # were invited or take part
 
 
 def people_to_name(seminar: Seminar) -> QuerySet[User]:
@@ -91,25 +107,38 @@ def _joined(first: str, second: str) -> Lower:
     return Lower(whole)
 
 
-def name_people(by: User, seminar: Seminar, people: Iterable[User]) -> list[User]:
-    """Name people for a seminar, and notify those who were not named before, who are returned.
+def name_people(by: User, seminar: Seminar, people: Iterable[User]) -> Naming:
+    """Name people for a seminar, and notify those who neither are named already nor take part.
 
-    Raises SeminarRefused and PermissionDenied.
+    Whose key was taken back may join again. Raises SeminarRefused and PermissionDenied.
     """
     check_organiser(by, seminar)
     with transaction.atomic():
         row = Seminar.objects.select_for_update(of=("self",)).select_related("tenant").get(pk=seminar.pk)
         if row.ended_at is not None:
             raise SeminarRefused(_("The seminar is over."), code="over")
-        there = {*row.invitations.values_list("user", flat=True), *row.participants.values_list("user", flat=True)}
+        there = set(User.objects.filter(people_concerned(row)).values_list("pk", flat=True))
         allowed = set(people_to_name(row).filter(pk__in=[one.pk for one in people]).values_list("pk", flat=True))
         new = [one for one in people if one.pk in allowed - there]
+        out = set(row.participants.filter(user__in=new).values_list("user", flat=True))
+        naming = Naming(
+            invited=new,
+            let_back=[one for one in new if one.pk in out],
+            already=[one for one in people if one.pk in allowed & there],
+        )
         if count_places_taken(row) + len(new) > row.places:
             raise SeminarRefused(
-                _("The seminar has %(places)d places. Add places first.") % {"places": row.places}, code="places"
+                ngettext(
+                    "The seminar has %(places)d place. Add places first.",
+                    "The seminar has %(places)d places. Add places first.",
+                    row.places,
+                )
+                % {"places": row.places},
+                code="places",
             )
         if not new:
-            return []
+            return naming
+        row.invitations.filter(user__in=out).delete()  # that led to the key which was taken back
         added = SeminarInvitation.objects.bulk_create([SeminarInvitation(seminar=row, user=one) for one in new])
         _record("seminar.invite", row, new)
         notify(
@@ -122,7 +151,7 @@ def name_people(by: User, seminar: Seminar, people: Iterable[User]) -> list[User
             by=str(by),
             at=row.begins_at.astimezone(row.tenant.zone).isoformat(),
         )
-    return new
+    return naming
 
 
 def withdraw_name(by: User, seminar: Seminar, person: User) -> None:
@@ -134,9 +163,9 @@ def withdraw_name(by: User, seminar: Seminar, person: User) -> None:
 
 
 def awaited(seminar: Seminar) -> list[User]:
-    """Return those who are named and have not joined, by name. One query."""
-    named = User.objects.filter(pk__in=seminar.invitations.values("user"))
-    return list(named.exclude(pk__in=seminar.participants.values("user")).order_by("last_name", "first_name", "pk"))
+    """Return those who are named and may still join, by name. One query."""
+    named = User.objects.filter(pk__in=awaited_invitations(seminar).values("user"))
+    return list(named.order_by("last_name", "first_name", "pk"))
 
 
 def _record(action: str, seminar: Seminar, people: Sequence[User]) -> None:

@@ -7,9 +7,11 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.one_line import check_one_line
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey
 from portal.lessons.courses import all_courses
+from portal.quotas.models import Quota
 
 MOST_PEOPLE = 300  # of a seminar
 
@@ -54,7 +56,7 @@ class Seminar(models.Model):
         default=False,
         help_text=_("Any signed-in person may join, and is a member of the tenant until the seminar is over."),
     )
-    title = models.CharField(_("title"), max_length=80, blank=True)
+    title = models.CharField(_("title"), max_length=80, blank=True, validators=[check_one_line])
     course = models.CharField(_("course"), max_length=20)
     begins_at = models.DateTimeField(_("begins"))
     ends_at = models.DateTimeField(_("ends"))
@@ -87,7 +89,8 @@ class SeminarParticipant(models.Model):
     key = models.OneToOneField(ApiKey, models.SET_NULL, null=True, related_name="+")
     joined_at = models.DateTimeField(default=timezone.now)
     taken_back_at = models.DateTimeField(null=True)  # by the organiser: it gets no successor
-    added_to_tenant = models.BooleanField(default=False)  # by joining, and so until the end
+    added_to_tenant = models.BooleanField(default=False)  # by joining, and so until the end: see `guests`
+    limit = models.ForeignKey(Quota, models.SET_NULL, null=True, related_name="+")  # of a guest, see `guests`
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["seminar", "user"], name="one_participant_per_person")]

@@ -31,6 +31,8 @@ from portal.lessons.forms import JoinForm, NamesForm, PlanForm, SeminarForm, Tak
 from portal.lessons.models import Seminar, SeminarParticipant
 from portal.lessons.seminars import SeminarRefused
 from portal.web import posted_forms
+from portal.web.editions import locked_if_posted
+from portal.web.row_locks import lock_row
 from portal.web.templatetags.formatting import listed
 
 
@@ -46,22 +48,21 @@ def new_seminar(request: HttpRequest) -> HttpResponse:
     user = current_user(request)
     if not seminars.tenants_to_open_for(user).exists():
         raise PermissionDenied
-    form = SeminarForm(request.POST or None, user=user)
-    if request.method == "POST" and form.is_valid():
+    form = SeminarForm(posted_forms.posted_data(request), user=user)
+    if form.is_valid():
         try:
             seminar = seminars.open_seminar(user, form.seminar(), timezone.now())
         except SeminarRefused as refusal:
             add_refusal(form, refusal)
         else:
             return redirect("seminar", seminar.pk)
-    status = 400 if form.is_bound else 200
-    return render(request, "lessons/new_seminar.html", {"form": form}, status=status)
+    return posted_forms.render_form(request, "lessons/new_seminar.html", form)
 
 
 def add_refusal(form: PlanForm, refusal: SeminarRefused) -> None:
     """Let the fields that it is about say why, or the form as a whole."""
     for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
-        form.add_error(name or None, list(sentences))
+        form.add_error(name if name in form.fields else None, list(sentences))
 
 
 @login_required
@@ -74,18 +75,20 @@ def seminar_page(request: HttpRequest, pk: int) -> HttpResponse:
 
 def render_seminar(request: HttpRequest, seminar: Seminar, names: NamesForm, status: int = 200) -> HttpResponse:
     rows = seminars.read_participants(seminar)
+    present = [row for row in rows if not row.is_out]
     shows_names = seminars.shows_names(seminar, timezone.now())
     counts = {
-        "with_key": sum(row.has_key for row in rows),
-        "answered": sum(row.answered_at is not None for row in rows),
+        "with_key": sum(row.has_key for row in present),
+        "answered": sum(row.answered_at is not None for row in present),
     }
     shown: Mapping[str, int | None] = counts
     if not shows_names:
-        shown = {name: progress.shown_count(people, len(rows)) for name, people in counts.items()}
+        shown = {name: progress.shown_count(people, len(present)) for name, people in counts.items()}
     context = {
         **describe(request, seminar),
         **shown,
         "rows": rows,
+        "joined": len(present),
         "shows_names": shows_names,
         "awaited": [] if seminar.ended_at else invitations.awaited(seminar),
         "names": names,
@@ -99,20 +102,20 @@ def render_seminar(request: HttpRequest, seminar: Seminar, names: NamesForm, sta
 def edit(request: HttpRequest, pk: int) -> HttpResponse:
     """Change a seminar that is not over."""
     user = current_user(request)
-    seminar = find_seminar(user, pk)
-    if seminar.ended_at is not None:
-        raise Http404
-    form = PlanForm(request.POST or None, initial=initial_plan(seminar))
-    if request.method == "POST" and form.is_valid():
-        try:
-            seminars.change_seminar(user, seminar, timezone.now(), **form.plan(seminar.tenant))
-        except SeminarRefused as refusal:
-            add_refusal(form, refusal)
-        else:
-            messages.success(request, _("Saved."))
-            return redirect("seminar", seminar.pk)
-    status = 400 if form.is_bound else 200
-    return render(request, "lessons/edit_seminar.html", {"form": form, "seminar": seminar}, status=status)
+    with locked_if_posted(request, lambda: lock_row(Seminar, pk)):
+        seminar = find_seminar(user, pk)
+        if seminar.ended_at is not None:
+            raise Http404
+        form = PlanForm(posted_forms.posted_data(request), initial=initial_plan(seminar))
+        if form.is_valid():
+            try:
+                seminars.change_seminar(user, seminar, timezone.now(), **form.plan(seminar.tenant))
+            except SeminarRefused as refusal:
+                add_refusal(form, refusal)
+            else:
+                messages.success(request, _("Saved."))
+                return redirect("seminar", seminar.pk)
+    return posted_forms.render_form(request, "lessons/edit_seminar.html", form, {"seminar": seminar})
 
 
 @login_required
@@ -126,19 +129,36 @@ def name_people(request: HttpRequest, pk: int) -> HttpResponse:
         return render_seminar(request, seminar, form, 400)
     try:
         found = invitations.find_people(seminar, invitations.split_names(form.cleaned_data["names"]))
-        new = invitations.name_people(user, seminar, found.people)
+        naming = invitations.name_people(user, seminar, found.people)
     except SeminarRefused as refusal:
         form.add_error("names", refusal.sentence)
         return render_seminar(request, seminar, form, 400)
+    say_who_is_invited(request, naming)
     left = [*found.unknown, *found.ambiguous]
     if not left:
-        sentence = ngettext("%(number)d person is invited.", "%(number)d people are invited.", len(new))
-        messages.success(request, sentence % {"number": len(new)})
         return redirect("seminar", pk)
     rest = NamesForm({"names": "\n".join(left)})
     for sentence in refused_names(found):
         rest.add_error("names", sentence)
     return render_seminar(request, seminar, rest, 400)
+
+
+def say_who_is_invited(request: HttpRequest, naming: invitations.Naming) -> None:
+    """Say how many are invited now, who of them was let back, and who was there before."""
+    if naming.invited:
+        number = len(naming.invited)
+        sentence = ngettext("%(number)d person is invited.", "%(number)d people are invited.", number)
+        messages.success(request, sentence % {"number": number}, "invited")
+    if naming.let_back:
+        names = listed(map(str, naming.let_back))
+        messages.info(
+            request,
+            _("Their key had been taken back; now they can join again, with a new key: %(names)s") % {"names": names},
+            "let-back",
+        )
+    if naming.already:
+        names = listed(map(str, naming.already))
+        messages.info(request, _("Already invited or taking part: %(names)s") % {"names": names}, "already")
 
 
 def refused_names(found: invitations.FoundPeople) -> list[str]:
@@ -175,17 +195,17 @@ def take_back(request: HttpRequest, pk: int, participant_pk: int) -> HttpRespons
     seminar = find_seminar(user, pk)
     rows = SeminarParticipant.objects.select_related("user", "seminar__tenant", "key__tenant", "key__user")
     participant = get_object_or_404(rows, seminar=seminar, pk=participant_pk)
-    form = TakeBackForm(request.POST or None)
-    if request.method == "POST" and form.is_valid():
+    form = TakeBackForm(posted_forms.posted_data(request))
+    if form.is_valid():
         try:
             seminars.take_back_key(user, participant, form.cleaned_data["reason"])
         except SeminarRefused as refusal:
             messages.error(request, refusal.sentence)
         return redirect("seminar", pk)
-    if participant.key is None or participant.key.revoked_at is not None:
+    if participant.taken_back_at is not None:
         return redirect("seminar", pk)
-    context = {"form": form, "seminar": seminar, "participant": participant}
-    return render(request, "lessons/take_back.html", context, status=400 if form.errors else 200)
+    context = {"seminar": seminar, "participant": participant}
+    return posted_forms.render_form(request, "lessons/take_back.html", form, context)
 
 
 @login_required
@@ -261,10 +281,13 @@ def join(request: HttpRequest) -> HttpResponse:
 def join_as_named(request: HttpRequest, pk: int) -> HttpResponse:
     """Let a person join without the code that the organiser named, and show the key once."""
     user, now = current_user(request), timezone.now()
-    seminar = get_object_or_404(seminars.seminars_of(user, now), pk=pk)
+    seminar = get_object_or_404(seminars.seminars_known_to(user, now), pk=pk)
     context: dict[str, Any] = {"seminar": seminar, "opens": seminar.begins_at - seminars.EARLY, "zone": zone_of(user)}
     context["is_early"] = now < context["opens"]
+    context["is_out"] = seminar.is_out  # type: ignore[attr-defined]  # an annotation
     if request.method != "POST":
+        if context["is_out"]:
+            context["refusal"] = seminars.taken_back_sentence()
         return render(request, "lessons/join_named.html", context)
     try:
         participant, text = seminars.join_as_named(user, seminar, now)

@@ -7,20 +7,22 @@ code, or without it if the organiser named them (`invitations`).
 The code of a seminar is derived from a random number, which is stored, and API_KEY_SECRET, which no database holds. It
 is looked up by its digest. Keys end in two ways: `close_due_seminars` revokes them AFTERWARDS past the end, and their
 own expiry stops them LATEST past it, should no task run. Participants may replace their key. What ends it, ends its
-predecessors as well, and then it gets no successor.
+predecessors as well, and then it gets no successor. Whose key was taken back joins again if the organiser invites
+them again, with a key that replaces it.
 """
 
 import base64
 import hmac
 import secrets
-from collections.abc import Collection, Iterable
+import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, Unpack
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, Min, OuterRef, Q, QuerySet
+from django.db.models import Exists, F, Min, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -30,8 +32,10 @@ from portal.keys import lifecycle
 from portal.keys.lineage import lineage_of
 from portal.keys.models import ApiKey
 from portal.keys.secret import digest_of
-from portal.lessons import progress
+from portal.keys.site_secrets import accepted_secrets, digests_of
+from portal.lessons import guests, progress
 from portal.lessons.courses import all_courses
+from portal.lessons.guests import PER_DAY
 from portal.lessons.models import MOST_PEOPLE, Seminar, SeminarInvitation, SeminarParticipant
 from portal.lessons.progress import CourseProgress
 from portal.quotas.administration import QuotaKind, QuotaTarget, effective_amount
@@ -49,11 +53,12 @@ NAMES_KEPT = timedelta(days=7)  # after the end; in the words of consent
 LATEST = timedelta(hours=1)
 LONGEST = timedelta(hours=12)
 MOST_AHEAD = timedelta(days=366)
-PER_DAY, PER_MONTH = (QuotaKind(unit=TOKENS.name, window=window) for window in ("day", "month"))
+PER_MONTH = QuotaKind(unit=TOKENS.name, window="month")
 USUAL_PLACES = 40  # of a room: also the most without a limit of tokens
 USUAL_TOKENS = 100_000  # of a participant: some hours of questions
 MOST_TOKENS = 10_000_000  # of a participant: a hundred times that, which no one uses in LONGEST
 MISREAD = str.maketrans("018", "OIB")  # what base 32 has no digits for
+MOST_TYPED = 300  # characters: a code, or a link that ends with it
 
 
 class SeminarRefused(Refused):
@@ -87,29 +92,39 @@ class ParticipantRow:
     person: User
     joined_at: datetime
     has_key: bool
+    is_out: bool  # the key was taken back
     answered_at: datetime | None
     progress: CourseProgress
 
 
 def code_of(seminar: Seminar) -> str:
     """Return the code in groups, as people type it."""
-    code = _derive_code(seminar.nonce)
+    code = _find_code(seminar)
     return "-".join(code[at : at + GROUP] for at in range(0, CODE_LENGTH, GROUP))
 
 
-def _derive_code(nonce: str) -> str:
-    digest = hmac.digest(settings.API_KEY_SECRET.encode(), b"seminar:" + nonce.encode(), "sha256")
+def _find_code(seminar: Seminar) -> str:
+    """Return its code; one from before API_KEY_SECRET was replaced comes from the former one."""
+    for secret in accepted_secrets():
+        code = _derive_code(seminar.nonce, secret)
+        if digest_of(f"seminar:{code}", secret) == seminar.code_digest:
+            return code
+    return _derive_code(seminar.nonce, settings.API_KEY_SECRET)
+
+
+def _derive_code(nonce: str, secret: str) -> str:
+    digest = hmac.digest(secret.encode(), b"seminar:" + nonce.encode(), "sha256")
     return base64.b32encode(digest).decode()[:CODE_LENGTH]
 
 
 def clean_code(typed: str) -> str:
-    """Return what was typed as the code that it can only mean: without separators, in capitals."""
-    kept = "".join(letter for letter in typed[:100].upper() if letter.isascii() and letter.isalnum())
+    """Return what was typed as the code that it can only mean: without separators, in capitals.
+
+    Full-width letters, as Japanese input gives, are the usual ones. Of the link to join, the code is the fragment.
+    """
+    _address, _sign, code = unicodedata.normalize("NFKC", typed[:MOST_TYPED]).rpartition("#")
+    kept = "".join(letter for letter in code.upper() if letter.isascii() and letter.isalnum())
     return kept.translate(MISREAD)
-
-
-def _digest(code: str) -> str:
-    return digest_of(f"seminar:{code}", settings.API_KEY_SECRET)
 
 
 def organised_by(user: User) -> QuerySet[Seminar]:
@@ -125,11 +140,34 @@ def seminars_of(user: User, now: datetime) -> QuerySet[Seminar]:
 
     Each `has_joined` or not.
     """
-    joined = SeminarParticipant.objects.filter(seminar=OuterRef("pk"), user=user)
-    named = SeminarInvitation.objects.filter(seminar=OuterRef("pk"), user=user)
+    return seminars_known_to(user, now).filter(is_out=False)  # type: ignore[misc]  # an annotation
+
+
+def seminars_known_to(user: User, now: datetime) -> QuerySet[Seminar]:
+    """Return the `seminars_of` a person, and with `is_out` those whose organiser took their key back."""
+    rows = SeminarParticipant.objects.filter(seminar=OuterRef("pk"), user=user)
+    joined, named = Exists(rows.filter(taken_back_at=None)), Exists(_awaited_of(seminar=OuterRef("pk"), user=user))
     found = Seminar.objects.select_related("tenant").filter(ended_at=None, ends_at__gt=now, tenant__is_active=True)
-    found = found.annotate(has_joined=Exists(joined)).filter(Q(has_joined=True) | Exists(named))
-    return found.order_by("begins_at", "pk")
+    found = found.annotate(has_joined=joined, is_out=Exists(rows) & ~joined & ~named)
+    return found.filter(Q(has_joined=True) | Q(is_out=True) | named).order_by("begins_at", "pk")
+
+
+def _awaited_of(**which: Any) -> QuerySet[SeminarInvitation]:
+    """Return the invitations of people who may still join: who have not, or whose key was taken back before it."""
+    rows = SeminarParticipant.objects.filter(seminar=OuterRef("seminar"), user=OuterRef("user"))
+    is_used = Exists(rows.filter(Q(taken_back_at=None) | Q(taken_back_at__gte=OuterRef("at"))))
+    return SeminarInvitation.objects.filter(~is_used, **which)
+
+
+def awaited_invitations(seminar: Seminar) -> QuerySet[SeminarInvitation]:
+    """Return the invitations of people who may still join this seminar."""
+    return _awaited_of(seminar=seminar)
+
+
+def people_concerned(seminar: Seminar) -> Q:
+    """Return the condition for people who take part or are awaited."""
+    joined = seminar.participants.filter(taken_back_at=None)
+    return Q(pk__in=joined.values("user")) | Q(pk__in=awaited_invitations(seminar).values("user"))
 
 
 def check_organiser(by: User, seminar: Seminar) -> None:
@@ -151,17 +189,23 @@ def open_seminar(by: User, seminar: Seminar, now: datetime) -> Seminar:
 def assign_code(seminar: Seminar) -> None:
     """Give a new seminar its code."""
     seminar.nonce = secrets.token_hex(16)
-    seminar.code_digest = _digest(_derive_code(seminar.nonce))
+    code = _derive_code(seminar.nonce, settings.API_KEY_SECRET)
+    seminar.code_digest = digests_of(f"seminar:{code}")[0]
 
 
 def _check_hours(seminar: Seminar, now: datetime) -> None:
     """Raise SeminarRefused for hours that cannot be."""
     if seminar.ends_at <= seminar.begins_at:
-        raise SeminarRefused(_("The seminar ends before it begins."), code="order")
+        raise _refuse_hours("ends_at", "order", _("The seminar ends before it begins."))
     if seminar.ends_at <= now:
-        raise SeminarRefused(_("This day and hour are past."), code="past")
+        raise _refuse_hours("ends_at", "past", _("This day and hour are past."))
     if seminar.ends_at - seminar.begins_at > LONGEST or seminar.begins_at > now + MOST_AHEAD:
-        raise SeminarRefused(_("A seminar lasts 12 hours at most and begins within a year."), code="too-long")
+        sentence = _("A seminar lasts 12 hours at most and begins within a year.")
+        raise _refuse_hours("ends_at" if seminar.begins_at <= now + MOST_AHEAD else "begins_at", "too-long", sentence)
+
+
+def _refuse_hours(field: str, code: str, sentence: str) -> SeminarRefused:
+    return SeminarRefused(sentence, {field: [sentence]}, code=code)
 
 
 def _check_tokens(seminar: Seminar) -> None:
@@ -209,7 +253,7 @@ def change_seminar(by: User, seminar: Seminar, now: datetime, **changes: Unpack[
         if "ends_at" in changed:
             _move_ends_of_keys(row)
         if "tokens" in changed:
-            _set_limits_of_keys(row)
+            _set_limits(row, now)
         if {"begins_at", "ends_at"} & changed:
             _notify_of_hours(row, by, now)
     return row
@@ -239,10 +283,10 @@ def _move_ends_of_keys(seminar: Seminar) -> None:
         key.save(update_fields=["expires_at"])  # one by one: gateways do not notice update()
 
 
-def _set_limits_of_keys(seminar: Seminar) -> None:
+def _set_limits(seminar: Seminar, now: datetime) -> None:
     for key in _working_keys(seminar):
         _limit_key(key, seminar.tokens)
-    _limit_playground_keys(seminar, seminar.participants.values_list("user", flat=True))
+    guests.limit_guests(seminar.tenant, seminar.participants.values_list("user", flat=True), now)
 
 
 def _limit_key(key: ApiKey, tokens: int | None) -> None:
@@ -257,9 +301,8 @@ def _limit_key(key: ApiKey, tokens: int | None) -> None:
 
 def _notify_of_hours(seminar: Seminar, by: User, now: datetime) -> None:
     begins = seminar.begins_at.astimezone(seminar.tenant.zone).isoformat()
-    concerned = Q(pk__in=seminar.participants.values("user")) | Q(pk__in=seminar.invitations.values("user"))
     notify(
-        User.objects.filter(concerned, is_active=True).exclude(pk=by.pk),
+        User.objects.filter(people_concerned(seminar), is_active=True).exclude(pk=by.pk),
         "seminar-moved",
         f"{seminar.pk} {now.isoformat()}",  # also where it is moved back to hours that were notified before
         path="/lessons/",
@@ -273,10 +316,11 @@ def _notify_of_hours(seminar: Seminar, by: User, now: datetime) -> None:
 def join_seminar(user: User, typed: str, now: datetime) -> tuple[SeminarParticipant, str]:
     """Return the participant, and the text of the new key; "" for a person who has joined before.
 
-    Raises SeminarRefused with the same words for a code that is unknown, over or not for this person.
+    Raises SeminarRefused: with the same words for a code that is unknown, over or not for this person, for a full
+    seminar, and for a person whose key was taken back.
     """
     with transaction.atomic():
-        seminar = _lock_seminar(code_digest=_digest(clean_code(typed)))
+        seminar = _lock_seminar(code_digest__in=digests_of(f"seminar:{clean_code(typed)}"))
         if seminar is None or not _is_open(seminar, user, now):
             raise SeminarRefused(
                 _("No seminar that is open to you has this code now. Check the code, or ask the organiser."),
@@ -311,8 +355,10 @@ def _lock_seminar(**which: Any) -> Seminar | None:
 
 def _add_participant(seminar: Seminar, user: User) -> tuple[SeminarParticipant, str]:
     known = seminar.participants.select_related("key__tenant", "seminar__tenant").filter(user=user).first()
-    if known is not None:
+    if known is not None and known.taken_back_at is None:
         return known, ""
+    if known is not None and not awaited_invitations(seminar).filter(user=user).exists():
+        raise SeminarRefused(taken_back_sentence(), code="taken-back")
     if count_places_taken(seminar, but=user) >= seminar.places:
         raise SeminarRefused(_("The seminar is full. Ask the organiser."), code="full")
     added = False
@@ -325,26 +371,33 @@ def _add_participant(seminar: Seminar, user: User) -> tuple[SeminarParticipant, 
         purpose=_("Seminar"),
         expires_at=seminar.ends_at + LATEST,
         created_by=user,
+        # Of who was let back: so that one gets no other successor, and what it used counts.
+        replaces=known.key if known is not None else None,
     )
     if seminar.tokens is not None:
         _limit_key(key, seminar.tokens)
-    row = SeminarParticipant(seminar=seminar, user=user, key=key, added_to_tenant=added)
+    row = known or SeminarParticipant(seminar=seminar, user=user)
+    row.key, row.added_to_tenant, row.taken_back_at = key, added, None
     row.joined_at = key.created_at  # the key is the first step
-    row.save(force_insert=True)
-    _limit_playground_keys(seminar, [user.pk])
+    row.save()
+    guests.limit_guests(seminar.tenant, [user.pk], row.joined_at)
     return row, text
+
+
+def taken_back_sentence() -> str:
+    """Return what a person reads who is out."""
+    return _("The organiser took your key of this seminar back. To join again, ask them to invite you again.")
 
 
 def count_places_taken(seminar: Seminar, but: User | None = None) -> int:
     """Return how many places people have, without the one that is kept for `but`.
 
-    Who is named has a place, joined or not.
+    Who is named has a place, joined or not; whose key was taken back has none.
     """
-    joined = seminar.participants.values("user")
-    awaited = seminar.invitations.exclude(user__in=joined)
+    awaited = awaited_invitations(seminar)
     if but is not None:
         awaited = awaited.exclude(user=but)
-    return seminar.participants.count() + awaited.count()
+    return seminar.participants.filter(taken_back_at=None).count() + awaited.count()
 
 
 def _is_open(seminar: Seminar, user: User, now: datetime) -> bool:
@@ -355,9 +408,10 @@ def _is_open(seminar: Seminar, user: User, now: datetime) -> bool:
 
 
 def take_back_key(by: User, participant: SeminarParticipant, reason: str = "") -> None:
-    """Revoke a participant's keys for good; the person is notified, and gets no other one of this seminar.
+    """Revoke a participant's keys for good; the person is notified, and gets no other one unless invited again.
 
-    Raises SeminarRefused once the seminar is over, and PermissionDenied.
+    Their place is free for another person. A guest leaves the tenant, and with it the playground. Raises SeminarRefused
+    once the seminar is over, and PermissionDenied.
     """
     check_organiser(by, participant.seminar)
     with transaction.atomic():
@@ -365,12 +419,18 @@ def take_back_key(by: User, participant: SeminarParticipant, reason: str = "") -
         if seminar is None or seminar.ended_at is not None:
             raise SeminarRefused(_("The seminar is over."), code="over")
         keys = _lock_keys(SeminarParticipant.objects.filter(pk=participant.pk))
-        SeminarParticipant.objects.filter(pk=participant.pk, taken_back_at=None).update(taken_back_at=timezone.now())
+        now = timezone.now()
+        row = seminar.participants.get(pk=participant.pk)
+        was_added, row.added_to_tenant, row.taken_back_at = row.added_to_tenant, False, row.taken_back_at or now
+        row.save(update_fields=["added_to_tenant", "taken_back_at"])
         for key in keys:
             if key.state == "active" or key is keys[-1]:
                 lifecycle.revoke_on_behalf(key, reason, by)
             else:  # expired, but its person could make it last longer
                 lifecycle.revoke_silently(key, reason)
+        if was_added:
+            guests.end_guests(seminar, {row.user_id})
+        guests.limit_guests(seminar.tenant, [row.user_id], now)
 
 
 def _lock_keys(participants: QuerySet[SeminarParticipant]) -> list[ApiKey]:
@@ -387,7 +447,7 @@ def _lock_keys(participants: QuerySet[SeminarParticipant]) -> list[ApiKey]:
 
 
 def end_seminar(seminar: Seminar, now: datetime) -> None:
-    """End it for good: its keys are revoked, people who were added leave, and each is notified once."""
+    """End it for good: its keys are revoked, people who were added leave, and each who takes part is notified."""
     with transaction.atomic():
         row = Seminar.objects.select_for_update(of=("self",)).select_related("tenant").get(pk=seminar.pk)
         if row.ended_at is not None:
@@ -397,14 +457,10 @@ def end_seminar(seminar: Seminar, now: datetime) -> None:
         for key in _lock_keys(row.participants.all()):
             lifecycle.revoke_silently(key, _("The seminar is over."))
         people = list(row.participants.select_related("user"))
-        added = {one.user_id for one in people if one.added_to_tenant}
-        added -= _hand_on_memberships(row, added)
-        Membership.objects.filter(
-            tenant=row.tenant, user__in=added, source=Membership.Source.MANUAL, role=Membership.Role.MEMBER
-        ).delete()
-        _limit_playground_keys(row, [one.user_id for one in people])
+        guests.end_guests(row, {one.user_id for one in people if one.added_to_tenant})
+        guests.limit_guests(row.tenant, [one.user_id for one in people], now)
         notify(
-            [one.user for one in people],
+            [one.user for one in people if one.taken_back_at is None],
             "seminar-over",
             str(row.pk),
             path=f"/lessons/{row.course}/",
@@ -413,62 +469,23 @@ def end_seminar(seminar: Seminar, now: datetime) -> None:
         )
 
 
-def _hand_on_memberships(seminar: Seminar, added: Collection[int]) -> set[int]:
-    """Return those who also take part in another seminar of its tenant: they are members until that one is over."""
-    others = SeminarParticipant.objects.filter(
-        user__in=added, seminar__tenant=seminar.tenant, seminar__ended_at=None, seminar__is_company_wide=True
-    )
-    found = {one.user_id: one.pk for one in others}
-    SeminarParticipant.objects.filter(pk__in=found.values()).update(added_to_tenant=True)
-    return found.keys() & set(added)
-
-
 def close_due_seminars(now: datetime) -> int:
-    """End the seminars that have been over for AFTERWARDS; return how many."""
+    """End the seminars that have been over for AFTERWARDS, and refresh the limits of guests; return how many."""
     due = list(Seminar.objects.filter(ended_at=None, ends_at__lte=now - AFTERWARDS)[:100])
     for seminar in due:
         end_seminar(seminar, now)
+    guests.refresh_limits(now)
     return len(due)
 
 
 def check_request(tenant: Tenant, user: User | None, **_facts: Any) -> None:
     """Raise GuestOfTheSeminar for a key of their own that a guest asks for."""
-    if user is not None and _is_guest(user, tenant):
+    if user is not None and guests.is_guest(user, tenant):
         raise GuestOfTheSeminar(
             _("You are a member of %(tenant)s for the time of a seminar only. Use the key of the seminar.")
             % {"tenant": tenant},
             code="guest",
         )
-
-
-def _is_guest(user: User, tenant: Tenant) -> bool:
-    """Return whether this person is a member of the tenant through a seminar alone."""
-    added = SeminarParticipant.objects.filter(
-        user=user, seminar__tenant=tenant, seminar__ended_at=None, added_to_tenant=True
-    )
-    membership = Membership.objects.filter(
-        user=user, tenant=tenant, source=Membership.Source.MANUAL, role=Membership.Role.MEMBER
-    )
-    return added.exists() and membership.exists()
-
-
-def limit_playground_key(key: ApiKey, **_facts: Any) -> None:
-    """Give the playground's key of a guest the limit of the seminar, of several the highest; later take it away."""
-    rows = SeminarParticipant.objects.filter(user=key.user, seminar__tenant=key.tenant)
-    if key.user is None or not rows.filter(added_to_tenant=True).exists():
-        return  # never a guest: a limit that the key has is not of a seminar
-    if not _is_guest(key.user, key.tenant):
-        _limit_key(key, None)
-        return
-    limits = list(rows.filter(seminar__ended_at=None).values_list("seminar__tokens", flat=True))
-    finite = [tokens for tokens in limits if tokens is not None]
-    _limit_key(key, max(finite) if len(finite) == len(limits) else None)
-
-
-def _limit_playground_keys(seminar: Seminar, people: Iterable[int]) -> None:
-    keys = ApiKey.objects.filter(tenant=seminar.tenant, user__in=people, is_playground=True, revoked_at=None)
-    for key in keys.select_related("tenant", "user"):
-        limit_playground_key(key)
 
 
 def check_replacement(key: ApiKey, **_facts: Any) -> None:
@@ -502,12 +519,14 @@ def shows_names(seminar: Seminar, now: datetime) -> bool:
     return now < closes_at(seminar) + NAMES_KEPT
 
 
-def read_participants(seminar: Seminar) -> list[ParticipantRow]:
-    """Return what the organiser sees of each, in the order in which they joined. Nine queries at most.
+def read_participants(seminar: Seminar, **which: int) -> list[ParticipantRow]:
+    """Return what the organiser sees of each, or of those which, in the order in which they joined. Nine queries.
 
-    From joining until `closes_at`. Show it by name only while `shows_names`.
+    From joining until `closes_at`. Show it by name only while `shows_names`. Those whose key was taken back, whose
+    places others may have, are last.
     """
-    rows = list(seminar.participants.select_related("user", "key").order_by("joined_at", "pk")[:MOST_PEOPLE])
+    found = seminar.participants.filter(**which).select_related("user", "key")
+    rows = list(found.order_by(F("taken_back_at").asc(nulls_first=True), "joined_at", "pk")[:MOST_PEOPLE])
     if not rows:
         return []
     until = closes_at(seminar)
@@ -521,6 +540,7 @@ def read_participants(seminar: Seminar) -> list[ParticipantRow]:
             person=row.user,
             joined_at=row.joined_at,
             has_key=row.key is not None and row.key.state == "active",
+            is_out=row.taken_back_at is not None,
             answered_at=answered.get(row.user_id),
             progress=progress.progress_in(course, done[row.user_id]),
         )

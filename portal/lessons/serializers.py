@@ -6,12 +6,12 @@ from typing import Any
 from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
+from modelregistry.one_line import check_one_line
 from portal.lessons import models as rows
 from portal.lessons import seminars
 from portal.lessons.courses import NAMES
 from portal.lessons.models import MOST_PEOPLE
 from portal.quotas.administration import MAX_AMOUNT
-from portal.web.one_line import check_one_line
 from portal.web.rest import scopes
 from portal.web.rest.strict_fields import CharField, ChoiceField, DateTimeField, KnownFields
 
@@ -149,6 +149,12 @@ class NamedPeople(KnownFields):
 
 class NamingResult(serializers.Serializer[Any]):
     invited = serializers.ListField(child=serializers.CharField(), help_text="User names, of those invited now.")
+    let_back = serializers.ListField(
+        child=serializers.CharField(), help_text="Those of them whose key was taken back: they may join again."
+    )
+    already = serializers.ListField(
+        child=serializers.CharField(), help_text="User names, of those who were invited or take part before."
+    )
     unknown = serializers.ListField(child=serializers.CharField(), help_text="Not among those who may join.")
     ambiguous = serializers.ListField(child=serializers.CharField(), help_text="Names of several people.")
 
@@ -163,14 +169,23 @@ class Withdrawal(serializers.Serializer[Any]):
 
 class TakingBack(OnePerson):
     reason = CharField(
-        required=False, allow_blank=True, default="", max_length=200, help_text="The participant is notified of it."
+        required=False,
+        allow_blank=True,
+        default="",
+        max_length=200,
+        validators=[check_one_line],
+        help_text="The participant is notified of it.",
     )
 
 
 class SeminarToJoin(KnownFields):
     """Give one of them."""
 
-    code = CharField(required=False, max_length=40, help_text="Capitals and hyphens do not matter.")
+    code = CharField(
+        required=False,
+        max_length=seminars.MOST_TYPED,
+        help_text="Or the link to join, which ends with it. Capitals and hyphens do not matter.",
+    )
     seminar = serializers.IntegerField(
         required=False, min_value=1, max_value=2**31 - 1, help_text="`id` of one that its organiser named you for."
     )
@@ -184,6 +199,7 @@ class SeminarToJoin(KnownFields):
 class JoinedSeminar(serializers.Serializer[Any]):
     seminar = Seminar()
     key = serializers.CharField(allow_null=True, help_text="The first 12 characters of its text, which identify it.")
+    has_key = serializers.BooleanField(help_text="Whether that key works. One that you revoked can be replaced.")
     expires_at = serializers.DateTimeField(allow_null=True)
     text = serializers.CharField(allow_null=True, help_text="The key itself, shown once. Null: you have joined before.")
 

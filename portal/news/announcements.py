@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.core.exceptions import ValidationError
-from django.db import transaction
 from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, When, Window
 from django.utils import timezone
 from django.utils.formats import date_format
@@ -16,6 +15,7 @@ from django.utils.translation import gettext as _
 from portal.accounts.models import Membership, Tenant, User
 from portal.audit import tracking
 from portal.news.models import Announcement, ClosedBanner
+from portal.web.row_locks import lock_kind
 
 # A time near the end of the calendar (year 9999) has no day in zones to the east, where no page could show it.
 FIRST_YEAR, YEARS_AHEAD = 2000, 20
@@ -113,7 +113,11 @@ def readable(row: Announcement, now: datetime, tenants: Iterable[str] = ()) -> R
     )
 
 
-@transaction.atomic
+def lock_announcements() -> None:
+    """Let others that write announcements wait for the end of this transaction."""
+    lock_kind(Announcement)
+
+
 def save_announcement(row: Announcement, tenants: Iterable[Tenant]) -> Announcement:
     """Save it for these tenants, or for everyone without any; the audit log has both."""
     tenants = sorted(tenants, key=lambda tenant: tenant.slug)

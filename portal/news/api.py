@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -77,15 +78,17 @@ class Announcements(GenericViewSet[Announcement]):
     )
     def partial_update(self, request: Request, pk: int) -> Response:
         """Change what is sent."""
-        row = self.get_object()
         sent = shapes.NewAnnouncement(data=request.data, partial=True)
         sent.is_valid(raise_exception=True)
         values = dict(sent.validated_data)
         slugs = values.pop("tenants", None)
-        tenants = list(row.tenants.all()) if slugs is None else find_tenants(slugs)
-        for name, value in values.items():
-            setattr(row, name, value)
-        return Response(self._save(row, *tenants))
+        with transaction.atomic():
+            announcements.lock_announcements()  # before the row is read
+            row = self.get_object()
+            tenants = list(row.tenants.all()) if slugs is None else find_tenants(slugs)
+            for name, value in values.items():
+                setattr(row, name, value)
+            return Response(self._save(row, *tenants))
 
     @extend_schema(summary=gettext_lazy("Delete an announcement"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
@@ -93,8 +96,10 @@ class Announcements(GenericViewSet[Announcement]):
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     def _save(self, row: Announcement, *tenants: Tenant) -> dict[str, Any]:
-        announcements.check_announcement(row, tenants)
-        announcements.save_announcement(row, tenants)
+        with transaction.atomic():
+            announcements.lock_announcements()
+            announcements.check_announcement(row, tenants)
+            announcements.save_announcement(row, tenants)
         return self._describe(Announcement.objects.prefetch_related("tenants").get(pk=row.pk))
 
     def _describe(self, row: Announcement) -> dict[str, Any]:

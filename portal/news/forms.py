@@ -9,6 +9,7 @@ from portal.accounts.permissions import without_internal
 from portal.news import announcements
 from portal.news.announcements import check_year
 from portal.news.models import Announcement
+from portal.web.editions import EditionForm
 
 
 class MinuteField(forms.DateTimeField):
@@ -22,7 +23,7 @@ class MinuteField(forms.DateTimeField):
         super().__init__(widget=widget, input_formats=formats, validators=[check_year], **kwargs)
 
 
-class AnnouncementForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+class AnnouncementForm(EditionForm, forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
     """An announcement; times are in the active time zone."""
 
     begins_at = MinuteField(label=_("Begins"))

@@ -7,6 +7,7 @@ from django.core.validators import MaxValueValidator
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.one_line import check_one_line
 from portal.accounts.models import Tenant
 from portal.web.markdown import MAX_LENGTH
 
@@ -24,8 +25,8 @@ class Announcement(models.Model):
         MAINTENANCE = "maintenance", _("maintenance")
 
     level = models.CharField(_("kind"), max_length=12, choices=Level, default=Level.INFO)
-    title_ja = models.CharField(_("title in Japanese"), max_length=120, blank=True)
-    title_en = models.CharField(_("title in English"), max_length=120, blank=True)
+    title_ja = models.CharField(_("title in Japanese"), max_length=120, blank=True, validators=[check_one_line])
+    title_en = models.CharField(_("title in English"), max_length=120, blank=True, validators=[check_one_line])
     text_ja = models.TextField(_("text in Japanese"), blank=True, max_length=MAX_LENGTH)
     text_en = models.TextField(_("text in English"), blank=True, max_length=MAX_LENGTH)
     begins_at = models.DateTimeField(_("begins"))

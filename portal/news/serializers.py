@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from modelregistry.one_line import check_one_line
 from portal.news import models as rows
 from portal.news.announcements import check_year
 from portal.web.markdown import MAX_LENGTH
@@ -45,8 +46,12 @@ class NewAnnouncement(KnownFields):
     """One of the two titles is enough. Times need their offset, such as `2026-12-01T09:00:00+09:00`."""
 
     level = ChoiceField(rows.Announcement.Level.choices, required=False, default=rows.Announcement.Level.INFO)
-    title_ja = CharField(max_length=MAX_TITLE, required=False, default="", allow_blank=True)
-    title_en = CharField(max_length=MAX_TITLE, required=False, default="", allow_blank=True)
+    title_ja = CharField(
+        max_length=MAX_TITLE, required=False, default="", allow_blank=True, validators=[check_one_line]
+    )
+    title_en = CharField(
+        max_length=MAX_TITLE, required=False, default="", allow_blank=True, validators=[check_one_line]
+    )
     text_ja = CharField(max_length=MAX_LENGTH, required=False, default="", allow_blank=True, help_text="Markdown.")
     text_en = CharField(max_length=MAX_LENGTH, required=False, default="", allow_blank=True, help_text="Markdown.")
     begins_at = DateTimeField(validators=[check_year])

@@ -17,6 +17,7 @@ from portal.news import announcements, changelog
 from portal.news.forms import AnnouncementForm
 from portal.news.models import Announcement
 from portal.web import posted_forms
+from portal.web.editions import locked_if_posted
 
 PER_PAGE = 20
 
@@ -55,13 +56,13 @@ def close(request: HttpRequest, pk: int) -> HttpResponse:
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_announcement(request: HttpRequest) -> HttpResponse:
-    return _edit(request, Announcement())
+    return _edit(request, None)
 
 
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_announcement(request: HttpRequest, pk: int) -> HttpResponse:
-    return _edit(request, get_object_or_404(Announcement, pk=pk))
+    return _edit(request, pk)
 
 
 @operator_required
@@ -72,14 +73,15 @@ def remove_announcement(request: HttpRequest, pk: int) -> HttpResponse:
     return redirect("news")
 
 
-def _edit(request: HttpRequest, row: Announcement) -> HttpResponse:
+def _edit(request: HttpRequest, pk: int | None) -> HttpResponse:
     """Show the form with times in the operator's zone, and save what is posted as it should be."""
     zone = zone_of(current_user(request))
-    with timezone.override(zone):
-        form = AnnouncementForm(request.POST if request.method == "POST" else None, instance=row)
-        if request.method == "POST" and form.is_valid():
+    # Locked before it is read, and before it is checked which others there are.
+    with timezone.override(zone), locked_if_posted(request, announcements.lock_announcements):
+        row = get_object_or_404(Announcement, pk=pk) if pk else Announcement()
+        form = AnnouncementForm(posted_forms.posted_data(request), instance=row)
+        if form.is_valid():
             announcements.save_announcement(form.save(commit=False), form.cleaned_data["tenants"])
             messages.success(request, _("Saved."))
             return redirect("news")
-        status = 400 if form.is_bound else 200
-        return render(request, "news/edit.html", {"form": form, "zone": zone, "pk": row.pk}, status=status)
+        return posted_forms.render_form(request, "news/edit.html", form, {"zone": zone, "pk": pk})

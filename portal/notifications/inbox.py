@@ -4,14 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.db.models import QuerySet
 
 from portal.accounts.models import User
 from portal.notifications.models import Notice
 from portal.notifications.types import KINDS
-
-# Longer than notices are of interest; the audit keeps what must be kept.
-KEPT = timedelta(days=400)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,5 +55,5 @@ def mark_read(notices: QuerySet[Notice], now: datetime) -> None:
 
 
 def delete_old(now: datetime) -> int:
-    """Delete notices older than KEPT; return how many."""
-    return Notice.objects.filter(at__lt=now - KEPT).delete()[0]
+    """Delete notices older than NOTICES_KEPT_DAYS; the audit log keeps what must be kept. Return how many."""
+    return Notice.objects.filter(at__lt=now - timedelta(days=settings.NOTICES_KEPT_DAYS)).delete()[0]

@@ -8,6 +8,8 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.one_line import check_one_line
+
 LANGUAGES = [("ja", "日本語"), ("en", "English")]  # of a channel
 
 
@@ -50,7 +52,7 @@ class Webhook(models.Model):
         REFUSED = "refused", _("it refused the message")
         REDIRECT = "redirect", _("it leads to another address, which is not followed")
 
-    name = models.CharField(_("name"), max_length=60, unique=True)
+    name = models.CharField(_("name"), max_length=60, unique=True, validators=[check_one_line])
     style = models.CharField(_("kind"), max_length=10, choices=Style, default=Style.TEAMS)
     url = models.CharField(_("address"), max_length=1000)
     language = models.CharField(_("language"), max_length=2, choices=LANGUAGES, default="ja")

@@ -117,6 +117,16 @@ def membership_ended_text(facts: Facts) -> str:
     return f"{first} {keys % facts} {help_}"
 
 
+def use_case_replaced_text(facts: Facts) -> str:
+    happened = (
+        _("%(by)s published another version instead of yours, “%(title)s”.")
+        if facts["state"] == "published"
+        else _("%(by)s proposed another version instead of yours, “%(title)s”.")
+    )
+    kept = _("Yours is kept. To keep what is missing now, copy it into an edit of the newest version.")
+    return f"{happened % facts} {kept}"
+
+
 # --- quotas
 
 
@@ -255,6 +265,95 @@ def model_up_text(facts: Facts) -> str:
         "began": format_minute(facts),
         "ended": format_minute(facts, "ended_at"),
     }
+
+
+def host_silent_text(facts: Facts) -> str:
+    return _(
+        "It has not answered the controller since %(time)s. Engines that still answer keep serving. Replicas that do"
+        " not are started on other hosts where they fit; models that belong to this host alone wait for it."
+    ) % {"time": format_minute(facts)}
+
+
+def host_back_text(facts: Facts) -> str:
+    return _(
+        "It did not answer the controller from %(began)s to %(ended)s. What still runs there is kept, and what was"
+        " moved to other hosts meanwhile stays on them."
+    ) % {"began": format_minute(facts), "ended": format_minute(facts, "ended_at")}
+
+
+def replicas_moved_text(facts: Facts) -> str:
+    text = (
+        _("They did not answer any more, as their host is silent: %(moved)s")
+        if facts["silent"]
+        else _("They could not run there, as the pages of the models say: %(moved)s")
+    )
+    return text % {"moved": listed(facts["moved"])}
+
+
+def booking_trouble_text(facts: Facts) -> str:
+    sentences = {
+        "does-not-fit": _(
+            "Since %(time)s there has been no room there for %(replicas)s, and other work on the Ray cluster has booked"
+            " %(others)s. They start when there is room, there or on another host."
+        ),
+        "booking-held": _(
+            "Since %(time)s Ray cannot book what %(replicas)s take there, because other work on the cluster has booked"
+            " %(others)s. The engines run all the same; either may run out of memory."
+        ),
+        "booking-not-offered": _(
+            "Since %(time)s Ray cannot book what %(replicas)s take there: on this host it was started without offering"
+            " that memory. Restart the host’s service; engines go on."
+        ),
+    }
+    late = _(
+        "Since %(time)s Ray has not booked what %(replicas)s take there, although there is room. The engines run"
+        " all the same, but other work may book that memory."
+    )
+    return sentences.get(facts["cause"], late) % {
+        "time": format_minute(facts),
+        "replicas": listed(facts["replicas"]),
+        "others": listed(facts["others"]) or _("that memory"),
+    }
+
+
+def backup_overdue_text(facts: Facts) -> str:
+    if facts["at"]:
+        text = _("It was made on %(minute)s, and should never be older than %(hours)s hours.") % {
+            "minute": format_minute(facts),
+            "hours": facts["hours"],
+        }
+    else:
+        text = _("There should always be one that is not older than %(hours)s hours.") % facts
+    failed = _("The last one failed: %(error)s") % facts if facts["error"] else ""
+    return " ".join(filter(None, [text, failed]))
+
+
+def disk_nearly_full_text(facts: Facts) -> str:
+    return _(
+        "%(free)s GB are left on the disk of %(path)s. When nothing is left, engines do not start, and a gateway there"
+        " refuses calls."
+    ) % {"path": facts["directory"], "free": number_format(facts["free_gb"], force_grouping=True)}
+
+
+def certificate_ends_text(facts: Facts) -> str:
+    return _(
+        "Its certificate for the cluster ends on %(day)s. From then on the host is refused when it joins again. Run"
+        " rotatecluster before, as RAY.md describes."
+    ) % {"day": format_day(facts, "ends_at")}
+
+
+def spool_growing_text(facts: Facts) -> str:
+    return _(
+        "Since %(time)s usage has waited there on disk (%(megabytes)s MB), although the database answers. Calls are"
+        " served, but pages and quotas of the month lack them. The gateway’s log says why."
+    ) % {"time": format_minute(facts), "megabytes": number_format(facts["megabytes"], force_grouping=True)}
+
+
+def controller_replaced_text(facts: Facts) -> str:
+    return _(
+        "Since %(time)s the controller is %(holder)s (term %(term)s). %(before)s had not left: its machine or process"
+        " has died, or is cut off from the database. Engines go on."
+    ) % {**facts, "time": format_minute(facts)}
 
 
 # --- budgets
@@ -415,6 +514,82 @@ KINDS: Mapping[str, NoticeKind] = {
         title=lambda facts: _("%(model)s answers again") % facts,
         text=model_up_text,
     ),
+    # `host` a name, `at` since when it is silent
+    "host-silent": NoticeKind(
+        required=frozenset({"host", "at"}),
+        tone="broken",
+        title=lambda facts: _("The host %(host)s is silent") % facts,
+        text=host_silent_text,
+    ),
+    # … and `ended_at`
+    "host-back": NoticeKind(
+        required=frozenset({"host", "at", "ended_at"}),
+        tone="fine",
+        title=lambda facts: _("The host %(host)s answers again") % facts,
+        text=host_back_text,
+    ),
+    # `host` the name of the one before, `moved` texts as "qwen #0 → gpu-02", `silent` whether that host is
+    "replicas-moved": NoticeKind(
+        required=frozenset({"host", "moved", "silent", "at"}),
+        tone="watch",
+        title=lambda facts: (
+            ngettext(
+                "%(count)s replica was moved away from %(host)s",
+                "%(count)s replicas were moved away from %(host)s",
+                len(facts["moved"]),
+            )
+            % {"count": len(facts["moved"]), "host": facts["host"]}
+        ),
+        text=replicas_moved_text,
+    ),
+    # `cause` a code of `booking_notices.CAUSES`, `replicas` texts as "qwen #0", `others` as "GPU 0: 60.0 GB"
+    "booking-trouble": NoticeKind(
+        required=frozenset({"host", "cause", "replicas", "others", "at"}),
+        tone="watch",
+        title=lambda facts: (
+            (
+                _("Other work on Ray holds memory of %(host)s that models need")
+                if facts["cause"] in ("does-not-fit", "booking-held")
+                else _("Memory of %(host)s is not booked in Ray")
+            )
+            % facts
+        ),
+        text=booking_trouble_text,
+    ),
+    # `directory` one on it, `free_gb` a number, `at` since when
+    "disk-nearly-full": NoticeKind(
+        required=frozenset({"host", "directory", "free_gb", "at"}),
+        tone="broken",
+        title=lambda facts: _("A disk of %(host)s is nearly full") % facts,
+        text=disk_nearly_full_text,
+    ),
+    "certificate-ends": NoticeKind(
+        required=frozenset({"host", "ends_at", "at"}),
+        tone="watch",
+        title=lambda facts: _("The certificate of %(host)s ends soon") % facts,
+        text=certificate_ends_text,
+    ),
+    # `host` the machine of a gateway
+    "spool-growing": NoticeKind(
+        required=frozenset({"host", "megabytes", "at"}),
+        tone="broken",
+        title=lambda facts: _("Usage is not recorded on %(host)s") % facts,
+        text=spool_growing_text,
+    ),
+    # `holder` and `before` say which processes, `term` a number, `at` since when
+    "controller-replaced": NoticeKind(
+        required=frozenset({"holder", "before", "term", "at"}),
+        tone="watch",
+        title=lambda facts: _("Another controller has taken over"),
+        text=controller_replaced_text,
+    ),
+    # `at` when the newest backup was made, or None; `hours` how old it may be; `error` of a later failure, or ""
+    "backup-overdue": NoticeKind(
+        required=frozenset({"at", "hours", "error"}),
+        tone="broken",
+        title=lambda facts: _("The newest backup is too old") if facts["at"] else _("There is no backup yet"),
+        text=backup_overdue_text,
+    ),
     # `model` and `host` names, `findings` codes of `canary.judging`
     "canary-failed": NoticeKind(
         required=frozenset({"model", "host", "findings"}),
@@ -447,6 +622,19 @@ KINDS: Mapping[str, NoticeKind] = {
         tone="watch",
         title=lambda facts: _("Your use case needs a change"),
         text=lambda facts: _("%(by)s returned “%(title)s”: %(note)s") % facts,
+    ),
+    # `state` of the other version, "proposed" or "published"
+    "use-case-replaced": NoticeKind(
+        required=frozenset({"title", "by", "state"}),
+        tone="watch",
+        title=lambda facts: _("Another version replaces the one that you proposed"),
+        text=use_case_replaced_text,
+    ),
+    "use-case-hidden": NoticeKind(
+        required=frozenset({"title", "by"}),
+        tone="watch",
+        title=lambda facts: _("Your use case is hidden"),
+        text=lambda facts: _("%(by)s has hidden “%(title)s”. Only those who publish it can show it again.") % facts,
     ),
     # `title` of the seminar, "" for one that is called as its `course`; `by` a name; `at` its beginning, `until` its
     # end

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.core.exceptions import ValidationError as WrongValue
+from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.utils import extend_schema
@@ -14,6 +15,7 @@ from rest_framework.response import Response
 from rest_framework.validators import UniqueValidator
 from rest_framework.viewsets import GenericViewSet
 
+from modelregistry.one_line import check_one_line
 from portal.notifications import posting, webhooks
 from portal.notifications.models import LANGUAGES
 from portal.notifications.models import Webhook as Row
@@ -44,7 +46,7 @@ class Webhook(serializers.Serializer[Row]):
 
 
 class NewWebhook(KnownFields):
-    name = CharField(max_length=60, validators=[UniqueValidator(Row.objects.all())])
+    name = CharField(max_length=60, validators=[check_one_line, UniqueValidator(Row.objects.all())])
     style = ChoiceField(Row.Style.choices)  # type: ignore[assignment]
     url = CharField(max_length=1000, help_text="As Teams or Slack gave it. It is not shown again.")
     language = ChoiceField(LANGUAGES, required=False, default="ja")
@@ -98,12 +100,14 @@ class Webhooks(GenericViewSet[Row]):
     @extend_schema(summary=_("Change a webhook"), request=NewWebhook(partial=True), responses={200: Webhook})
     def partial_update(self, request: Request, pk: int) -> Response:
         """Change what is sent. It is tried again at once."""
-        row = self.get_object()
-        sent = NewWebhook(row, data=request.data, partial=True)
-        sent.is_valid(raise_exception=True)
-        for name, value in sent.validated_data.items():
-            setattr(row, name, value)
-        return Response(Webhook(webhooks.save_webhook(row)).data)
+        with transaction.atomic():
+            webhooks.lock_webhooks()  # before the row is read: what another operator changes meanwhile stays
+            row = self.get_object()
+            sent = NewWebhook(row, data=request.data, partial=True)
+            sent.is_valid(raise_exception=True)
+            for name, value in sent.validated_data.items():
+                setattr(row, name, value)
+            return Response(Webhook(webhooks.save_webhook(row)).data)
 
     @extend_schema(summary=_("Delete a webhook"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:

@@ -18,9 +18,10 @@ from portal.accounts.timezones import zone_of
 from portal.notifications import posting, webhooks
 from portal.notifications.models import Webhook
 from portal.web import posted_forms
+from portal.web.editions import EditionForm, locked_if_posted
 
 
-class WebhookForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+class WebhookForm(EditionForm, forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
     """A webhook. Its address is never shown again: empty keeps the known one."""
 
     url = forms.CharField(
@@ -68,13 +69,13 @@ def webhook_list(request: HttpRequest) -> HttpResponse:
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_webhook(request: HttpRequest) -> HttpResponse:
-    return _edit(request, Webhook())
+    return _edit(request, None)
 
 
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_webhook(request: HttpRequest, pk: int) -> HttpResponse:
-    return _edit(request, get_object_or_404(Webhook, pk=pk))
+    return _edit(request, pk)
 
 
 @operator_required
@@ -101,16 +102,16 @@ def remove_webhook(request: HttpRequest, pk: int) -> HttpResponse:
     return redirect("webhooks")
 
 
-def _edit(request: HttpRequest, row: Webhook) -> HttpResponse:
-    pk = row.pk
-    initial: dict[str, Any] = {"url": ""}
-    form = WebhookForm(request.POST or None, instance=row, initial=initial)
-    if request.method == "POST" and form.is_valid():
-        try:
-            webhooks.save_webhook(form.save(commit=False))
-        except webhooks.TooManyWebhooks as refusal:
-            form.add_error(None, ValidationError(refusal.sentence, code="too-many"))
-        else:
-            messages.success(request, _("Saved."))
-            return redirect("webhooks")
-    return render(request, "notifications/webhook.html", {"form": form, "pk": pk})
+def _edit(request: HttpRequest, pk: int | None) -> HttpResponse:
+    with locked_if_posted(request, webhooks.lock_webhooks):
+        row = get_object_or_404(Webhook, pk=pk) if pk else Webhook()
+        form = WebhookForm(posted_forms.posted_data(request), instance=row, initial={"url": ""})
+        if form.is_valid():
+            try:
+                webhooks.save_webhook(form.save(commit=False))
+            except webhooks.TooManyWebhooks as refusal:
+                form.add_error(None, ValidationError(refusal.sentence, code="too-many"))
+            else:
+                messages.success(request, _("Saved."))
+                return redirect("webhooks")
+    return posted_forms.render_form(request, "notifications/webhook.html", form, {"pk": pk})

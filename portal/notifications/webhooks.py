@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.db import Error, connection, connections
+from django.db import Error, connection, connections, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, override
@@ -25,6 +25,7 @@ from portal.notifications.models import Webhook, WebhookMessage
 from portal.notifications.posting import Delivery, Parcel, post_all
 from portal.notifications.types import KINDS
 from portal.web.refusals import Refused
+from portal.web.row_locks import lock_kind
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,15 @@ KEPT = timedelta(days=2)  # older messages are no longer news; delivered ones ar
 OPERATOR_KINDS: Mapping[str, Any] = {
     "model-down": gettext_lazy("A model does not answer"),
     "model-up": gettext_lazy("A model answers again"),
+    "host-silent": gettext_lazy("A host is silent"),
+    "host-back": gettext_lazy("A host answers again"),
+    "replicas-moved": gettext_lazy("Replicas were moved to other hosts"),
+    "booking-trouble": gettext_lazy("Memory of a host is not booked in Ray as models need it"),
+    "disk-nearly-full": gettext_lazy("A disk of a host is nearly full"),
+    "certificate-ends": gettext_lazy("A certificate of a host in the cluster ends soon"),
+    "spool-growing": gettext_lazy("Usage is not recorded"),
+    "controller-replaced": gettext_lazy("Another controller has taken over"),
+    "backup-overdue": gettext_lazy("The newest backup is too old"),
     "canary-failed": gettext_lazy("A model fails the canary"),
     "canary-passed": gettext_lazy("A model passes the canary again"),
     "engine-version-failed": gettext_lazy("A new engine version failed with a model"),
@@ -54,12 +64,19 @@ class TooManyWebhooks(Refused):
     """There are as many as there may be."""
 
 
+def lock_webhooks() -> None:
+    """Let others that write webhooks wait for the end of this transaction."""
+    lock_kind(Webhook)
+
+
 def save_webhook(row: Webhook) -> Webhook:
     """Save a new or changed webhook; it is tried at once. Raises TooManyWebhooks."""
-    if row.pk is None and Webhook.objects.count() >= MOST_WEBHOOKS:
-        raise TooManyWebhooks(_("There are too many webhooks. Delete one."), code="too-many")
-    row.retry_at = None
-    row.save()
+    with transaction.atomic():
+        lock_webhooks()
+        if row.pk is None and Webhook.objects.count() >= MOST_WEBHOOKS:
+            raise TooManyWebhooks(_("There are too many webhooks. Delete one."), code="too-many")
+        row.retry_at = None
+        row.save()
     return row
 
 

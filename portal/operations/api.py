@@ -23,12 +23,14 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from modelregistry import fit, overview, validation
+from modelregistry.database_clock import read_now
 from modelregistry.engines.base import Spec
 from modelregistry.engines.presets import PRESETS, Preset
 from modelregistry.evictions import read_evictions
 from modelregistry.failure_advice import ADVICE, words
 from modelregistry.files import model_files
 from modelregistry.models import EngineTrial, FileReport, Host, LogTail, Replica, ServedModel
+from modelregistry.moves import read_moves
 from portal.accounts.models import DirectoryState
 from portal.accounts.permissions import current_user
 from portal.canary import reports
@@ -52,7 +54,7 @@ class OverviewView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Return all hosts and models with their live state, as `/ws/operations/` sends them."""
-        now = timezone.now()
+        now = read_now()
         return Response(to_plain(overview.read_overview(now, live.read_first_tokens(now))))
 
 
@@ -86,7 +88,7 @@ class Hosts(GenericViewSet[Host]):
 
     @extend_schema(summary=gettext_lazy("Remove a host"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
-        """Remove a host that is gone. 409: its supervisor is alive, or models belong to it."""
+        """Remove a host that is gone. 409: it is alive, or models belong to it."""
         actions.remove_host(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -100,16 +102,26 @@ class Hosts(GenericViewSet[Host]):
         """Return the last evictions on the host, newest first."""
         return Response(to_plain(read_evictions(host=self.get_object())))
 
+    @extend_schema(
+        summary=gettext_lazy("Replicas that were moved from or to a host"),
+        responses={200: shapes.PastMove(many=True)},
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None)
+    def moves(self, request: Request, pk: int) -> Response:
+        """Return the last moves, newest first."""
+        return Response([shapes.PastMove(move).data for move in read_moves(host=self.get_object())])
+
     def _host_values(self, hosts: Iterable[Host]) -> Sequence[overview.HostNow]:
-        now, rows = timezone.now(), list(Replica.objects.all())
+        now, rows = read_now(), list(Replica.objects.all())
         return [overview.host_now(host, rows, now) for host in hosts]
 
 
 class Models(GenericViewSet[ServedModel]):
     subject = SUBJECT
-    queryset = ServedModel.objects.select_related("host").prefetch_related(
+    queryset = ServedModel.objects.select_related("host", "shortage").prefetch_related(
         "aliases",
-        Prefetch("replica_set", Replica.objects.select_related("host", "model")),
+        Prefetch("replica_set", overview.with_placements(Replica.objects.select_related("host", "model"))),
         Prefetch("trials", EngineTrial.objects.select_related("host")),
     )
     serializer_class = shapes.Model
@@ -276,7 +288,7 @@ class Models(GenericViewSet[ServedModel]):
         return Response(self._show_values([row])[0], code)
 
     def _show_values(self, rows: Iterable[ServedModel]) -> Sequence[dict[str, Any]]:
-        now = timezone.now()
+        now = read_now()
         first_tokens = live.read_first_tokens(now)
         tenants: dict[int, Any] = {row.pk: [] for row in rows}
         for access in ModelAccess.objects.filter(model__in=tenants).select_related("tenant").order_by("tenant__slug"):
@@ -332,7 +344,7 @@ def preset_values(one: Preset) -> dict[str, Any]:
 
 class Replicas(GenericViewSet[Replica]):
     subject = SUBJECT
-    queryset = Replica.objects.select_related("host", "model")
+    queryset = overview.with_placements(Replica.objects.select_related("host", "model"))
     serializer_class = shapes.ReplicaDetail
     pagination_class = ListPagination
     lookup_value_converter = "int"
@@ -364,7 +376,7 @@ class Replicas(GenericViewSet[Replica]):
         return Response(to_plain({"text": tail.text if tail else "", "at": tail.at if tail else None}))
 
     def _show_values(self, row: Replica) -> dict[str, Any]:
-        shown: dict[str, Any] = to_plain(overview.replica_now(row, timezone.now()))
+        shown: dict[str, Any] = to_plain(overview.replica_now(row, read_now()))
         failed = row.state in (Replica.State.FAILED, Replica.State.BACKOFF)
         return {**shown, "advice": str(words(row.cause) if failed else ADVICE.get(row.cause, ""))}
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from django.conf import settings
 
 from portal.accounts.models import DirectoryState
+from portal.backups.watching import BackupState, read_backup_state
 from portal.canary.models import CanaryRun
 from portal.canary.reports import list_failing
 from portal.operations.overview import OperationsOverview
@@ -23,6 +24,7 @@ class OperationsAttention:
     raised_loops: list[RaisedRate]  # models that loop more than they used to
     unwatched: dict[str, int]  # answers that were not watched for loops, by model
     failing_canaries: list[tuple[CanaryRun, list[str]]]
+    old_backup: BackupState | None  # set if the newest backup is too old
 
     @property
     def is_needed(self) -> bool:
@@ -33,11 +35,16 @@ class OperationsAttention:
             or self.raised_loops
             or self.unwatched
             or self.failing_canaries
+            or self.old_backup
         )
 
 
 def read_attention(overview: OperationsOverview, now: datetime) -> OperationsAttention:
-    """Read the rest of what needs attention beside hosts and models. Three queries, four with a directory."""
+    """Read the rest of what needs attention beside hosts and models. Three queries, one more with a directory.
+
+    Two or three more where backups are watched.
+    """
+    backups = read_backup_state(now) if settings.BACKUP_MAX_AGE is not None else None
     raised, unwatched = read_loop_troubles(now)
     return OperationsAttention(
         overview=overview,
@@ -46,4 +53,5 @@ def read_attention(overview: OperationsOverview, now: datetime) -> OperationsAtt
         raised_loops=raised,
         unwatched=unwatched,
         failing_canaries=list_failing(),
+        old_backup=backups if backups and backups.is_overdue else None,
     )

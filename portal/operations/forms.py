@@ -19,6 +19,8 @@ from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import without_internal
 from portal.keys.models import ModelAccess
 from portal.operations import actions
+from portal.web.editions import EditionForm
+from portal.web.row_locks import lock_row
 
 
 class WholeNumberField(forms.IntegerField):
@@ -116,9 +118,9 @@ GROUPS = (
         title=_("What clients see"),
         fields=("name", "aliases", "task", "description_ja", "description_en", "declared_capabilities", "licence"),
     ),
-    Fieldset(title=_("Size"), fields=("context", "slots", "replicas")),
+    Fieldset(title=_("Size"), fields=("context", "slots", "replicas", "replicas_max")),
     Fieldset(title=_("Word loops and sampling"), fields=("loops", "loop_sensitivity"), folded=True, samples=True),
-    Fieldset(title=_("Where it runs"), fields=("host", "gpus", "tensor_parallel", "overcommit"), folded=True),
+    Fieldset(title=_("Where it runs"), fields=("host", "gpus", "tensor_parallel", "nodes", "overcommit"), folded=True),
     Fieldset(
         title=_("Who may use it, and how long"),
         fields=("tenants", "hours", "idle_after", "sleep_mode", "pinned", "retires_on"),
@@ -134,14 +136,19 @@ GROUPS = (
 
 # These determine how much memory a model takes, and where.
 MEMORY = frozenset(
-    ["engine", "launcher", "path", "args", "context", "slots", "replicas", "host", "gpus", "tensor_parallel"]
+    ["engine", "launcher", "path", "args", "context", "slots", "replicas", "host", "gpus", "tensor_parallel", "nodes"]
 )
 
 
-class HostForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+class HostForm(EditionForm, forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
     class Meta:
         model = Host
         fields: ClassVar = list(hosts.FIELDS)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance.clustered:  # it says its address itself
+            del self.fields["address"]
 
     def carry_out(self, by: User) -> bool:
         """Change the host; return whether that was possible. If not, the form has the reason at its field."""
@@ -213,7 +220,7 @@ def field_of(name: str, setting: str) -> str:
     return f"{name}_{setting}"
 
 
-class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+class ServedModelForm(EditionForm, forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
     """The form of a model. A key is never sent back to a browser. It saves only through `actions`."""
 
     aliases = WordsField(
@@ -262,7 +269,10 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         fields: ClassVar = [name for group in GROUPS for name in group.fields if name not in ("aliases", "tenants")]
         error_messages: ClassVar = {"name": {"unique": _("There is a model with this name already.")}}
         field_classes: ClassVar = {
-            **dict.fromkeys(("context", "slots", "replicas", "tensor_parallel", "idle_after"), WholeNumberField),
+            **dict.fromkeys(
+                ("context", "slots", "replicas", "replicas_max", "tensor_parallel", "nodes", "idle_after"),
+                WholeNumberField,
+            ),
             **dict.fromkeys(
                 ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"), DecimalNumberField
             ),
@@ -285,7 +295,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
                 "Empty: the newest one that has worked with this model. Installed: %(versions)s."
             ) % {"versions": "; ".join(installed)}
         self.fields["engine"].choices = engine_choices()  # type: ignore[attr-defined]  # none is no choice
-        for name in ("loops", "loop_sensitivity", "sleep_mode"):
+        for name in ("loops", "loop_sensitivity", "sleep_mode", "nodes"):
             self.fields[name].required = False  # a form without it leaves it as it is
         self.fields.update(sampling_fields())
         for name, settings in self.instance.sampling.items():
@@ -315,6 +325,10 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         chosen: str = self.cleaned_data["sleep_mode"]
         return chosen or self.instance.sleep_mode
 
+    def clean_nodes(self) -> int:
+        chosen: int | None = self.cleaned_data["nodes"]
+        return chosen or self.instance.nodes
+
     def clean(self) -> dict[str, Any]:
         """Gather the parameters of sampling, and check each, so that what is wrong is shown in its row."""
         super().clean()
@@ -332,6 +346,12 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
             except forms.ValidationError as error:
                 self.add_error(field_of(name, sampling.SETTINGS[0]), error)
         return values
+
+    def check_stored_edition(self) -> None:
+        """Add an error if the row has changed since the page was shown. That it is gone, `actions` say."""
+        row = ServedModel.objects.filter(pk=self.instance.pk).first()
+        if row is not None:
+            self.check_edition(type(self)(instance=row))
 
     def parameter_rows(self) -> list[ParameterRow]:
         """Return all parameters. Those that the chosen engine does not have are hidden until another is chosen."""
@@ -371,6 +391,10 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
             if self.instance.pk is None:
                 return actions.register_model(by, aliases=aliases, tenants=tenants, **values)
             with transaction.atomic():
+                lock_row(ServedModel, self.instance.pk)  # once more: checking the files may have taken seconds
+                self.check_stored_edition()
+                if self.errors:
+                    return None
                 actions.set_aliases(by, self.instance, aliases)
                 actions.set_visibility(by, self.instance, tenants)
                 return actions.change_model(by, self.instance, **values)

@@ -14,6 +14,7 @@ import orjson
 from django.utils import timezone
 
 from modelregistry import overview
+from modelregistry.database_clock import read_now
 from modelregistry.models import LogSubscription, Replica
 from modelregistry.overview import FirstToken, Overview
 from portal.operations.latency import read_latencies
@@ -87,7 +88,7 @@ class OverviewReader:
     def _read_overview(self, now: datetime) -> Overview:
         if self._measured_at is None or (now - self._measured_at).total_seconds() >= MEASURE_AGAIN:
             self._first_tokens, self._measured_at = read_first_tokens(now), now
-        return overview.read_overview(now, self._first_tokens)
+        return overview.read_overview(read_now(), self._first_tokens)
 
     def _read_tails(self, replicas: list[int], now: datetime) -> dict[int, Tail | None]:
         """Read the tails of these replicas, and request further ones of those that still exist."""

@@ -1,8 +1,10 @@
-"""What gateways report of their queues. Rows are written by `queue_reports` alone."""
+"""What gateways report of their queues (`queue_reports`), and troubles of hosts (the modules `*_notices`)."""
 
 from typing import ClassVar
 
 from django.db import models
+
+from modelregistry.models import Host
 
 
 class QueueReport(models.Model):
@@ -35,3 +37,59 @@ class FairnessMinute(models.Model):
 
     def __str__(self) -> str:
         return f"{self.worker} {self.number} {self.model} {self.call_class}"
+
+
+class HostSilence(models.Model):
+    """A time in which a host did not answer the controller, of which operators were notified.
+
+    `ended_at`: since when it answers again; `over`: it has for long, so that the next silence is another one.
+    """
+
+    host = models.ForeignKey(Host, models.CASCADE, related_name="+")
+    began_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    over = models.BooleanField(default=False)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["host"], condition=models.Q(over=False), name="one_silence_of_a_host_at_a_time"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.host_id} {self.began_at} - {self.ended_at}"
+
+
+class BookingTrouble(models.Model):
+    """Memory of a host that models need is booked in Ray by other work, or is not booked for them.
+
+    `notified_at`: when operators were notified of it; `ended_at`: since when it is well again.
+    """
+
+    host = models.OneToOneField(Host, models.CASCADE, primary_key=True, related_name="+")
+    began_at = models.DateTimeField()
+    notified_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"{self.host_id} {self.began_at}"
+
+
+class MachineTrouble(models.Model):
+    """A disk that is nearly full, a certificate that ends, or usage that waits: operators are notified once.
+
+    `subject`: which one, as the facts of `machine_notices` name it. Times as in `BookingTrouble`.
+    """
+
+    kind = models.CharField(max_length=30)
+    subject = models.CharField(max_length=500)
+    began_at = models.DateTimeField()
+    notified_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["kind", "subject"], name="one_trouble_of_a_subject")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.subject}"

@@ -12,14 +12,18 @@ from django.utils.timezone import localdate
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from modelregistry.overview import (
     ALIVE,
+    ControllerNow,
     DeviceNow,
     FirstToken,
     HostNow,
+    HostReach,
     ModelNow,
     ModelState,
     ReplicaNow,
     host_now,
     model_now,
+    read_controller,
+    with_placements,
 )
 from portal.operations.memory_bars import MemoryBar, memory_bar, share_of
 
@@ -29,6 +33,7 @@ SOON = timedelta(days=30)
 # The colour of a state; the others have none.
 LEVELS = {
     ModelState.READY: "fine",
+    ModelState.JOINED: "fine",
     ModelState.PARTLY: "watch",
     ModelState.UNSURE: "watch",
     ModelState.STARTING: "watch",
@@ -45,7 +50,10 @@ ANSWERING = (ModelState.READY, ModelState.PARTLY, ModelState.ASLEEP)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaView:
-    """One replica. `state` differs from its row's if its supervisor is silent. `prediction`: as `memory.Prediction`."""
+    """One replica. `state` differs from its row's if no controller looks at it.
+
+    `prediction`: as `memory.Prediction`.
+    """
 
     now: ReplicaNow
     state: ModelState
@@ -53,11 +61,12 @@ class ReplicaView:
 
     @property
     def level(self) -> str:
-        return LEVELS.get(self.state, "off")
+        return "off" if self.now.moved_to else LEVELS.get(self.state, "off")
 
     @property
     def failing(self) -> bool:
-        return self.now.state in (State.FAILED, State.BACKOFF, State.UNHEALTHY)
+        """Whether it is trouble of its model; what is left where it was moved from is not."""
+        return not self.now.moved_to and self.now.state in (State.FAILED, State.BACKOFF, State.UNHEALTHY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +95,7 @@ class ModelView:
 
     @property
     def hosts(self) -> list[str]:
-        return sorted({replica.now.host for replica in self.replicas})
+        return sorted({replica.now.host for replica in self.replicas if not replica.now.moved_to})
 
     @property
     def since(self) -> datetime | None:
@@ -122,10 +131,11 @@ class ModelView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostView:
-    """A machine as its supervisor last saw it, with a bar for each of its memories."""
+    """A machine as the controller last saw it, with a bar for each of its memories, and the replicas on it."""
 
     now: HostNow
     bars: tuple[MemoryBar, ...]
+    placed: tuple[tuple[ModelNow, ReplicaView], ...] = ()
 
     @property
     def name(self) -> str:
@@ -166,12 +176,24 @@ class HostView:
 
     @property
     def replicas(self) -> int:
-        """How many replicas hold its memory."""
-        return len({share.replica for bar in self.bars for share in bar.shares})
+        """How many replicas belong on it and have an engine."""
+        return sum(view.now.state in ALIVE and not view.now.moved_to for _model, view in self.placed)
+
+    @property
+    def moved(self) -> int:
+        """How many replicas were moved from it to other hosts and may still run."""
+        return sum(bool(view.now.moved_to) for _model, view in self.placed)
+
+    @property
+    def level(self) -> str:
+        return "fine" if self.now.reach == HostReach.ONLINE else "watch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationsOverview:
+    """`controller`: None if there has never been one."""
+
+    controller: ControllerNow | None
     hosts: tuple[HostView, ...]
     models: tuple[ModelView, ...]
 
@@ -191,24 +213,42 @@ class OperationsOverview:
     @property
     def maintained(self) -> list[tuple[str, list[ModelView]]]:
         """The hosts whose maintenance keeps models from answering, with these models."""
-        found: dict[str, list[ModelView]] = {}
-        for model in self.wanted:
-            if model.state == ModelState.MAINTENANCE and model.now.host:
-                found.setdefault(model.now.host, []).append(model)
-        return sorted(found.items())
+        held = [model for model in self.wanted if model.state == ModelState.MAINTENANCE]
+        maintained = sorted(host.name for host in self.hosts if host.now.maintenance)
+        found = [(host, [one for one in held if host in (*one.hosts, one.now.host)]) for host in maintained]
+        return [(host, models) for host, models in found if models]
 
     @property
     def silent(self) -> list[HostView]:
-        """The hosts that should report and do not; one in maintenance may be switched off."""
-        return [host for host in self.hosts if not host.now.supervised and not host.now.maintenance]
+        """The hosts that do not answer the controller; one in maintenance may be switched off."""
+        return [host for host in self.hosts if host.now.reach == HostReach.SILENT and not host.now.maintenance]
+
+    @property
+    def unwatched(self) -> list[HostView]:
+        """The hosts at which no controller looks although there is one."""
+        return [] if self.is_leaderless else self._unwatched()
+
+    @property
+    def is_leaderless(self) -> bool:
+        """Whether no controller looks at the hosts because there is none."""
+        return bool(self._unwatched()) and (self.controller is None or not self.controller.alive)
+
+    def _unwatched(self) -> list[HostView]:
+        return [host for host in self.hosts if host.now.reach == HostReach.UNWATCHED and not host.now.maintenance]
 
     @property
     def problems(self) -> bool:
         return any(host.now.problems for host in self.hosts)
 
     @property
+    def short(self) -> list[ModelView]:
+        """The models that want one replica more, for which there is no place."""
+        return [model for model in self.wanted if model.now.shortage]
+
+    @property
     def needs_attention(self) -> bool:
-        return bool(self.troubled or self.silent or self.problems or self.maintained)
+        hosts = self.silent or self.unwatched or self.is_leaderless
+        return bool(self.troubled or self.short or hosts or self.problems or self.maintained)
 
     @property
     def shows_hosts(self) -> bool:
@@ -242,29 +282,53 @@ class OperationsOverview:
 
 
 def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken]) -> OperationsOverview:
-    """Read all hosts and models. Four queries, however many there are."""
-    return view_overview(list(prefetch_models(ServedModel.objects.all())), now, first_tokens)
+    """Read the controller, all hosts and models. Five queries, however many there are."""
+    return view_overview(list(prefetch_models(ServedModel.objects.all())), now, first_tokens, with_controller=True)
+
+
+def read_host_overview(host: Host, now: datetime) -> OperationsOverview:
+    """Read one host with what is placed on it, and the controller where it matters. Four queries, five at most."""
+    there = ServedModel.objects.filter(pk__in=Replica.objects.filter(host=host).values("model"))
+    return view_overview(list(prefetch_models(there, aliases=False)), now, {}, only=host)
 
 
 def view_overview(
-    served: Sequence[ServedModel], now: datetime, first_tokens: Mapping[str, FirstToken]
+    served: Sequence[ServedModel],
+    now: datetime,
+    first_tokens: Mapping[str, FirstToken],
+    *,
+    with_controller: bool = False,
+    only: Host | None = None,
 ) -> OperationsOverview:
-    """Return the same of all models, which `prefetch_models` gave. One query."""
+    """Return the same of all models, which `prefetch_models` gave. One query.
+
+    `only`: the one host to show. Without `with_controller` that is only read, by another one, where it matters why a
+    host is not looked at.
+    """
     rows = [replica for model in served for replica in model.replica_set.all()]
     by_host = defaultdict(list)
     for row in rows:
         by_host[row.host_id].append(row)
-    hosts = Host.objects.select_related("report")
+    models = tuple(model_view(model, now, first_tokens.get(model.name)) for model in served)
+    placed = defaultdict(list)
+    for model in models:
+        for replica in model.replicas:
+            placed[replica.now.host].append((model.now, replica))
+    shown = Host.objects.filter(pk=only.pk) if only else Host.objects.all()
+    hosts = [host_view(host, by_host[host.pk], now) for host in shown.select_related("report")]
+    unwatched = any(host.now.reach == HostReach.UNWATCHED for host in hosts)
     return OperationsOverview(
-        hosts=tuple(host_view(host, by_host[host.pk], now) for host in hosts),
-        models=tuple(model_view(model, now, first_tokens.get(model.name)) for model in served),
+        controller=read_controller(now) if with_controller or unwatched else None,
+        hosts=tuple(replace(host, placed=tuple(placed[host.name])) for host in hosts),
+        models=models,
     )
 
 
 def prefetch_models(served: QuerySet[ServedModel], *, aliases: bool = True) -> QuerySet[ServedModel]:
     """Prefetch what `model_view` reads; without `aliases` none are shown, which saves a query."""
-    replicas = Prefetch("replica_set", Replica.objects.select_related("host", "model").order_by("host__name", "index"))
-    return served.select_related("file_report", "host").prefetch_related(
+    rows = with_placements(Replica.objects.select_related("host", "model"))
+    replicas = Prefetch("replica_set", rows.order_by("host__name", "index"))
+    return served.select_related("file_report", "host", "shortage").prefetch_related(
         replicas, Prefetch("aliases", Alias.objects.all() if aliases else Alias.objects.none())
     )
 
@@ -288,7 +352,7 @@ def model_view(model: ServedModel, now: datetime, first_token: FirstToken | None
 
 
 def find_state(replica: ReplicaNow) -> ModelState:
-    """Return the replica's state: unsure if its silent supervisor last reported it as alive."""
+    """Return the replica's state: unsure if no controller looks at it any more and it was alive."""
     silent = not replica.supervised and replica.state not in (State.STOPPED, State.FAILED)
     return ModelState.UNSURE if silent else ModelState(replica.state)
 
@@ -296,7 +360,9 @@ def find_state(replica: ReplicaNow) -> ModelState:
 def host_view(host: Host, rows: list[Replica], now: datetime) -> HostView:
     """Return the view of a host. `rows`: its replicas."""
     report = getattr(host, "report", None)
-    bars = [device_bar(device, rows) for device in report.devices] if report else []
+    # Of one that was moved nothing is to come any more; what it was measured to hold may still be held.
+    there = [row for row in rows if row.memory_bytes or not getattr(row, "placed_on", None)]
+    bars = [device_bar(device, there) for device in report.devices] if report else []
     return HostView(now=host_now(host, rows, now), bars=tuple(choose_bars(bars)))
 
 
@@ -312,7 +378,7 @@ def device_bar(device: dict[str, Any], rows: list[Replica]) -> MemoryBar:
         [
             share_of(
                 model=row.model.name,
-                replica=f"{row.model.name} #{row.index}" if row.index else row.model.name,
+                replica=_label(row),
                 predicted=row.predicted,
                 measured=measured_bytes(row, device),
             )
@@ -320,6 +386,12 @@ def device_bar(device: dict[str, Any], rows: list[Replica]) -> MemoryBar:
             if row.state in ALIVE and is_placed_on(row, device) and (row.predicted or measured_bytes(row, device))
         ],
     )
+
+
+def _label(row: Replica) -> str:
+    number, rank = divmod(row.index, row.model.nodes)
+    parts = [row.model.name, f"#{number}" if number else "", f"{rank + 1}/{row.model.nodes}" * (row.model.nodes > 1)]
+    return " ".join(filter(None, parts))
 
 
 def is_placed_on(row: Replica, device: dict[str, Any]) -> bool:

@@ -264,7 +264,7 @@ def _merge_replicas(reports: Sequence[QueueReport], models: dict[str, QueuedMode
             names[number] = one["model"]
             running[number] += one["running"]
             # Slots are the same everywhere; of what is learned, the worker with most of the calls knows most.
-            rooms[number] = one["room"] if number not in rooms else _wider(rooms[number], one["room"])
+            rooms[number] = one["room"] if number not in rooms else widen(rooms[number], one["room"])
     shown = [number for number, name in names.items() if running[number] or (name in models and models[name].total)]
     hosts = dict(Replica.objects.filter(pk__in=shown).values_list("pk", "host__name")) if shown else {}
     found: dict[str, list[QueuedReplica]] = defaultdict(list)
@@ -275,7 +275,8 @@ def _merge_replicas(reports: Sequence[QueueReport], models: dict[str, QueuedMode
     return found
 
 
-def _wider(one: float | None, other: float | None) -> float | None:
+def widen(one: float | None, other: float | None) -> float | None:
+    """Return the wider of two rooms; None: without a bound."""
     return None if one is None or other is None else max(one, other)
 
 

@@ -6,8 +6,17 @@ from django.utils.translation import gettext as _
 from rest_framework import serializers
 
 from modelregistry.engines.registry import engine_named
-from modelregistry.models import EngineTrial, Host, Replica, ServedModel, engine_choices, launcher_choices
-from modelregistry.overview import ModelState
+from modelregistry.models import (
+    EngineTrial,
+    Host,
+    Replica,
+    ReplicaMove,
+    ReplicaShortage,
+    ServedModel,
+    engine_choices,
+    launcher_choices,
+)
+from modelregistry.overview import HostReach, ModelState
 from portal.accounts.models import DirectoryState, Tenant
 from portal.canary.labels import FINDINGS
 from portal.canary.models import CanaryRun as CanaryRunRow
@@ -44,7 +53,10 @@ class ReplicaNow(serializers.Serializer[Any]):
     host = CharField()
     number = serializers.IntegerField()
     state = serializers.ChoiceField(Replica.State.choices)
-    supervised = serializers.BooleanField(help_text="Whether its host's supervisor reported within the last minute.")
+    supervised = serializers.BooleanField(help_text="Whether a controller looked at its host within the last minute.")
+    moved_to = CharField(
+        help_text="The host on which it was placed since; this one is a remainder and counts for nothing. Or empty."
+    )
     since = serializers.DateTimeField()
     launcher = CharField()
     version = CharField(help_text="Of the engine.")
@@ -68,6 +80,8 @@ class ReplicaNow(serializers.Serializer[Any]):
     waiting = serializers.IntegerField(allow_null=True)
     tokens_per_second = serializers.FloatField(allow_null=True)
     cache_used = serializers.FloatField(allow_null=True, help_text="0 to 1.")
+    rank = serializers.IntegerField(help_text="Of a replica over several hosts; rank 0 answers for all of them.")
+    ranks = serializers.IntegerField(help_text="How many hosts the replica is split over, with such a part on each.")
 
 
 class ReplicaDetail(ReplicaNow):
@@ -76,19 +90,32 @@ class ReplicaDetail(ReplicaNow):
     )
 
 
+class ShortageNow(serializers.Serializer[Any]):
+    wanted = serializers.IntegerField(help_text="Replicas that there are to be.")
+    since = serializers.DateTimeField()
+    cause = serializers.ChoiceField(ReplicaShortage.Cause.choices)
+    host = CharField(help_text="Of those with its files the one with most room; empty: there is none.")
+    free = serializers.IntegerField(allow_null=True, help_text="Bytes that are free there.")
+    need = serializers.IntegerField(allow_null=True, help_text="Bytes that the replica takes; null: not known.")
+
+
 class ModelNow(serializers.Serializer[Any]):
     id = serializers.IntegerField()
     name = CharField()
     aliases = serializers.ListField(child=CharField())
     task = serializers.ChoiceField(ServedModel.Task.choices)
     engine = EngineField()
-    host = CharField(allow_null=True)
+    host = CharField(allow_null=True, help_text="Its own, else the one on which all its replicas are.")
+    bound = serializers.BooleanField(
+        help_text="It has a host of its own and runs only there; if not, the controller places it."
+    )
     enabled = serializers.BooleanField()
     retires_on = serializers.DateField(allow_null=True)
     generation = serializers.IntegerField()
     pinned = serializers.BooleanField(help_text="It is never unloaded to make room for another model.")
     state = serializers.ChoiceField(ModelState.choices)
     wanted = serializers.IntegerField(help_text="Replicas that there should be.")
+    most = serializers.IntegerField(help_text="Replicas that there may be while calls wait long.")
     ready = serializers.IntegerField()
     running = serializers.IntegerField(allow_null=True)
     waiting = serializers.IntegerField(allow_null=True)
@@ -97,6 +124,8 @@ class ModelNow(serializers.Serializer[Any]):
     predicted = serializers.IntegerField(allow_null=True, help_text="Bytes, as planned.")
     first_token = FirstToken(allow_null=True, help_text="Of the last 15 minutes.")
     replicas = ReplicaNow(many=True)
+    nodes = serializers.IntegerField(help_text="Hosts over which each replica is split, with a rank on each.")
+    shortage = ShortageNow(allow_null=True, help_text="Why there is not one replica more although calls wait long.")
 
 
 class DeviceNow(serializers.Serializer[Any]):
@@ -117,24 +146,67 @@ class DeviceNow(serializers.Serializer[Any]):
     temperature = serializers.IntegerField(allow_null=True, help_text="°C; null: not known.")
 
 
+class AgentNow(serializers.Serializer[Any]):
+    """The agent of a host in the cluster, as it last described itself. Empty: not known."""
+
+    version = CharField(help_text="Of Madoguchi.")
+    python = CharField()
+    boot = CharField(help_text="The kernel's id of the time since the machine was started.")
+    fenced = serializers.BooleanField(
+        allow_null=True,
+        help_text="Whether it has a fence, which stops its engines when it is cut off; null: not known.",
+    )
+
+
+class BookedNow(serializers.Serializer[Any]):
+    """How many bytes of a memory of a host in the cluster are booked in Ray."""
+
+    device = serializers.IntegerField(help_text="As the index of a device; -1: RAM.")
+    offered = serializers.IntegerField(help_text="What Ray may book there.")
+    booked = serializers.IntegerField(help_text="For replicas.")
+    others = serializers.IntegerField(help_text="By other work on the cluster.")
+
+
 class HostNow(serializers.Serializer[Any]):
     id = serializers.IntegerField()
     name = CharField()
     address = CharField()
     maintenance = serializers.BooleanField(help_text="Its engines stop, and it takes no models.")
-    seen_at = serializers.DateTimeField(allow_null=True)
-    supervised = serializers.BooleanField(help_text="Whether its supervisor reported within the last minute.")
+    clustered = serializers.BooleanField(
+        help_text="It is reached through the cluster; else directly, as its own machine."
+    )
+    reach = serializers.ChoiceField(
+        HostReach.choices,
+        help_text="`silent`: it does not answer the controller, its engines may; `unwatched`: none looks at it.",
+    )
+    silent_since = serializers.DateTimeField(allow_null=True, help_text="Null: it answers.")
+    agent = AgentNow(allow_null=True)
+    seen_at = serializers.DateTimeField(allow_null=True, help_text="When it answered last.")
+    supervised = serializers.BooleanField(help_text="Whether a controller looked at it within the last minute.")
     reported_at = serializers.DateTimeField(allow_null=True)
     devices = DeviceNow(many=True)
     strangers = serializers.ListField(
         child=serializers.DictField(), help_text="Processes of others that hold memory of a device."
     )
     engines = serializers.DictField(child=CharField(), help_text="Version by launcher.")
+    bookings = BookedNow(many=True, help_text="In Ray; of its GPUs, and then of its RAM.")
     problems = serializers.ListField(child=serializers.DictField())
+
+
+class ControllerNow(serializers.Serializer[Any]):
+    """The process that supervises all hosts and places replicas; one of a site, elected."""
+
+    alive = serializers.BooleanField(help_text="Whether it was heard of within the last minute and has not left.")
+    term = serializers.IntegerField(help_text="One more with each election.")
+    holder = CharField(help_text="Its machine, process and state directory.")
+    since = serializers.DateTimeField(allow_null=True)
+    seen_at = serializers.DateTimeField(allow_null=True)
+    moves = serializers.IntegerField(help_text="Replicas moved to another host, ever.")
 
 
 class Overview(serializers.Serializer[Any]):
     at = serializers.DateTimeField()
+    controller = ControllerNow(allow_null=True, help_text="Null: there has never been one.")
     hosts = HostNow(many=True)
     models = ModelNow(many=True)
 
@@ -156,15 +228,15 @@ class TenantSlugs(serializers.SlugRelatedField[Tenant]):
         super().__init__(slug_field="slug", queryset=Tenant.objects.all(), **options)
 
 
-class Aliases(serializers.Serializer[Any]):
+class Aliases(KnownFields):
     aliases = Texts(help_text="All of them. One that pointed to another model points to this one from then on.")
 
 
-class Visibility(serializers.Serializer[Any]):
+class Visibility(KnownFields):
     tenants = TenantSlugs(many=True, help_text="Short names. Empty: all tenants may use it.")
 
 
-class Restart(serializers.Serializer[Any]):
+class Restart(KnownFields):
     seen = serializers.IntegerField(
         required=False,
         min_value=0,
@@ -230,7 +302,8 @@ class Model(KnownFields, ModelSerializer[ServedModel]):
                 "upstream_key",
                 "host",
             ),
-            *("replicas", "context", "slots", "gpus", "tensor_parallel", "overcommit", "idle_after", "hours", "pinned"),
+            *("replicas", "replicas_max", "context", "slots", "gpus", "tensor_parallel", "nodes", "overcommit"),
+            *("idle_after", "hours", "pinned"),
             *("sleep_mode", "connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"),
             *("loops", "loop_sensitivity", "sampling"),
             *("unplanned", "args_checked", "trials", "generation", "created_at", "now"),
@@ -245,6 +318,17 @@ class Reading(serializers.Serializer[Any]):
     facts = serializers.DictField(allow_null=True)
     fault = CharField(help_text="Why they cannot be used, or empty.")
     at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet.")
+
+
+class PastMove(serializers.Serializer[Any]):
+    """A replica that was placed on another host than before, or that became one more or one fewer."""
+
+    at = serializers.DateTimeField()
+    model = CharField()
+    number = serializers.IntegerField(help_text="Of its replica.")
+    source = CharField(help_text="Its host before; empty: it is one more.")  # type: ignore[assignment]
+    target = CharField(help_text="Empty: it is one fewer.")
+    cause = serializers.ChoiceField(ReplicaMove.Cause.choices)
 
 
 class PastEviction(serializers.Serializer[Any]):
@@ -343,6 +427,7 @@ class Plan(KnownFields):
     slots = serializers.IntegerField(required=False, allow_null=True, default=None, min_value=1, max_value=1024)
     gpus = serializers.ListField(child=serializers.IntegerField(min_value=0), required=False, default=list)
     tensor_parallel = serializers.IntegerField(required=False, default=1, min_value=1, max_value=64)
+    nodes = serializers.IntegerField(required=False, default=1, min_value=1, max_value=16)
     args = Texts(required=False, default=list)
     allowed_risks = serializers.ListField(
         child=serializers.ChoiceField(ServedModel.Risk.choices), required=False, default=list
@@ -479,7 +564,7 @@ class Directory(serializers.Serializer[Any]):
     inactive = serializers.IntegerField(help_text="Those who left it.")
 
 
-class SyncRequest(serializers.Serializer[Any]):
+class SyncRequest(KnownFields):
     force = serializers.BooleanField(
         required=False, default=False, help_text="Even if most people would lose their access."
     )

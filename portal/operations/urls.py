@@ -2,12 +2,13 @@
 
 from django.urls import path
 
-from portal.operations import canary, directory, queue_views, views, weights
+from portal.operations import canary, directory, kept_data, queue_views, views, weights
 
 urlpatterns = [
     path("", views.show_overview, name="operations"),
     path("queue/", queue_views.show_queue, name="operations-queue"),
     path("weights/", weights.show_weights, name="operations-weights"),
+    path("data/", kept_data.show_kept_data, name="operations-data"),
     path("directory/", directory.directory, name="operations-directory"),
     path("directory/sync/", directory.synchronise, name="operations-directory-sync"),
     path("hosts/<id:pk>/", views.edit_host, name="operations-host"),

@@ -14,12 +14,14 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
 from modelregistry.awake_hours import IDLE_AFTER
+from modelregistry.database_clock import read_now
 from modelregistry.engines.presets import PRESETS
 from modelregistry.engines.registry import external_engines
 from modelregistry.evictions import read_evictions
 from modelregistry.fit import estimate
 from modelregistry.hosts import find_removal_obstacle
 from modelregistry.models import Host, LogTail, Replica, ServedModel
+from modelregistry.moves import read_moves
 from modelregistry.overview import ALIVE
 from modelregistry.routes import presets_of
 from modelregistry.sampling import describe_sampling
@@ -35,21 +37,24 @@ from portal.operations.forms import HostForm, ServedModelForm, permitted_tenants
 from portal.operations.live import read_first_tokens, request_log
 from portal.operations.loops import read_loops
 from portal.operations.model_history import read_history
-from portal.operations.overview import ModelView, model_view, prefetch_models, read_overview
+from portal.operations.overview import ModelView, model_view, prefetch_models, read_host_overview, read_overview
 from portal.usage.loop_rates import LEAST_ANSWERS
 from portal.web import posted_forms
+from portal.web.editions import locked_if_posted
+from portal.web.row_locks import lock_row
 
 
 @operator_required
 @require_safe
 def show_overview(request: HttpRequest) -> HttpResponse:
-    now, zone = timezone.now(), zone_of(current_user(request))
+    now, zone = read_now(), zone_of(current_user(request))
     overview = read_overview(now, read_first_tokens(now))
     context = {
         "zone": zone,
         "now": now,
         "overview": overview,
         "attention": read_attention(overview, now),
+        "is_backed_up": settings.BACKUP_MAX_AGE is not None,
     }
     return render(request, "operations/overview.html", context)
 
@@ -57,7 +62,7 @@ def show_overview(request: HttpRequest) -> HttpResponse:
 @operator_required
 @require_safe
 def show_model(request: HttpRequest, name: str) -> HttpResponse:
-    now, zone = timezone.now(), zone_of(current_user(request))
+    now, zone = read_now(), zone_of(current_user(request))
     model = get_object_or_404(
         prefetch_models(ServedModel.objects.select_related("host").prefetch_related("trials__host")), name=name
     )
@@ -74,6 +79,7 @@ def show_model(request: HttpRequest, name: str) -> HttpResponse:
         "idle_outside_hours": model.idle_after or IDLE_AFTER,
         "history": read_history(model),
         "evictions": read_evictions(model=model),
+        "moves": read_moves(model=model),
         "loops": read_loops(model, now) if model.task == ServedModel.Task.CHAT else None,
         "least_answers": LEAST_ANSWERS,
         "asked_by_itself": settings.CANARY_HOUR is not None,
@@ -106,7 +112,8 @@ def new_model(request: HttpRequest) -> HttpResponse:
     preset = PRESETS.get(request.GET.get("preset", ""))
     engine = request.GET.get("engine", "")
     chosen = {"engine": engine} if engine in external_engines() else {}
-    form = ServedModelForm(request.POST or None, initial={**preset.fields(), "name": preset.key} if preset else chosen)
+    initial = {**preset.fields(), "name": preset.key} if preset else chosen
+    form = ServedModelForm(posted_forms.posted_data(request), initial=initial)
     done = _("%(model)s is registered and is being started.")
     context = {"presets": PRESETS.values(), "preset": preset, "external": bool(chosen)}
     return handle_model_form(request, form, done, context)
@@ -116,7 +123,7 @@ def new_model(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_model(request: HttpRequest, name: str) -> HttpResponse:
     model = get_object_or_404(ServedModel, name=name)
-    form = ServedModelForm(request.POST or None, instance=model)
+    form = ServedModelForm(posted_forms.posted_data(request), instance=model)
     return handle_model_form(request, form, _("%(model)s is changed."), {})
 
 
@@ -125,50 +132,58 @@ def handle_model_form(request: HttpRequest, form: ServedModelForm, done: str, co
 
     The page shows what the model would take if that was requested or if it does not fit.
     """
-    context |= {"form": form, "name": form.initial.get("name", "") if form.instance.pk else ""}
+    context |= {"name": form.initial.get("name", "") if form.instance.pk else ""}
     if request.method == "POST" and form.is_valid():
         expected, preview = estimate(form.instance), "preview" in request.GET
-        refused = not preview and form.takes_other_memory and not (expected is None or expected.fits)
+        refused = not preview and form.takes_other_memory and not (expected is None or expected.has_room)
         refused = refused and not form.cleaned_data["overcommit"]
         if not (preview or refused) and (model := form.carry_out(current_user(request))):
             messages.success(request, done % {"model": model.name})
             return redirect("operations-model", model.name)
         form.refused = refused
         context |= {"estimate": expected, "refused": refused, "has_estimate": preview or refused}
-    return render(request, "operations/edit.html", context)
+    return posted_forms.render_form(request, "operations/edit.html", form, context, refused=form.refused)
 
 
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_host(request: HttpRequest, pk: int) -> HttpResponse:
-    host = get_object_or_404(Host.objects.select_related("report"), pk=pk)
-    before = host.address, host.maintenance
-    form = HostForm(request.POST or None, instance=host)
-    if request.method == "POST" and form.is_valid():
-        address, maintenance = form.cleaned_data["address"], form.cleaned_data["maintenance"]
-        verb = "maintenance" if maintenance and not before[1] else "move" if address != before[0] else ""
-        if verb and "confirmed" not in request.POST and (hit := affected_models(host)):
-            return render(request, "operations/ask_host.html", {"host": host, "form": form, "verb": verb, "hit": hit})
-        if form.carry_out(current_user(request)):
-            messages.success(request, _("%(host)s is changed.") % {"host": host.name})
-            return redirect("operations")
-    report = getattr(host, "report", None)
+    with locked_if_posted(request, lambda: lock_row(Host, pk)):
+        host = get_object_or_404(Host.objects.select_related("report"), pk=pk)
+        form = HostForm(posted_forms.posted_data(request), instance=host)
+        if form.is_valid() and (answer := take_host(request, form)):
+            return answer
+    overview = read_host_overview(host, read_now())
     context = {
         "host": host,
-        "form": form,
+        "overview": overview,
         "models": host.models.order_by("name"),
         "evictions": read_evictions(host=host),
+        "moves": read_moves(host=host),
         "now": timezone.now(),
         "zone": zone_of(current_user(request)),
         "needed": find_removal_obstacle(host),
-        "problems": report.problems if report else [],
     }
-    return render(request, "operations/host.html", context)
+    return posted_forms.render_form(request, "operations/host.html", form, context)
+
+
+def take_host(request: HttpRequest, form: HostForm) -> HttpResponse | None:
+    """Save the valid form, after a page that asks if models would stop; None: it was refused."""
+    host, before = form.instance, form.initial
+    address, maintenance = form.cleaned_data.get("address", before["address"]), form.cleaned_data["maintenance"]
+    verb = "maintenance" if maintenance and not before["maintenance"] else ""
+    verb = verb or ("move" if address != before["address"] else "")
+    if verb and "confirmed" not in request.POST and (hit := affected_models(host)):
+        return render(request, "operations/ask_host.html", {"host": host, "form": form, "verb": verb, "hit": hit})
+    if not form.carry_out(current_user(request)):
+        return None
+    messages.success(request, _("%(host)s is changed.") % {"host": host.name})
+    return redirect("operations")
 
 
 def affected_models(host: Host) -> list[tuple[ModelView, Callers]]:
     """Return the models whose engines on this host would stop, by name, with their recent callers."""
-    now = timezone.now()
+    now = read_now()
     running = Replica.objects.filter(host=host, state__in=ALIVE).exclude(model__engine__in=external_engines())
     served = list(prefetch_models(ServedModel.objects.filter(pk__in=running.values("model")).order_by("name")))
     called = count_callers_by_model([model.name for model in served], now)
@@ -253,7 +268,7 @@ def unregister(request: HttpRequest, name: str) -> HttpResponse:
 
 def ask_confirmation(request: HttpRequest, model: ServedModel, verb: str) -> HttpResponse:
     """Return the page that asks for confirmation and shows who would be affected."""
-    now = timezone.now()
+    now = read_now()
     view = model_view(prefetch_models(ServedModel.objects.all()).get(pk=model.pk), now, None)
     context = {"row": model, "model": view, "verb": verb, "callers": count_callers(model.name, now)}
     return render(request, "operations/ask.html", context)

@@ -144,7 +144,7 @@ def show_weights(request: HttpRequest) -> HttpResponse:
         messages.error(request, " ".join(error.messages))
         # With what was typed, in its own field.
         wrong = {"of": request.POST.get("of"), "typed": request.POST["weight"]} if "weight" in request.POST else {}
-        return render(request, "operations/weights.html", {"weights": read_weights(), "wrong": wrong})
+        return render(request, "operations/weights.html", {"weights": read_weights(), "wrong": wrong}, status=400)
     messages.success(request, _("Saved. The change applies within 2 seconds."))
     return redirect("operations-weights")
 

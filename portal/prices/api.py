@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError as WrongValue
+from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.utils import extend_schema
@@ -34,20 +35,16 @@ class Price(ModelSerializer[TokenPrice]):
 class SavedPrice(Price):
     """A price that was saved just now."""
 
-    caution = serializers.ChoiceField(
-        cautions.CODES,
-        allow_blank=True,
-        help_text=(
-            "What the page asks about first. `no-model`: no model has this name now. `dear`: 1,000 yen or more. Empty:"
-            " nothing."
-        ),
+    cautions = serializers.ListField(
+        child=serializers.ChoiceField(cautions.CODES),
+        help_text="All that the page asks about. `no-model`: no model has this name now. `dear`: 1,000 yen or more.",
     )
 
     class Meta(Price.Meta):
-        fields: ClassVar = [*Price.Meta.fields, "caution"]
+        fields: ClassVar = [*Price.Meta.fields, "cautions"]
 
 
-class NewPrice(ModelSerializer[TokenPrice]):
+class NewPrice(KnownFields, ModelSerializer[TokenPrice]):
     """Amounts are yen for 1,000 tokens."""
 
     class Meta:
@@ -112,10 +109,13 @@ class Prices(GenericViewSet[TokenPrice]):
 
     @extend_schema(summary=_("Change a price"), request=ChangedPrice, responses={200: SavedPrice})
     def partial_update(self, request: Request, pk: int) -> Response:
-        price = self.get_object()
-        for name, value in validated(ChangedPrice, request.data).items():
-            setattr(price, name, value)
-        return Response(self._save(request, price))
+        values = validated(ChangedPrice, request.data)
+        with transaction.atomic():
+            price_list.lock_prices()  # before the row is read: what another operator changes meanwhile stays
+            price = self.get_object()
+            for name, value in values.items():
+                setattr(price, name, value)
+            return Response(self._save(request, price))
 
     @extend_schema(summary=_("Delete a price"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
@@ -127,12 +127,12 @@ class Prices(GenericViewSet[TokenPrice]):
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     def _save(self, request: Request, price: TokenPrice) -> dict[str, Any]:
-        caution = cautions.find_caution(price)
+        found = cautions.find_cautions(price)
         try:
             price_list.save_price(price, by=current_user(request), today=timezone.localdate())
         except WrongValue as error:
             raise ValidationError(error.message_dict) from error
-        return {**Price(price).data, "caution": caution.code if caution else ""}
+        return {**Price(price).data, "cautions": [one.code for one in found]}
 
 
 class PriceSettingsView(APIView):

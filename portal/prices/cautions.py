@@ -14,14 +14,12 @@ DEAR = Decimal(1000)
 CODES = ("no-model", "dear")
 
 
-def find_caution(price: TokenPrice) -> Caution | None:
-    """Return what to ask about before this price is saved; None: nothing. Two queries.
+def find_cautions(price: TokenPrice) -> list[Caution]:
+    """Return all that to ask about before this price is saved, in the order of CODES. Two queries.
 
-    Its code is the first of CODES that applies, its sentences those of all. A deleted model may get prices still, and
-    one that is registered tomorrow.
+    A deleted model may get prices still, and one that is registered tomorrow.
     """
-    found = [one for one in (_find_strange_model(price), _find_dear_amount(price)) if one is not None]
-    return Caution(found[0].code, " ".join(one.sentence for one in found)) if found else None
+    return [one for one in (_find_strange_model(price), _find_dear_amount(price)) if one is not None]
 
 
 def _find_strange_model(price: TokenPrice) -> Caution | None:

@@ -9,6 +9,7 @@ from portal.accounts.permissions import without_internal
 from portal.prices import cautions, price_list
 from portal.prices.models import MOST_BUDGET, TokenPrice
 from portal.web.cautions import Caution
+from portal.web.editions import EditionForm
 
 
 class DateInput(forms.DateInput):
@@ -18,7 +19,7 @@ class DateInput(forms.DateInput):
         super().__init__(format="%Y-%m-%d")
 
 
-class PriceForm(forms.ModelForm):  # type: ignore[type-arg]
+class PriceForm(EditionForm, forms.ModelForm):  # type: ignore[type-arg]
     """A price. It is checked beside the others of its model when it is saved, see `store`."""
 
     class Meta:
@@ -31,7 +32,7 @@ class PriceForm(forms.ModelForm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, models: list[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.models = models
-        self.caution: Caution | None = None
+        self.cautions: list[Caution] = []
         self.fields["model"].widget.attrs["list"] = "known-models"
         for name in ("input_price", "output_price", "cached_price"):
             self.fields[name].label = _("%(what)s, yen per 1,000") % {"what": self.fields[name].label}
@@ -40,19 +41,19 @@ class PriceForm(forms.ModelForm):  # type: ignore[type-arg]
         """Leave it to `price_list.check_price`, whose error says what to do."""
 
     def confirmation(self) -> str:
-        """Return what the page sends back when the caution about exactly this price was read."""
+        """Return what the page sends back when the cautions about exactly this price were read."""
         price = self.instance
         return "/".join([price.kind, price.model, str(price.first_day), *price.texts.values()])
 
     def store(self, by: User) -> bool:
-        """Save the price if it is sound; return whether it was. Otherwise its fields have errors, or it a `caution`.
+        """Save the price if it is sound; return whether it was. Otherwise its fields have errors, or it `cautions`.
 
         The same numbers sent again with `confirmed` are saved.
         """
         if not self.is_valid():
             return False
-        self.caution = cautions.find_caution(self.instance)
-        if self.caution and self.data.get("confirmed") != self.confirmation():
+        self.cautions = cautions.find_cautions(self.instance)
+        if self.cautions and self.data.get("confirmed") != self.confirmation():
             return False
         try:
             price_list.save_price(self.instance, by=by, today=timezone.localdate())

@@ -8,6 +8,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.one_line import check_one_line
 from portal.accounts.models import Tenant
 
 MOST = Decimal(100_000)  # yen for 1,000 tokens: a thousand times the dearest service
@@ -35,14 +36,18 @@ class TokenPrice(models.Model):
         OUTSIDE = "outside", _("price elsewhere")
 
     kind = models.CharField(_("list"), max_length=10, choices=Kind, default=Kind.INTERNAL)
-    model = models.CharField(_("model"), max_length=100)
+    model = models.CharField(_("model"), max_length=100, validators=[check_one_line])
     first_day = models.DateField(_("from"))
     last_day = models.DateField(_("until"), null=True, blank=True, help_text=_("Empty: until the next price."))
     input_price = amount_field(_("tokens in"))
     output_price = amount_field(_("tokens out"))
     cached_price = amount_field(_("cached tokens in"), null=True, blank=True, help_text=_("Empty: as other tokens in."))
     reference = models.CharField(
-        _("service"), max_length=100, blank=True, help_text=_("Whose price it is: the service and its model.")
+        _("service"),
+        max_length=100,
+        blank=True,
+        validators=[check_one_line],
+        help_text=_("Whose price it is: the service and its model."),
     )
 
     class Meta:

@@ -3,7 +3,7 @@
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, redirect
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
@@ -14,6 +14,7 @@ from portal.prices import price_list
 from portal.prices.forms import BudgetForm, PriceForm
 from portal.prices.models import TenantBudget, TokenPrice
 from portal.web import posted_forms
+from portal.web.editions import locked_if_posted
 
 MAX_ROWS = 500
 
@@ -22,18 +23,17 @@ MAX_ROWS = 500
 @require_http_methods(["GET", "HEAD", "POST"])
 def price_page(request: HttpRequest) -> HttpResponse:
     """Show all prices and budgets; a posted price is added."""
-    form = PriceForm(request.POST if request.method == "POST" else None, models=known_models())
+    form = PriceForm(posted_forms.posted_data(request), models=known_models())
     if request.method == "POST" and form.store(current_user(request)):
         messages.success(request, _("Saved."))
         return redirect("prices")
     context = {
-        "form": form,
         "budget_form": BudgetForm(),
         "prices": TokenPrice.objects.order_by("kind", "model", "-first_day")[:MAX_ROWS],
         "budgets": TenantBudget.objects.select_related("tenant").order_by("tenant__name"),
         "shown_to_people": price_list.is_shown_to_people(),
     }
-    return render(request, "prices/prices.html", context)
+    return posted_forms.render_form(request, "prices/prices.html", form, context)
 
 
 def known_models() -> list[str]:
@@ -43,12 +43,13 @@ def known_models() -> list[str]:
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_price(request: HttpRequest, pk: int) -> HttpResponse:
-    price = get_object_or_404(TokenPrice, pk=pk)
-    form = PriceForm(request.POST if request.method == "POST" else None, instance=price, models=known_models())
-    if request.method == "POST" and form.store(current_user(request)):
-        messages.success(request, _("Saved. Past days are computed with the new price as well."))
-        return redirect("prices")
-    return render(request, "prices/edit.html", {"form": form, "pk": pk})
+    with locked_if_posted(request, price_list.lock_prices):
+        price = get_object_or_404(TokenPrice, pk=pk)
+        form = PriceForm(posted_forms.posted_data(request), instance=price, models=known_models())
+        if request.method == "POST" and form.store(current_user(request)):
+            messages.success(request, _("Saved. Past days are computed with the new price as well."))
+            return redirect("prices")
+    return posted_forms.render_form(request, "prices/edit.html", form, {"pk": pk})
 
 
 @operator_required

@@ -22,6 +22,7 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
 from portal.quotas import policy
 from portal.quotas.models import Quota, QuotaRequest
+from portal.quotas.signals import quota_removal_requested, quota_removed
 from portal.quotas.units import UNITS
 from portal.web.notify import notify
 from portal.web.refusals import Refused
@@ -156,10 +157,22 @@ def check_quota(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> None
 
 
 def remove_quota(by: User, quota: Quota) -> None:
-    """Delete it: from then on the default applies, if there is one. Raises NotAllowed."""
+    """Delete it: from then on the default applies, if there is one. Raises Refused."""
+    _check_may_set(by, quota_target(quota))
+    delete_quota(quota)
+
+
+def check_removal(quota: Quota) -> None:
+    """Raise QuotaRefused if a package above needs the quota, which then no page, command or admin removes."""
+    quota_removal_requested.send(Quota, quota=quota)
+
+
+def delete_quota(quota: Quota) -> None:
+    """Delete it for a caller who may: a page, the API, a command, Django's admin. Raises QuotaRefused."""
     with transaction.atomic():
-        _check_may_set(by, quota_target(quota))
+        check_removal(quota)
         quota.delete()
+        quota_removed.send(Quota, quota=quota)
 
 
 # --- to request more

@@ -80,9 +80,9 @@ class Quotas(GenericViewSet[Quota]):
 def save_quota(by: User, to: administration.QuotaTarget, what: administration.QuotaKind, amount: int) -> dict[str, Any]:
     """Set the quota and return its shape, with what pages would have asked about before."""
     administration.check_quota(by, to, what, amount)
-    caution = cautions.find_caution(to, what, amount)
+    found = cautions.find_cautions(to, what, amount)
     quota = administration.set_quota(by, to, what, amount)
-    return {**shapes.Quota(quota).data, "caution": caution.code if caution else ""}
+    return {**shapes.Quota(quota).data, "cautions": [one.code for one in found]}
 
 
 class Requests(GenericViewSet[QuotaRequest]):
@@ -144,9 +144,9 @@ class Requests(GenericViewSet[QuotaRequest]):
         answer = validated(shapes.Grant, request.data)
         amount = quota_request.amount if answer["amount"] is None else answer["amount"]
         administration.check_grant(by, quota_request, amount)
-        caution = cautions.find_grant_caution(quota_request, amount)
+        found = cautions.find_grant_cautions(quota_request, amount)
         granted = administration.grant_request(by, quota_request, amount, answer["note"])
-        return Response({**show_request(by, granted), "caution": caution.code if caution else ""})
+        return Response({**show_request(by, granted), "cautions": [one.code for one in found]})
 
     @extend_schema(summary=_("Refuse a request"), request=shapes.QuotaRefusal, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])

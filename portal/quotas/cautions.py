@@ -1,6 +1,6 @@
 """What a quota would do that its giver may not mean. Pages ask once before they save it; the API and commands say it.
 
-A script says exactly what it wants, so the API and `setquota` obey and name the caution beside the quota.
+A script says exactly what it wants, so the API and `setquota` obey and name the cautions beside the quota.
 """
 
 from collections.abc import Iterable
@@ -21,13 +21,15 @@ WINDOWS = {"": 0, Quota.Window.MINUTE: 1, Quota.Window.DAY: 2, Quota.Window.MONT
 CODES = ("blocks-all", "never-reached", "leap")
 
 
-def find_caution(to: QuotaTarget, what: QuotaKind, amount: int) -> Caution | None:
-    """Return what to ask about before this quota is saved, its code one of CODES; None: nothing. Two queries."""
+def find_cautions(to: QuotaTarget, what: QuotaKind, amount: int) -> list[Caution]:
+    """Return each thing to ask about before this quota is saved, in the order of CODES. Two queries."""
     own = Quota.objects.filter(**to.columns, **what.columns).first()
     if own is not None and own.amount == amount:
-        return None
+        return []
     if amount == 0:
-        return _block(to, what)
+        blocked = _block(to, what)
+        return [blocked] if blocked else []
+    found = []
     before, beside = _read_beside(to, what)
     lower = [quota for quota in beside if _reached_first(quota, what, amount)]
     if lower:
@@ -35,19 +37,17 @@ def find_caution(to: QuotaTarget, what: QuotaKind, amount: int) -> Caution | Non
         limit = UNITS[least.unit].format_amount(least.amount, least.window)
         if least.model is not None:
             limit = _("%(amount)s of %(model)s") % {"amount": limit, "model": least.model.name}
-        return Caution(
-            "never-reached",
-            _("This amount can never be used up, because another quota ends it first: %(limit)s.") % {"limit": limit},
-        )
+        sentence = _("This amount can never be used up, because another quota ends it first: %(limit)s.")
+        found.append(Caution("never-reached", sentence % {"limit": limit}))
     if before and amount >= LEAP * before:
         sentence = _("This is %(times)s times the current quota (%(amount)s).")
-        return Caution("leap", sentence % {"times": figure(amount // before), "amount": figure(before)})
-    return None
+        found.append(Caution("leap", sentence % {"times": figure(amount // before), "amount": figure(before)}))
+    return found
 
 
-def find_grant_caution(quota_request: QuotaRequest, amount: int) -> Caution | None:
+def find_grant_cautions(quota_request: QuotaRequest, amount: int) -> list[Caution]:
     """Return the same of a request that would be granted so much. Two queries."""
-    return find_caution(quota_target(quota_request), quota_kind(quota_request), amount)
+    return find_cautions(quota_target(quota_request), quota_kind(quota_request), amount)
 
 
 def _block(to: QuotaTarget, what: QuotaKind) -> Caution | None:

@@ -17,7 +17,7 @@ from portal.quotas.cautions import CODES
 from portal.quotas.models import Quota as QuotaRow
 from portal.quotas.models import QuotaRequest
 from portal.quotas.units import unit_choices
-from portal.web.rest.strict_fields import CharField
+from portal.web.rest.strict_fields import CharField, KnownFields
 
 
 def limitable_keys(user: User) -> QuerySet[ApiKey]:
@@ -33,7 +33,7 @@ class Amount(serializers.IntegerField):
         super().__init__(min_value=0, max_value=MAX_AMOUNT, **options)
 
 
-class Bounded(serializers.Serializer[Any]):
+class Bounded(KnownFields):
     """The owner of a quota (`key`; `tenant`; `tenant` and `user`: a member; `user`: everywhere) and what it counts."""
 
     tenant = AnyTenant(required=False, default=None, allow_null=True)
@@ -72,7 +72,7 @@ class NewQuota(Bounded):
     amount = Amount(help_text="0 blocks.")
 
 
-class ChangedQuota(serializers.Serializer[Any]):
+class ChangedQuota(KnownFields):
     amount = Amount(help_text="0 blocks.")
 
 
@@ -90,13 +90,12 @@ class Quota(serializers.Serializer[QuotaRow]):
     amount = serializers.IntegerField()
 
 
-def caution_field() -> serializers.ChoiceField:
-    return serializers.ChoiceField(
-        CODES,
-        allow_blank=True,
+def cautions_field() -> serializers.ListField:
+    return serializers.ListField(
+        child=serializers.ChoiceField(CODES),
         help_text=(
-            "What pages ask about first. `blocks-all`: 0 for a whole tenant or all of a kind. `never-reached`: another"
-            " quota ends it first. `leap`: a hundred times as much as before. Empty: nothing."
+            "All that pages ask about first. `blocks-all`: 0 for a whole tenant or all of a kind. `never-reached`:"
+            " another quota ends it first. `leap`: a hundred times as much as before."
         ),
     )
 
@@ -104,7 +103,7 @@ def caution_field() -> serializers.ChoiceField:
 class SavedQuota(Quota):
     """A quota that was saved just now."""
 
-    caution = caution_field()
+    cautions = cautions_field()
 
 
 class QuotaFilter(serializers.Serializer[Any]):
@@ -122,7 +121,7 @@ class NewRequest(Bounded):
     reason = CharField(max_length=500, required=False, default="", allow_blank=True)
 
 
-class ChangedRequest(serializers.Serializer[Any]):
+class ChangedRequest(KnownFields):
     amount = Amount(help_text="More than there was when it was asked for.")
     reason = CharField(max_length=500, required=False, allow_blank=True)
 
@@ -160,7 +159,7 @@ class Request(serializers.Serializer[QuotaRequest]):
 class GrantedRequest(Request):
     """A request that was granted just now."""
 
-    caution = caution_field()
+    cautions = cautions_field()
 
 
 class RequestFilter(serializers.Serializer[Any]):
@@ -171,12 +170,12 @@ class RequestFilter(serializers.Serializer[Any]):
     )
 
 
-class Grant(serializers.Serializer[Any]):
+class Grant(KnownFields):
     amount = Amount(required=False, allow_null=True, default=None, help_text="Left out: as much as was requested.")
     note = CharField(max_length=500, required=False, default="", allow_blank=True)
 
 
-class QuotaRefusal(serializers.Serializer[Any]):
+class QuotaRefusal(KnownFields):
     note = CharField(max_length=500, help_text="Why not, for who asked.")
 
 

@@ -23,7 +23,7 @@ class Words:
 
     choice: Text  # among what can be limited
     amount: Text  # an ngettext_lazy by "number", which is "n" in figures
-    left: Text = ""  # "left" of "amount"; only where use adds up over days
+    left: Text = ""  # an ngettext_lazy by "whole", "left" of "amount"; only where use adds up over days
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,7 +42,7 @@ class QuotaUnit:
 
     def format_left(self, left: int, amount: int, window: str) -> str:
         """Return it as "250,000 of 1,000,000 tokens left today"."""
-        return str(self.windows[window].left % {"left": figure(left), "amount": figure(amount)})
+        return str(self.windows[window].left % {"whole": amount, "left": figure(left), "amount": figure(amount)})
 
 
 TOKENS = QuotaUnit(
@@ -52,12 +52,16 @@ TOKENS = QuotaUnit(
         "day": Words(
             choice=_("tokens per day"),
             amount=ngettext_lazy("%(n)s token per day", "%(n)s tokens per day", "number"),
-            left=_("%(left)s of %(amount)s tokens left today"),
+            left=ngettext_lazy(
+                "%(left)s of %(amount)s token left today", "%(left)s of %(amount)s tokens left today", "whole"
+            ),
         ),
         "month": Words(
             choice=_("tokens per month"),
             amount=ngettext_lazy("%(n)s token per month", "%(n)s tokens per month", "number"),
-            left=_("%(left)s of %(amount)s tokens left this month"),
+            left=ngettext_lazy(
+                "%(left)s of %(amount)s token left this month", "%(left)s of %(amount)s tokens left this month", "whole"
+            ),
         ),
         "minute": Words(
             choice=_("tokens per minute"),
@@ -74,12 +78,18 @@ REQUESTS = QuotaUnit(
         "day": Words(
             choice=_("requests per day"),
             amount=ngettext_lazy("%(n)s request per day", "%(n)s requests per day", "number"),
-            left=_("%(left)s of %(amount)s requests left today"),
+            left=ngettext_lazy(
+                "%(left)s of %(amount)s request left today", "%(left)s of %(amount)s requests left today", "whole"
+            ),
         ),
         "month": Words(
             choice=_("requests per month"),
             amount=ngettext_lazy("%(n)s request per month", "%(n)s requests per month", "number"),
-            left=_("%(left)s of %(amount)s requests left this month"),
+            left=ngettext_lazy(
+                "%(left)s of %(amount)s request left this month",
+                "%(left)s of %(amount)s requests left this month",
+                "whole",
+            ),
         ),
         "minute": Words(
             choice=_("requests per minute"),

@@ -83,12 +83,11 @@ def home(request: HttpRequest) -> HttpResponse:
 def search_site(request: HttpRequest) -> HttpResponse:
     """Show what this person may see of what has a text (?q=): models, people, tenants, keys, requests."""
     wanted = search.clean_query(request.GET.get("q", ""))
-    only = request.GET.get("kind", "")
-    only = only if only in search.kinds else ""
+    only = search.kinds.get(request.GET.get("kind", ""))
     context = {
         "wanted": wanted,
         "only": only,
-        "sections": search.search(current_user(request), wanted, only),
+        "sections": search.search(current_user(request), wanted, only.name if only else ""),
         "shortest": search.SHORTEST,
     }
     return render(request, "site/search.html", context)

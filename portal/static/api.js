@@ -2,6 +2,11 @@
 
 const place = document.querySelector("#api");
 
+// Swagger UI puts a link into the button that opens an operation; the address changes as it opens without that.
+const namesWithoutLinks = ({ React }) => ({
+  components: { DeepLink: ({ text }) => React.createElement("span", { className: "name" }, text) },
+});
+
 SwaggerUIBundle({
   domNode: place,
   url: place.dataset.schema,
@@ -9,13 +14,15 @@ SwaggerUIBundle({
   deepLinking: true,
   docExpansion: "none",
   defaultModelsExpandDepth: -1,
+  plugins: [namesWithoutLinks],
   requestInterceptor: (request) => {
     request.headers["X-CSRFToken"] = place.dataset.csrf;
     return request;
   },
 });
 
-// Long examples scroll, so the keyboard must reach them.
+// Long examples scroll, so the keyboard must reach them. Bodies are entered in fields without names.
 new MutationObserver(() => {
   for (const example of place.querySelectorAll("pre:not([tabindex])")) example.tabIndex = 0;
+  for (const field of place.querySelectorAll("textarea:not([aria-label])")) field.ariaLabel = place.dataset.body;
 }).observe(place, { childList: true, subtree: true });

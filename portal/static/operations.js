@@ -1,6 +1,7 @@
 // Keeps operators' pages up to date. The socket only reports that something has changed: the server always renders what is
 // in the page, so that there is one way to write a state, a number or a time.
 
+import { renew as renewPart } from "./renew.js";
 import { connect } from "./sockets.js";
 
 const PAUSE = 2000; // ms between two renewals: numbers that change faster cannot be read, and each renders a page
@@ -24,16 +25,6 @@ function show(level, text) {
 
 const parts = (root) => new Map([...root.querySelectorAll("[data-live]")].map((e) => [e.dataset.live, e]));
 
-function renewPart(old, fresh) {
-  if (old.innerHTML === fresh.innerHTML) return;
-  const open = new Set([...old.querySelectorAll("details[open]")].map((e) => e.id));
-  const index = [...old.querySelectorAll("a, button, summary")].indexOf(document.activeElement);
-  old.replaceChildren(...fresh.childNodes);
-  old.className = fresh.className;
-  for (const details of old.querySelectorAll("details")) details.open = open.has(details.id);
-  if (index >= 0) [...old.querySelectorAll("a, button, summary")].at(Math.min(index, old.querySelectorAll("a, button, summary").length - 1))?.focus();
-}
-
 // Only the state of something with a name is read out, and only when it has changed.
 function changes(old, fresh) {
   const word = (e) => e.querySelector(".state")?.textContent.trim();
@@ -45,11 +36,8 @@ function renewAll(fresh) {
   const freshArea = fresh.querySelector("[data-live-area]");
   const now = parts(area), next = parts(freshArea);
   const same = now.size === next.size && [...now.keys()].every((key) => next.has(key));
-  if (!same) {
-    const view = area.querySelector("[data-log]"); // its text is newer than what was fetched
-    renewPart(area, freshArea.cloneNode(true));
-    if (view) area.querySelector(`[data-log="${view.dataset.log}"]`)?.replaceWith(view);
-  }
+  // The text of a log is newer than what was fetched.
+  if (!same) renewPart(area, freshArea.cloneNode(true), area.querySelector("[data-log]"));
   const said = [], all = parts(fresh);
   for (const [key, old] of parts(content)) {
     if (!all.has(key)) continue;

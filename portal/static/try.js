@@ -1,6 +1,7 @@
 // The playground: conversations with one model or several, straight with the gateway. What is said is in this page's
 // memory and nowhere else unless a person asks for it (try/store.js): not in the browser's storage, not in an address,
-// not on a server of ours. Links can fill the page in: /try/#prefill=…, see try/prefill.js; they never send anything.
+// not on a server of ours; what is being written outlives a change of the language, once and in its tab. Links can fill the
+// page in: /try/#prefill=…, see try/prefill.js; they never send anything.
 //
 // After an answer its section has data-request-id and data-model and dispatches `madoguchi:answered`.
 // Parts that not every visitor needs are loaded when they are used.
@@ -52,6 +53,7 @@ for (const tab of tabs) {
 
 // --- Which model of which tenant
 
+const DRAFT = "playground-draft"; // in sessionStorage
 const MOST_MODELS = 3; // side by side
 // What the dialogue for files offers; what can be read is seen when it is read (try/attachments.js).
 const IMAGES = "image/png,image/jpeg,image/webp,image/gif";
@@ -531,6 +533,15 @@ function startChat() {
     composer.scrollIntoView({ block: "end", behavior: "instant" });
   }
 
+  function takeDraft() {
+    const draft = JSON.parse(sessionStorage.getItem(DRAFT));
+    sessionStorage.removeItem(DRAFT);
+    if (draft?.person !== document.body.dataset.person) return;
+    [prompt.value, system.value] = [draft.prompt, draft.system];
+    if (draft.prompt) ideas.hidden = true;
+    if (draft.system) part("settings").open = true;
+  }
+
   // --- What people do
 
   function chooseModel() {
@@ -617,8 +628,14 @@ function startChat() {
     if (!running) form.requestSubmit();
   });
 
+  document.querySelector("[name=language]")?.form.addEventListener("submit", () => {
+    const draft = { person: document.body.dataset.person, prompt: prompt.value, system: system.value };
+    sessionStorage.setItem(DRAFT, JSON.stringify(draft));
+  });
+
   chooseTenant();
   busy(false);
+  takeDraft();
   fillIn();
   addEventListener("hashchange", fillIn);
   // On a telephone the keyboard would cover what there is to choose.

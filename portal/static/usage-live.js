@@ -1,6 +1,7 @@
 // Keeps the live view of usage up to date. The socket sends everything that is shown every two seconds.
 
 import { charts } from "./charts.js";
+import { renew as renewPart } from "./renew.js";
 import { connect } from "./sockets.js";
 
 const area = document.querySelector("[data-live-usage]");
@@ -22,8 +23,10 @@ function show(level, text) {
 // A row is a copy of the page's template, so that rows are written in one place.
 function fill(name, rows, write) {
   const body = area.querySelector(`[data-rows="${name}"]`), blank = area.querySelector(`template[data-row="${name}"]`);
-  body.replaceChildren(...rows.map((row) => {
-    const line = blank.content.cloneNode(true);
+  const fresh = body.cloneNode(false);
+  fresh.append(...rows.map((row) => {
+    const line = blank.content.firstElementChild.cloneNode(true);
+    line.dataset.key = row.request ?? row.model;
     for (const [field, text] of Object.entries(write(row))) {
       const place = line.querySelector(`[data-field="${field}"]`);
       if (place) place.textContent = text;
@@ -31,6 +34,7 @@ function fill(name, rows, write) {
     }
     return line;
   }));
+  renewPart(body, fresh);
   area.querySelector(`[data-none="${name}"]`).hidden = rows.length > 0;
 }
 

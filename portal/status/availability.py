@@ -13,10 +13,8 @@ from zoneinfo import ZoneInfo
 
 from django.db.models import Q
 
-from modelregistry import routes
 from modelregistry.overview import ModelState
 from portal.accounts.models import User
-from portal.accounts.permissions import may_operate, own_tenants
 from portal.keys import model_access
 from portal.keys.model_access import AvailableModel
 from portal.status.models import StatusInterval, StatusWatch
@@ -108,8 +106,7 @@ class RecordedBreaks:
 
 def visible_offers(user: User) -> list[AvailableModel]:
     """Return the models that this person may call, all of them for operators, by name."""
-    served = routes.offered_models() if may_operate(user) else model_access.open_to(own_tenants(user))
-    return sorted(model_access.available_models(served), key=lambda offer: offer.name)
+    return sorted(model_access.available_models(model_access.offered_to(user)), key=lambda offer: offer.name)
 
 
 def read_statuses(offers: Sequence[AvailableModel], zone: ZoneInfo, now: datetime) -> list[ModelStatus]:

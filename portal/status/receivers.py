@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from django.utils import timezone
-
+from modelregistry.database_clock import read_now
 from modelregistry.models import Replica, ServedModel
 from portal.status import recording
 
@@ -21,4 +20,4 @@ def note_model(instance: ServedModel, raw: bool = False, **_: Any) -> None:
 def _note(pk: int) -> None:
     model = recording.load_model(pk)
     if model is not None:
-        recording.note_state(model, timezone.now())
+        recording.note_state(model, read_now())

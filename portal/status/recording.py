@@ -11,7 +11,7 @@ from django.db.models import F, Prefetch, QuerySet
 from django.utils.timezone import localdate
 
 from modelregistry.models import Replica, ServedModel
-from modelregistry.overview import ModelState, is_maintained, replica_now, state_of
+from modelregistry.overview import ModelState, is_maintained, replica_now, state_of, with_placements
 from portal.status.models import StatusInterval, StatusWatch
 
 Kind = StatusInterval.Kind
@@ -33,7 +33,10 @@ def note_state(model: ServedModel, now: datetime) -> None:
     replicas = [replica_now(row, now) for row in model.replica_set.all()]
     retired = model.retires_on is not None and model.retires_on <= localdate(now)
     wanted = 1 if model.is_external else model.replicas
-    state = state_of(replicas, enabled=model.enabled, retired=retired, wanted=wanted, maintained=is_maintained(model))
+    maintained = is_maintained(model)
+    state = state_of(replicas, enabled=model.enabled, retired=retired, wanted=wanted, maintained=maintained)
+    if maintained and state == ModelState.DRAINING:  # the outage has begun, and this is why
+        state = ModelState.MAINTENANCE
     _note(model, state, now)
 
 
@@ -59,7 +62,7 @@ def watch(now: datetime) -> int:
 
 
 def _watched_models() -> QuerySet[ServedModel]:
-    replicas = Prefetch("replica_set", Replica.objects.select_related("host", "model"))
+    replicas = Prefetch("replica_set", with_placements(Replica.objects.select_related("host", "model")))
     return ServedModel.objects.select_related("host").prefetch_related(replicas)
 
 
@@ -124,5 +127,6 @@ def _kind_of(state: ModelState, newest: StatusInterval | None) -> str | None:
 
 
 def _last_seen(model: ServedModel) -> datetime | None:
-    """Return when the hosts of a model were last heard of."""
-    return max((row.host.seen_at for row in model.replica_set.all() if row.host.seen_at), default=None)
+    """Return when the hosts of a model were last looked at."""
+    hosts = [row.host for row in model.replica_set.all()]
+    return max((at for host in hosts for at in (host.seen_at, host.watched_at) if at), default=None)

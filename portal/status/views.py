@@ -24,6 +24,9 @@ def status(request: HttpRequest) -> HttpResponse:
         "statuses": availability.read_statuses(offers, zone, now),
         "incidents": availability.read_incidents([offer.name for offer in offers], now),
         "troubled": [offer for offer in offers if offer.state is Liveness.DOWN],
+        "working": sum(offer.state is not Liveness.DOWN and not offer.made_up for offer in offers),
+        "samples": any(offer.made_up for offer in offers),
+        "real": any(not offer.made_up for offer in offers),
         "days": availability.DAYS,
     }
     return render(request, "status/status.html", context)

@@ -11,6 +11,7 @@ from portal.accounts.models import Membership, Tenant, time_zones
 from portal.quotas import amounts
 from portal.quotas.administration import QuotaKind
 from portal.quotas.units import kind_choices
+from portal.web.editions import EditionForm
 
 
 class AmountField(forms.Field):
@@ -54,7 +55,7 @@ class QuotaForm(forms.Form):
         return QuotaKind(unit=unit, window=window, model=self.cleaned_data["model"])
 
     def confirmation(self) -> str:
-        """Return what the page sends back when the caution about exactly this quota was read."""
+        """Return what the page sends back when the cautions about exactly this quota were read."""
         model = self.cleaned_data["model"]
         return f"{self.cleaned_data['kind']} {model.name if model else ''} {self.cleaned_data['amount']}"
 
@@ -86,7 +87,7 @@ class QuotaRequestForm(forms.Form):
     )
 
 
-class TenantForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+class TenantForm(EditionForm, forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
     """The form for a tenant. Its short name cannot change: addresses, commands and directory groups contain it."""
 
     time_zone = forms.ChoiceField(

@@ -65,9 +65,8 @@ def render_people(request: HttpRequest, tenant: Tenant, form: AddMemberForm) -> 
         "sort": sort,
         "page": page,
         "members": ranking.member_rows(tenant, list(page), used, now),
-        "form": form,
     }
-    return render(request, "tenants/people.html", context)
+    return posted_forms.render_form(request, "tenants/people.html", form, context)
 
 
 @tenant_admin_required

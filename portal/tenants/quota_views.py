@@ -25,6 +25,7 @@ from portal.quotas.models import Quota
 from portal.quotas.units import UNITS
 from portal.tenants.forms import QuotaForm
 from portal.web import posted_forms
+from portal.web.cautions import Caution
 from portal.web.sorting import choose_sort, column_of, is_turned, turn_order
 from portal.web.templatetags.formatting import person
 
@@ -161,14 +162,14 @@ def edit_quota(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant
         unit, _slash, window = kind.partition("/")
         what = request_pages.quota_kind_of(unit, window, model)
         initial = {"kind": kind, "model": model, "amount": current_amount(to, what)}
-    form = QuotaForm(request.POST or None, initial=initial, fixed=fixed)
-    caution = None
+    form = QuotaForm(posted_forms.posted_data(request), initial=initial, fixed=fixed)
+    asked: list[Caution] = []
     if request.method == "POST" and form.is_valid():
         kind_of_it, amount = form.quota_kind(), form.cleaned_data["amount"]
         try:
             administration.check_quota(current_user(request), to, kind_of_it, amount)
-            caution = cautions.find_caution(to, kind_of_it, amount)
-            if caution is None or request.POST.get("confirmed") == form.confirmation():
+            asked = cautions.find_cautions(to, kind_of_it, amount)
+            if not asked or request.POST.get("confirmed") == form.confirmation():
                 quota = administration.set_quota(current_user(request), to, kind_of_it, amount)
                 saved = _("%(of)s: at most %(amount)s.") % {"of": label, "amount": describe_amount(quota)}
                 messages.success(request, saved)
@@ -177,15 +178,14 @@ def edit_quota(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant
             form.add_error("amount", refusal.sentence)
     allowed = administration.may_set(current_user(request), to)
     context = {
-        "form": form,
-        "caution": caution,
+        "cautions": asked,
         "whose": label,
         "tenant": tenant,
         "allowed": allowed,
         "back": origin_url(Quota(**to.columns), tenant),
         "ceilings": describe_ceilings(request, to) if allowed else [],
     }
-    return render(request, "tenants/set_quota.html", context)
+    return posted_forms.render_form(request, "tenants/set_quota.html", form, context)
 
 
 def current_amount(to: QuotaTarget, what: QuotaKind) -> int | None:

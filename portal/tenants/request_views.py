@@ -43,12 +43,12 @@ def new_request(request: HttpRequest) -> HttpResponse:
         try:
             row = administration.create_request(current_user(request), to, what, amount, reason)
         except administration.QuotaRefused as refusal:
-            messages.error(request, refusal.sentence)
+            form.add_error("amount", refusal.sentence)
         else:
             return redirect("quota-request", row.pk)
     so_far = "" if now is None else UNITS[what.unit].format_amount(now, what.window)
-    context = {"form": form, "sent": sent, "now": now, "so_far": so_far}
-    return render(request, "tenants/new_request.html", context)
+    context = {"sent": sent, "now": now, "so_far": so_far}
+    return posted_forms.render_form(request, "tenants/new_request.html", form, context)
 
 
 @login_required
@@ -57,7 +57,7 @@ def new_request(request: HttpRequest) -> HttpResponse:
 def edit_request(request: HttpRequest, pk: int) -> HttpResponse:
     """Show the state of one's own request; change its amount and reason for as long as it has no answer."""
     row = get_object_or_404(QuotaRequest.objects.select_related(*ROWS), pk=pk, asked_by=current_user(request))
-    form = QuotaRequestForm(request.POST or None, initial={"amount": row.amount, "reason": row.reason})
+    form = QuotaRequestForm(posted_forms.posted_data(request), initial={"amount": row.amount, "reason": row.reason})
     if request.method == "POST" and form.is_valid():
         try:
             administration.change_request(
@@ -70,12 +70,11 @@ def edit_request(request: HttpRequest, pk: int) -> HttpResponse:
             return redirect("quota-request", pk)
     context = {
         "quota_request": row,
-        "form": form,
         "zone": zone_of(current_user(request)),
         "current": administration.current_amounts([row])[row.pk],
         "deciders": administration.deciders(row)[:3],
     }
-    return render(request, "tenants/request.html", context)
+    return posted_forms.render_form(request, "tenants/request.html", form, context)
 
 
 @login_required
@@ -112,7 +111,7 @@ def request_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 def answer_values(request: HttpRequest, row: QuotaRequest) -> dict[str, object]:
     """Return what the answer form contains: what was typed before it was refused, else the amount requested.
 
-    With ?ask there is a caution about the amount that was typed, and what confirms it.
+    With ?ask there are the cautions about the amount that was typed, and what confirms it.
     """
     if request.GET.get("at") != str(row.pk):
         return {"amount": f"{row.amount:,}", "note": ""}
@@ -124,12 +123,12 @@ def answer_values(request: HttpRequest, row: QuotaRequest) -> dict[str, object]:
         amount = parse_amount(typed)
     except administration.QuotaRefused:
         return values
-    caution = cautions.find_grant_caution(row, amount)
-    return {**values, "caution": caution, "confirmed": confirmation(row, amount)} if caution else values
+    found = cautions.find_grant_cautions(row, amount)
+    return {**values, "cautions": found, "confirmed": confirmation(row, amount)} if found else values
 
 
 def confirmation(row: QuotaRequest, amount: int) -> str:
-    """Return what the page sends back when the caution about exactly this amount was read."""
+    """Return what the page sends back when the cautions about exactly this amount were read."""
     return f"{row.pk} {amount}"
 
 
@@ -148,7 +147,7 @@ def decide_request(request: HttpRequest, tenant: Tenant, pk: int) -> HttpRespons
             given = parse_amount(amount)
             if request.POST.get("confirmed") != confirmation(row, given):
                 administration.check_grant(current_user(request), row, given)
-                if cautions.find_grant_caution(row, given):
+                if cautions.find_grant_cautions(row, given):
                     return back_to_request(row, amount, note, ask=True)
             administration.grant_request(current_user(request), row, given, note)
             message = _("The request is granted. Its author is notified.")
@@ -160,7 +159,7 @@ def decide_request(request: HttpRequest, tenant: Tenant, pk: int) -> HttpRespons
 
 
 def back_to_request(row: QuotaRequest, amount: str, note: str, *, ask: bool) -> HttpResponse:
-    """Redirect to the request with what was typed; `ask`: to the caution about it."""
+    """Redirect to the request with what was typed; `ask`: to the cautions about it."""
     typed = {"at": row.pk, "amount": amount[:30], "note": note[:500], **({"ask": 1} if ask else {})}
     response = redirect("tenant-requests", row.tenant.slug)
     response["Location"] += f"?{urlencode(typed)}#request-{row.pk}"

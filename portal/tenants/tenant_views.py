@@ -20,6 +20,8 @@ from portal.quotas import administration
 from portal.tenants import ranking
 from portal.tenants.forms import TenantForm
 from portal.web import posted_forms
+from portal.web.editions import locked_if_posted
+from portal.web.row_locks import lock_row
 from portal.web.sorting import choose_sort
 
 PAGE = 50
@@ -54,14 +56,18 @@ def tenant_list(request: HttpRequest) -> HttpResponse:
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_tenant(request: HttpRequest) -> HttpResponse:
-    return save_tenant(request, TenantForm(request.POST or None), _("%(tenant)s was created. Next, add its people."))
+    form = TenantForm(posted_forms.posted_data(request))
+    return save_tenant(request, form, _("%(tenant)s was created. Next, add its people."))
 
 
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_tenant(request: HttpRequest, slug: str) -> HttpResponse:
-    tenant = get_object_or_404(Tenant, slug=slug)
-    return save_tenant(request, TenantForm(request.POST or None, instance=tenant), _("%(tenant)s was changed."))
+    known = get_object_or_404(Tenant, slug=slug)
+    with locked_if_posted(request, lambda: lock_row(Tenant, known.pk)):
+        tenant = get_object_or_404(Tenant, pk=known.pk)
+        form = TenantForm(posted_forms.posted_data(request), instance=tenant)
+        return save_tenant(request, form, _("%(tenant)s was changed."))
 
 
 def save_tenant(request: HttpRequest, form: TenantForm, message: str) -> HttpResponse:
@@ -72,7 +78,8 @@ def save_tenant(request: HttpRequest, form: TenantForm, message: str) -> HttpRes
         messages.success(request, message % {"tenant": tenant})
         return redirect("tenant" if is_known else "tenant-people", tenant.slug)
     name = form.initial.get("name", "")
-    return render(request, "tenants/edit.html", {"form": form, "name": name, "slug": form.initial.get("slug", "")})
+    context = {"name": name, "slug": form.initial.get("slug", "")}
+    return posted_forms.render_form(request, "tenants/edit.html", form, context)
 
 
 @operator_required

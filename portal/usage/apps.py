@@ -1,6 +1,7 @@
 from datetime import timedelta
 
 from django.apps import AppConfig
+from django.conf import settings
 from django.utils.translation import gettext_lazy as _
 
 
@@ -15,5 +16,7 @@ class UsageConfig(AppConfig):
 
         search.register(KIND)
 
+        if settings.USAGE_KEPT_DAYS is not None:
+            tasks.register("pruneusage", timedelta(days=1), ("pruneusage",))
         tasks.register("clearplayground", timedelta(hours=1), ("clearplayground",))
         tasks.register("prunerefusals", timedelta(hours=1), ("prunerefusals",))

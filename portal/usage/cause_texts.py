@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from django.utils.functional import Promise
 from django.utils.timesince import timesince
-from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext, ngettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
 
 from portal.usage.causes import Cause, Figure
@@ -65,7 +66,11 @@ TEXTS: dict[str, tuple[Promise, Promise]] = {
     ),
     # --- ended early
     "cut_at_limit": (
-        _("The answer was cut off after %(tokens)s tokens, the most that it could have."),
+        ngettext_lazy(
+            "The answer was cut off after %(tokens)s token, the most that it could have.",
+            "The answer was cut off after %(tokens)s tokens, the most that it could have.",
+            "number",
+        ),
         _("Raise max_tokens in the calling program, or shorten the prompt if the context is full."),
     ),
     "content_filtered": (_("A content filter of the engine ended the answer."), _("Change the request.")),
@@ -183,17 +188,18 @@ def describe_cause(cause: Cause) -> CauseText:
     return CauseText(
         code=cause.code,
         effect=cause.effect,
-        sentence=str(sentence) % shown,
+        sentence=str(sentence % shown),
         detail=" ".join(describe_surroundings(cause)),
         advice="" if advice is NOTHING else str(advice),
     )
 
 
-def format_figures(figures: Mapping[str, Figure]) -> dict[str, str]:
-    """Return the figures as sentences have them."""
-    shown = {name: figure(value) for name, value in figures.items() if isinstance(value, int)}
+def format_figures(figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """Return the figures as sentences have them; `number`: the tokens, by which there is one or several."""
+    shown: dict[str, Any] = {name: figure(value) for name, value in figures.items() if isinstance(value, int)}
     shown |= {name: figure(round(value)) for name, value in figures.items() if isinstance(value, float)}
     shown["seconds"] = round_seconds(float(figures.get("ms", 0)) / 1000)
+    shown["number"] = figures.get("tokens", 0)
     scope, window = str(figures.get("scope", "")), str(figures.get("window", ""))
     return shown | {"whose": str(WHOSE.get(scope, scope)), "window": str(WINDOWS.get(window, window))}
 

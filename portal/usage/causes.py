@@ -21,6 +21,15 @@ FEW = 8  # calls of the last days, with less nothing is called usual
 Figure = int | float | str
 
 
+def measure_generation(
+    first_token_ms: int | None, prefill_ms: int | None, queued_ms: int | None, whole: int
+) -> int | None:
+    """Return the time from the first token to the end; None of an answer in one piece. `whole`: its duration."""
+    if first_token_ms is None or (prefill_ms is None and queued_ms is not None):
+        return None
+    return max(0, whole - first_token_ms)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallTimeline:
     """One call, as it was recorded. Milliseconds; None: not known, as of older gateways."""
@@ -62,9 +71,7 @@ class CallTimeline:
     @property
     def generating_ms(self) -> int | None:
         """From the first token to the end; None of an answer in one piece."""
-        if self.first_token_ms is None or (self.prefill_ms is None and self.queued_ms is not None):
-            return None
-        return max(0, self.duration_ms - self.first_token_ms)
+        return measure_generation(self.first_token_ms, self.prefill_ms, self.queued_ms, self.duration_ms)
 
     @property
     def lost_ms(self) -> int:
@@ -145,6 +152,7 @@ ENDED_BY_STATUS = {
 REFUSED_BY_REASON = {
     "blocked_by_quota": "quota_is_zero",
     "too_many_concurrent": "too_many_at_once",
+    "held_by_running_requests": "too_many_at_once",
     "too_many_bytes": "too_many_at_once",
     "too_many_loading": "too_many_loading",
     "model_retired": "model_retired",

@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import Any
 
 from django.db.models import Case, DateField, Value, When
-from django.db.models.functions import TruncMonth
 
 from portal.accounts.models import Tenant
 from portal.accounts.tenant_names import TenantName, read_tenant_names
@@ -81,6 +80,10 @@ class UsageCosts:
         return sorted(rows, key=lambda row: (-row["month"].toordinal(), -row["yen"], row["tenant"]))
 
     @property
+    def export_columns(self) -> list[str]:
+        return ["month", "tenant", "slug", "model", *TOKENS, "yen", "yen_elsewhere"]
+
+    @property
     def export_rows(self) -> list[dict[str, Any]]:
         """Rows by month, tenant and model, with exact amounts; empty where there was no price."""
         found: dict[tuple[date, int, str], list[CostRow]] = defaultdict(list)
@@ -142,8 +145,10 @@ def read_costs(scope: UsageScope, period: Period) -> UsageCosts | None:
 
 
 def _read_rows(days: Any, internal: PriceList, outside: PriceList, period: Period) -> list[CostRow]:
-    """Sum tokens up between two changes of any price, by one query, and price each sum by its first day."""
-    inside = {day for day in internal.find_changes() | outside.find_changes() if period.first < day <= period.last}
+    """Sum tokens up by month and between two changes of any price, by one query; price each sum by its first day."""
+    first_of_months = {day for day in period.days if day.day == 1}
+    changes = internal.find_changes() | outside.find_changes() | first_of_months
+    inside = {day for day in changes if period.first < day <= period.last}
     since: Any = Value(period.first, output_field=DateField())
     if inside:
         since = Case(
@@ -152,21 +157,21 @@ def _read_rows(days: Any, internal: PriceList, outside: PriceList, period: Perio
             output_field=DateField(),
         )
     found = (
-        days.annotate(month=TruncMonth("day"), since=since)
+        days.annotate(since=since)
         .order_by()
-        .values_list("tenant_id", "month", "model", "since")
+        .values_list("tenant_id", "model", "since")
         .annotate(**{f"sum_{name}": sum_as_integer(name) for name in TOKENS})
     )
     return [
         CostRow(
             tenant=tenant,
-            month=month,
+            month=since.replace(day=1),
             model=model,
             tokens=(prompt, cached, completion),
             internal=_price(internal, model, since, (prompt, cached, completion)),
             outside=_price(outside, model, since, (prompt, cached, completion)),
         )
-        for tenant, month, model, since, prompt, cached, completion in found
+        for tenant, model, since, prompt, cached, completion in found
     ]
 
 

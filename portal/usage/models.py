@@ -115,6 +115,21 @@ class UsageRecord(models.Model):
         return self.request_id
 
 
+class UsageBacklog(models.Model):
+    """Usage that has waited on the disk of a gateway's worker for long although the database answers.
+
+    The worker reports it again and again while it lasts: what has an old `reported_at` is over.
+    """
+
+    worker = models.CharField(max_length=255, primary_key=True, help_text="Host and process.")
+    size = models.PositiveBigIntegerField(help_text="Bytes.")
+    since = models.DateTimeField()
+    reported_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.worker}: {self.size}"
+
+
 class UsageSetAside(models.Model):
     """Usage that gateways of a host could not record. An operator resolves it there with `manage.py setaside`."""
 

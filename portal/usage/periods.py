@@ -13,8 +13,6 @@ from zoneinfo import ZoneInfo
 from django.db.models import QuerySet
 from django.utils.translation import gettext_lazy as _
 
-from portal.usage.models import UsageDay, UsageTenantDay
-
 NAMES = {
     "today": _("today"),
     "yesterday": _("yesterday"),
@@ -61,9 +59,9 @@ class Period:
         firsts = {"month": lambda day: day.replace(day=1), "year": start_of_fiscal_year}.get(self.unit, lambda day: day)
         return sorted({firsts(day) for day in self.days})
 
-    def filter_days(self, sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]) -> QuerySet[Any]:
-        """Return the sums of this period's days."""
-        return sums.filter(day__range=(self.first, self.last))
+    def filter_days(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Return the rows of this period's days."""
+        return rows.filter(day__range=(self.first, self.last))
 
     def split_months(self) -> tuple[list[date], list[tuple[date, date]]]:
         """Return the first days of the whole months within, and (first, last) of the days around them.

@@ -4,6 +4,7 @@ Days are those of the tenant that a key belongs to.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,7 @@ from django.utils import timezone
 from portal.accounts.models import User
 from portal.keys import last_used
 from portal.usage import client_classes, loop_rates, rollups
-from portal.usage.models import UsageDay, UsageRecord, UsageSetAside
+from portal.usage.models import UsageBacklog, UsageDay, UsageRecord, UsageSetAside
 
 COLUMNS = tuple(str(field.column) for field in UsageRecord._meta.concrete_fields if not field.primary_key)
 # What a row may lack, as those of older gateways do, and what it is then.
@@ -89,6 +90,16 @@ def report_set_aside(host: str, lines: int) -> None:
         UsageSetAside.objects.update_or_create(host=host, defaults={"lines": lines, "reported_at": timezone.now()})
     else:
         UsageSetAside.objects.filter(host=host).delete()
+
+
+def report_backlog(worker: str, *, size: int, seconds: float) -> None:
+    """Record how many bytes of usage have waited on the disk of a gateway's worker, for how long; 0: none does."""
+    if size:
+        now = timezone.now()
+        found = {"size": size, "since": now - timedelta(seconds=seconds), "reported_at": now}
+        UsageBacklog.objects.update_or_create(worker=worker, defaults=found)
+    else:
+        UsageBacklog.objects.filter(worker=worker).delete()
 
 
 def days_of_user(user: User) -> QuerySet[UsageDay]:

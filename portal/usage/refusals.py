@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.utils import timezone
 
 from portal.keys.models import ApiKey
 from portal.usage.models import RefusedRequest
 
-KEPT = timedelta(days=7)
 MOST = 200_000  # rows that are left when old ones are deleted: some 50 MB
 BATCH = 5000  # rows of one statement
 KEY_REVOKED, KEY_EXPIRED, KEY_STOPPED = "key_revoked", "key_expired", "key_stopped"
@@ -48,8 +48,8 @@ def name_of_end(key: ApiKey, at: datetime) -> str:
 
 
 def prune_refusals(now: datetime) -> int:
-    """Delete what is older than KEPT, and the oldest of more than MOST; return how many."""
-    pruned = _delete_before(now - KEPT)
+    """Delete what is older than REFUSALS_KEPT_DAYS, and the oldest of more than MOST; return how many."""
+    pruned = _delete_before(now - timedelta(days=settings.REFUSALS_KEPT_DAYS))
     newest = RefusedRequest.objects.order_by("-at").values_list("at", flat=True)
     oldest_kept = newest[MOST - 1 : MOST].first() if RefusedRequest.objects.count() > MOST else None
     return pruned + (_delete_before(oldest_kept) if oldest_kept is not None else 0)

@@ -1,7 +1,9 @@
 """Pages of single requests: found by their ids, with their timeline and why they were slow or refused."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from operator import itemgetter
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
@@ -18,14 +20,15 @@ from portal.accounts.permissions import current_user, may_operate
 from portal.accounts.timezones import zone_of
 from portal.keys.models import ApiKey
 from portal.usage import scopes
-from portal.usage.calls import arrival_of, explain_call, find_call, latest_calls, timeline_of_record
+from portal.usage.calls import arrival_of, explain_call, find_call, latest_calls
 from portal.usage.cause_texts import describe_cause
-from portal.usage.causes import CallTimeline
+from portal.usage.causes import CallTimeline, measure_generation
 from portal.usage.models import UsageRecord
 from portal.web import table_export
 
 SHOWN = 30  # requests of the list
 MOST_EXPORTED = 20_000  # requests of a file
+CHUNK = 2000  # of them read at a time
 
 STAGES: dict[str, Promise] = {
     "queued": _("waiting for its turn"),
@@ -39,6 +42,10 @@ COLUMNS = (
     *("request_id", "arrived", "key", "model", "endpoint", "status", "stopped_by", "queued_ms", "loading_ms"),
     *("prefill_ms", "generating_ms", "first_token_ms", "duration_ms", "retries", "replica", "engine"),
     *("prompt_tokens", "completion_tokens"),
+)
+RECORDED = (
+    *("started_at", "key_id", "replica_id"),
+    *(name for name in COLUMNS if name not in ("arrived", "key", "generating_ms", "replica")),
 )
 
 
@@ -145,15 +152,20 @@ def export(request: HttpRequest) -> HttpResponseBase:
     )
 
 
-def request_rows(scope: scopes.UsageScope) -> Iterable[dict[str, Any]]:
+in_order = itemgetter(*COLUMNS)
+
+
+def request_rows(scope: scopes.UsageScope) -> Iterator[dict[str, Any]]:
     """Yield a row of COLUMNS for each of the latest requests."""
     prefixes = dict(ApiKey.objects.values_list("pk", "prefix"))
     records = scope.records.order_by("-started_at")[:MOST_EXPORTED]
-    for record in records.iterator(chunk_size=500):
-        yield row_of(timeline_of_record(record), prefixes)
-
-
-def row_of(call: CallTimeline, prefixes: dict[int, str]) -> dict[str, Any]:
-    row = {name: getattr(call, name) for name in COLUMNS if name not in ("arrived", "key")}
-    row |= {"arrived": arrival_of(call), "key": prefixes.get(call.key, "")}
-    return {name: row[name] for name in COLUMNS}
+    # Without an object for each, which takes as long as all else.
+    for record in records.values(*RECORDED).iterator(chunk_size=CHUNK):
+        waited = (record["queued_ms"] or 0) + (record["loading_ms"] or 0)
+        record["arrived"] = record.pop("started_at") - timedelta(milliseconds=waited)
+        record["key"] = prefixes.get(record.pop("key_id"), "")
+        record["generating_ms"] = measure_generation(
+            record["first_token_ms"], record["prefill_ms"], record["queued_ms"], record["duration_ms"]
+        )
+        record["replica"] = record.pop("replica_id")
+        yield dict(zip(COLUMNS, in_order(record), strict=True))

@@ -15,6 +15,7 @@ from portal.accounts.models import User
 from portal.usage.models import (
     RefusedRequest,
     RejectionHour,
+    UsageClientDay,
     UsageDay,
     UsageHour,
     UsageMonth,
@@ -35,6 +36,7 @@ class UsageScope:
     owner: tuple[Literal["tenant", "user"], int] | None  # None: all usage
     days: QuerySet[UsageDay]
     months: QuerySet[UsageMonth]
+    people: QuerySet[UsageDay] | QuerySet[UsageClientDay]  # the fewest rows that have all people of each of its days
     sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]  # the fewest rows that add up to each of its days, by model
     hours: QuerySet[UsageHour] | None  # None: not summed by the hour
     records: QuerySet[UsageRecord]
@@ -79,6 +81,7 @@ def find_scope(user: User, name: str) -> UsageScope:
             label=_("mine"),
             owner=("user", user.pk),
             **mine,
+            people=mine["days"],
             sums=mine["days"],
             hours=None,
             groups=("model", "key", "end_user"),
@@ -89,6 +92,7 @@ def find_scope(user: User, name: str) -> UsageScope:
             label=_("everything"),
             owner=None,
             **_filter_rows(),
+            people=UsageClientDay.objects.all(),
             sums=UsageTenantDay.objects.all(),
             hours=UsageHour.objects.all(),
             groups=("model", "tenant", "user", "key", "end_user"),
@@ -103,6 +107,7 @@ def find_scope(user: User, name: str) -> UsageScope:
         label=tenant.name,
         owner=("tenant", tenant.pk),
         **_filter_rows(tenant=tenant),
+        people=UsageDay.objects.filter(tenant=tenant),  # which, unlike the other, has an index by tenant
         sums=UsageTenantDay.objects.filter(tenant=tenant),
         hours=UsageHour.objects.filter(tenant=tenant),
         groups=("model", "user", "key", "end_user"),
@@ -139,6 +144,7 @@ def narrow_scope(scope: UsageScope, focus: Focus) -> UsageScope:
         scope,
         days=days,
         months=months,
+        people=days,
         sums=scope.sums.filter(**conditions) if only_model else days,
         hours=scope.hours.filter(**conditions) if only_model and scope.hours is not None else None,
         records=scope.records.filter(**conditions),

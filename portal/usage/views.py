@@ -87,11 +87,11 @@ def usage(request: HttpRequest) -> HttpResponse:
     return render(request, "usage/usage.html", context)
 
 
-def sum_yen(costs: UsageCosts | None, group: str) -> dict[str, int]:
-    """Return the internal yen of each row of the table by model or tenant, by its name; none for other groups."""
+def sum_yen(costs: UsageCosts | None, group: str) -> dict[Any, int]:
+    """Return the internal yen of each row of the table by model or tenant, by its "value"; none for other groups."""
     if costs is None or not costs.has_internal or group not in ("model", "tenant"):
         return {}
-    return costs.sum_by(lambda row: row.model if group == "model" else costs.name_of(row.tenant))
+    return costs.sum_by(lambda row: row.model if group == "model" else row.tenant)
 
 
 def build_charts(
@@ -204,24 +204,29 @@ def export(request: HttpRequest) -> HttpResponseBase:
     except KeyError as error:  # a page shows which period it is of; a file of another one would be taken for this
         raise BadRequest("There is no such period.") from error
     by, group = request.GET.get("by"), choose_group(request, query)
+    columns: tuple[str, ...]
     if by == "detail":
+        columns = report.DETAIL_EXPORT
         rows: Any = report.read_details(query.scope, query.period)
     elif by and group != "model":
         grouped, _none = report.read_groups(query.scope, query.period, group)
         # People by their user names as well, which differ for two people of the same name.
         users = dict(User.objects.values_list("pk", "username")) if group == "user" else {}
+        columns = (group, *(("username",) if group == "user" else ()), *report.NUMBERS)
         rows = ({group: row["name"], **username_column(row, users), **number_columns(row)} for row in grouped)
     else:
         series = report.read_series(query.scope, query.period, query.zone)
         if by:
+            columns = ("model", *report.NUMBERS)
             rows = ({"model": row["name"], **number_columns(row)} for row in report.group_by_model(series, {}))
         else:
+            columns = (series.unit, "model", *report.NUMBERS)
             rows = (
                 {series.unit: row["slot"].isoformat(), "model": row["model"], **number_columns(row)}
                 for row in series.rows
             )
     kind = "detail" if by == "detail" else f"by-{group}" if by else "over-time"
-    return table_export.export_response(request, file_name(query, kind), rows)
+    return table_export.export_response(request, file_name(query, kind), rows, columns)
 
 
 @login_required
@@ -238,7 +243,7 @@ def export_costs(request: HttpRequest) -> HttpResponseBase:
     found = read_costs(query.scope, query.period)
     if found is None:
         raise Http404
-    return table_export.export_response(request, file_name(query, "costs"), found.export_rows)
+    return table_export.export_response(request, file_name(query, "costs"), found.export_rows, found.export_columns)
 
 
 def file_name(query: UsageQuery, kind: str) -> str:

@@ -60,6 +60,8 @@ class UseCases(GenericViewSet[UseCase]):
         tenant = gallery.tenants_to_propose_for(by).filter(slug=values["tenant"]).first()
         if tenant is None:
             raise ValidationError({"tenant": [_("You do not belong to this tenant.")]})
+        if values["model"] and values["model"] not in gallery.names_for(by):
+            raise ValidationError({"model": [_("There is no chat model of this name.")]})
         with transaction.atomic():
             case = publishing.create_case(by, tenant, shapes.content_from(values)).use_case
             if values["propose"] and Publisher(by).may_publish(case):

@@ -15,5 +15,6 @@ class UseCasesConfig(AppConfig):
 
         search.register(KIND)
         tasks.register("loadusecases", timedelta(days=1), ("loadusecases",))
+        tasks.register("clearusecasecounts", timedelta(hours=1), ("clearusecasecounts",))
         # As long as a night's checks may take at a time; what is left is due again at the next start.
         tasks.register("checkusecases", timedelta(minutes=15), ("checkusecases", "--due"), limit=timedelta(hours=1))

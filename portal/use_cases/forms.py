@@ -8,9 +8,10 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
+from modelregistry.one_line import check_one_line
 from portal.accounts.models import User
 from portal.use_cases import gallery
-from portal.use_cases.content import LIMITS, NEEDED, TextContent, UseCaseContent, UseCaseRefused
+from portal.use_cases.content import LIMITS, NEEDED, ONE_LINE, TextContent, UseCaseContent, UseCaseRefused
 from portal.use_cases.models import (
     MAX_COMMENT,
     MAX_NOTE,
@@ -24,6 +25,7 @@ from portal.use_cases.variables import MAX_LABEL, MAX_NAME, MAX_VALUE, MOST_VARI
 
 SPARE_ROWS = 2  # empty ones below the fields that there are
 LONG = frozenset({"system", "prompt", "expected_input", "example_answer"})
+NO_COMMENT = _("Write a comment, so that the author knows what to change.")
 ROWS = {"system": 4, "prompt": 10, "expected_input": 2, "example_answer": 8}
 HINTS = {
     "title": _("A few words: what it does."),
@@ -81,7 +83,7 @@ class UseCaseForm(forms.Form):
 
     def __init__(self, *args: Any, user: User, is_new: bool, current_model: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        names = sorted(gallery.callable_names() | ({current_model} if current_model else set()))
+        names = sorted(gallery.names_for(user) | ({current_model} if current_model else set()))
         self.fields["model"].choices = [  # type: ignore[attr-defined]
             ("", _("any chat model")),
             *((name, name) for name in names),
@@ -110,6 +112,7 @@ class TextForm(forms.Form):
                 required=used and name in NEEDED,
                 max_length=most,
                 widget=widget,
+                validators=[check_one_line] if name in ONE_LINE else (),
                 help_text=HINTS[name],
             )
             self.fields[name] = field
@@ -122,7 +125,7 @@ class VariableForm(forms.Form):
         max_length=MAX_NAME,
         widget=forms.TextInput(attrs={"autocapitalize": "none", "spellcheck": "false"}),
     )
-    label = forms.CharField(label=_("Label"), required=False, max_length=MAX_LABEL)
+    label = forms.CharField(label=_("Label"), required=False, max_length=MAX_LABEL, validators=[check_one_line])
     kind = forms.ChoiceField(label=_("Kind"), required=False, choices=VariableKind, initial=VariableKind.LINE)
     example = forms.CharField(
         label=_("Example"), required=False, max_length=MAX_VALUE, widget=forms.Textarea(attrs={"rows": 2})
@@ -130,6 +133,15 @@ class VariableForm(forms.Form):
     choices = forms.CharField(
         label=_("Choices"), required=False, max_length=800, help_text=_("Of a choice, separated by commas.")
     )
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse what would be lost: a row without a name is none, and only a choice has choices."""
+        values: dict[str, Any] = super().clean() or {}
+        if not self.errors and not values["name"] and any(values[one] for one in ("label", "example", "choices")):
+            self.add_error("name", _("Name this field, or empty its row."))
+        if values.get("choices") and values.get("kind") != VariableKind.CHOICE:
+            self.add_error("choices", _("Only a choice has choices. Change the kind, or remove them."))
+        return values
 
     def variable(self) -> Variable | None:
         """Return the field that it describes; None: an empty row."""
@@ -142,7 +154,7 @@ class VariableForm(forms.Form):
             name=values["name"],
             label=values.get("label") or values["name"],
             kind=kind,
-            example=values.get("example", "").replace("\r\n", "\n"),
+            example=values.get("example", ""),
             choices=tuple(part.strip() for part in parts if part.strip()),
         )
 
@@ -173,7 +185,7 @@ class LanguageForms:
 
     def content(self) -> TextContent | None:
         """Return the texts; None: the language was left empty."""
-        values = {name: self.texts.cleaned_data[name].replace("\r\n", "\n").strip() for name in LIMITS}
+        values = {name: self.texts.cleaned_data[name].strip() for name in LIMITS}
         variables = tuple(one for row in self.rows if (one := row.variable()) is not None)
         if not any(values.values()) and not variables:
             return None
@@ -230,6 +242,8 @@ class CommentForm(forms.Form):
 
 
 class DecisionForm(forms.Form):
+    """What is decided about a version. `verdict`: the button; one that returns it needs a comment."""
+
     # The number of the version that was shown: of no other one it is decided.
     seen = forms.IntegerField(widget=forms.HiddenInput, required=False, min_value=0, max_value=10**6)
     note = forms.CharField(
@@ -239,3 +253,27 @@ class DecisionForm(forms.Form):
         widget=forms.Textarea(attrs={"rows": 2}),
         help_text=_("Needed to return it: what should change."),
     )
+
+    def __init__(self, *args: Any, verdict: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.verdict = verdict
+        self.fields["note"].required = verdict == "return"
+        self.fields["note"].error_messages["required"] = NO_COMMENT
+
+    def confirmation(self) -> str:
+        """Return what the page sends back when the cautions about exactly this decision were read."""
+        return f"{self.verdict}/{self.data.get('seen', '')}"
+
+    def refuse(self, refusal: UseCaseRefused) -> None:
+        self.add_error("note" if refusal.code == "note" else None, refusal.sentence)
+
+    def refusals(self) -> list[str]:
+        """Return what is wrong but with the comment."""
+        return [str(error) for field in (None, "seen") for error in self.errors.get(field or "__all__", ())]
+
+    def show_decided(self, number: int) -> None:
+        """Let the person, who is shown that there is a newer version, decide about that with what they wrote."""
+        sent: Any = self.data
+        data = sent.copy()
+        data["seen"] = str(number)
+        self.data = data

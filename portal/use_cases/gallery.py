@@ -1,15 +1,18 @@
 """Which use cases a person may see, change and publish; lists of them, and what is wrong with a case's model."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from django.db.models import Count, Exists, F, OuterRef, Prefetch, Q, QuerySet, Subquery
+from django.db.models import Count, Exists, OuterRef, Prefetch, Q, QuerySet, Subquery
 
 from modelregistry import routes
 from modelregistry.models import Alias, ServedModel
 from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
+from portal.keys import model_access
+from portal.keys.models import ModelAccess
 from portal.use_cases.models import UseCase, UseCaseCheck, UseCaseText, UseCaseVersion
 
 State = UseCaseVersion.State
@@ -48,7 +51,7 @@ def visible(user: User) -> QuerySet[UseCase]:
 
 
 def readable(user: User) -> QuerySet[UseCase]:
-    """Return the cases whose page a person may open: also their own, and those that they may publish.
+    """Return the cases whose page a person may open: also those they wrote or have a draft of, or may publish.
 
     Who has left a tenant no longer reads what they wrote for it: what colleagues say about it goes on there.
     """
@@ -57,7 +60,8 @@ def readable(user: User) -> QuerySet[UseCase]:
         return UseCase.objects.filter(Exists(known))
     reachable = Q(is_company_wide=True) | Q(tenant__in=permissions.own_tenants(user))
     shown = Q(retired_at=None, current__isnull=False) & reachable
-    own = Q(author=user) & reachable
+    drafts = UseCaseVersion.objects.filter(state=State.DRAFT, author=user, use_case=OuterRef("pk"))
+    own = (Q(author=user) | Exists(drafts)) & reachable
     decided = Q(versions__state__in=(State.PROPOSED, State.PUBLISHED))
     decided &= Q(tenant__in=permissions.publishable_tenants(user))
     decidable = UseCase.objects.filter(decided).values("pk")
@@ -107,18 +111,27 @@ def own_versions(user: User) -> QuerySet[UseCaseVersion]:
     return found.select_related("use_case", "author").prefetch_related("texts").order_by("-created_at")
 
 
-def overtaken_drafts(user: User) -> QuerySet[UseCaseVersion]:
-    """Return the person's newest drafts of cases of which others have made a newer version that is not a draft."""
+def overtaken_versions(user: User) -> QuerySet[UseCaseVersion]:
+    """Return what the person wrote in vain: of each case the newest of `kept_versions` if others have a newer one.
+
+    That is one that is not a draft, by whichever author.
+    """
     newer = UseCaseVersion.objects.filter(
         ~Q(state=State.DRAFT), use_case=OuterRef("use_case"), number__gt=OuterRef("number")
     )
-    newer_drafts = UseCaseVersion.objects.filter(
-        use_case=OuterRef("use_case"), author=user, state=State.DRAFT, number__gt=OuterRef("number")
-    )
-    found = UseCaseVersion.objects.filter(
-        Exists(newer), ~Exists(newer_drafts), author=user, state=State.DRAFT, use_case__in=readable(user).values("pk")
-    )
+    newer_kept = kept_versions(user).filter(use_case=OuterRef("use_case"), number__gt=OuterRef("number"))
+    found = kept_versions(user).filter(Exists(newer), ~Exists(newer_kept), use_case__in=readable(user).values("pk"))
     return found.select_related("use_case", "author").prefetch_related("texts").order_by("-created_at")
+
+
+def kept_versions(user: User) -> QuerySet[UseCaseVersion]:
+    """Return the person's drafts, and their proposals that were replaced before anyone decided about them.
+
+    Once the person has written a newer version of the case, such a proposal is history.
+    """
+    later = UseCaseVersion.objects.filter(use_case=OuterRef("use_case"), author=user, number__gt=OuterRef("number"))
+    replaced = Q(state=State.REPLACED, decided_at=None) & ~Exists(later)
+    return UseCaseVersion.objects.filter(Q(state=State.DRAFT) | replaced, author=user)
 
 
 def waiting_versions(user: User) -> QuerySet[UseCaseVersion]:
@@ -131,8 +144,9 @@ def waiting_versions(user: User) -> QuerySet[UseCaseVersion]:
 
 
 def hidden_cases(user: User) -> QuerySet[UseCase]:
-    """Return the hidden cases that the person may show again."""
-    found = UseCase.objects.exclude(retired_at=None).exclude(current=None)
+    """Return the hidden cases that the person may show again, but what its author withdrew before publication."""
+    found = UseCase.objects.exclude(retired_at=None).exclude(current=None, hidden_by_author=True)
+    found = found.filter(pk__in=readable(user).values("pk"))
     if not permissions.may_operate(user):
         found = found.filter(tenant__in=permissions.publishable_tenants(user), is_company_wide=False)
     return with_texts(found.order_by("-retired_at"))
@@ -150,17 +164,23 @@ def versions_for(reader: User, case: UseCase) -> QuerySet[UseCaseVersion]:
 def newest_version(reader: User, case: UseCase) -> UseCaseVersion | None:
     """Return the newest version that this person may know of; None: there are only drafts of others.
 
-    Its `own_draft` is the number of the newest draft of this person's own, be it an older one.
+    Its `own_kept` is the number of the newest of this person's `kept_versions`, be it an older one.
     """
     found = versions_for(reader, case).select_related("author", "decided_by").prefetch_related("texts")
-    drafts = case.versions.filter(state=State.DRAFT, author=reader).order_by("-number").values("number")
-    return found.annotate(own_draft=Subquery(drafts[:1])).order_by("number").last()
+    kept = kept_versions(reader).filter(use_case=case).order_by("-number").values("number")
+    return found.annotate(own_kept=Subquery(kept[:1])).order_by("number").last()
+
+
+def find_proposal(case: UseCase) -> UseCaseVersion | None:
+    """Return the version that waits for a decision, be there newer drafts."""
+    found = case.versions.filter(state=State.PROPOSED).select_related("author", "decided_by")
+    return found.prefetch_related("texts").order_by("number").last()
 
 
 def find_overtaken(newest: UseCaseVersion) -> int | None:
-    """Return the number of the person's own draft that is older than this version, which `newest_version` gave."""
-    draft: int | None = newest.own_draft  # type: ignore[attr-defined]
-    return draft if draft is not None and draft < newest.number else None
+    """Return the number of what the person wrote before this version, which `newest_version` gave: `kept_versions`."""
+    kept: int | None = newest.own_kept  # type: ignore[attr-defined]
+    return kept if kept is not None and kept < newest.number else None
 
 
 def most_helpful(user: User, most: int = 3) -> list[UseCase]:
@@ -219,25 +239,44 @@ def tenants_to_propose_for(user: User) -> QuerySet[Tenant]:
 # --- models
 
 
-def callable_names() -> frozenset[str]:
-    """Return the names and aliases of the chat models that are offered. Two queries."""
-    chat = routes.offered_models().filter(task=ServedModel.Task.CHAT)
-    aliases = Alias.objects.filter(model__in=chat).values_list("name", flat=True)
-    return frozenset([*chat.values_list("name", flat=True), *aliases])
+def names_for(user: User) -> frozenset[str]:
+    """Return the names and aliases of the chat models that the person may know of. Two or three queries."""
+    return frozenset(_ids_by_name(model_access.offered_to(user)))
+
+
+def _ids_by_name(served: QuerySet[ServedModel]) -> dict[str, int]:
+    """Return the ids of those of these models that chat, by their names and aliases. Two queries."""
+    chat = served.filter(task=ServedModel.Task.CHAT)
+    return dict([*chat.values_list("name", "pk"), *Alias.objects.filter(model__in=chat).values_list("name", "model")])
 
 
 def find_flags(cases: Iterable[UseCase]) -> dict[int, str]:
-    """Return what is wrong with the cases, by their ids: "gone" for a model, or an outcome of the last check.
+    """Return what is wrong with the published versions of the cases, by their ids, as `find_flag`. Four queries."""
+    return _flags([(case, case.current) for case in cases if case.current is not None])
 
-    For those who publish. Three queries.
+
+def find_flag(case: UseCase, version: UseCaseVersion) -> str:
+    """Return what is wrong with a version, for those who publish it.
+
+    "gone": there is no such model; "closed": not everyone who sees the case may call it; else an outcome of the last
+    check; "": nothing. Four queries.
     """
-    names = callable_names()
-    cases = [case for case in cases if case.current is not None]
-    checks = UseCaseCheck.objects.filter(use_case__in=[case.pk for case in cases], version=F("use_case__current"))
+    return _flags([(case, version)]).get(case.pk, "")
+
+
+def _flags(shown: Sequence[tuple[UseCase, UseCaseVersion]]) -> dict[int, str]:
+    ids = _ids_by_name(routes.offered_models())
+    allowed: dict[int, set[int]] = defaultdict(set)
+    for model, tenant in ModelAccess.objects.values_list("model", "tenant"):
+        allowed[model].add(tenant)
+    checks = UseCaseCheck.objects.filter(version__in=[version.pk for _, version in shown])
     failed = checks.exclude(outcome__in=("", UseCaseCheck.Outcome.FINE))
     flags = dict(failed.values_list("use_case_id", "outcome"))
-    for case in cases:
-        model = case.current.model if case.current else ""
-        if model and model not in names:
+    for case, version in shown:
+        if not version.model:
+            continue
+        if version.model not in ids:
             flags[case.pk] = "gone"
+        elif (only := allowed.get(ids[version.model])) and (case.is_company_wide or case.tenant_id not in only):
+            flags[case.pk] = "closed"
     return flags

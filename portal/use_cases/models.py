@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.utils.translation import get_language, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.one_line import check_one_line
 from portal.accounts.models import Tenant
 from portal.use_cases.variables import Variable, read_variables
 
@@ -58,7 +59,9 @@ class UseCase(models.Model):
     thousands of them.
     """
 
-    name = models.CharField(_("name"), max_length=MAX_TITLE, help_text="A title of the newest version.")
+    name = models.CharField(
+        _("name"), max_length=MAX_TITLE, validators=[check_one_line], help_text="A title of the newest version."
+    )
     # Its file, of those that Madoguchi brings along.
     starter = models.CharField(max_length=40, null=True, blank=True, unique=True, editable=False)
     # Whose champions decide; None: operators.
@@ -73,6 +76,7 @@ class UseCase(models.Model):
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     published_at = models.DateTimeField(_("published"), null=True)
     retired_at = models.DateTimeField(_("hidden"), null=True)
+    hidden_by_author = models.BooleanField(default=False, help_text="Who may then show it again.")
     opened = models.PositiveIntegerField(_("opened"), default=0)
     tried = models.PositiveIntegerField(_("tried"), default=0)
     helped = models.PositiveIntegerField(_("helped"), default=0)
@@ -169,8 +173,8 @@ class UseCaseText(models.Model):
 
     version = models.ForeignKey(UseCaseVersion, models.CASCADE, related_name="texts")
     language = models.CharField(_("language"), max_length=2, choices=Language)
-    title = models.CharField(_("title"), max_length=MAX_TITLE)
-    summary = models.CharField(_("what it is good for"), max_length=MAX_SUMMARY)
+    title = models.CharField(_("title"), max_length=MAX_TITLE, validators=[check_one_line])
+    summary = models.CharField(_("what it is good for"), max_length=MAX_SUMMARY, validators=[check_one_line])
     system = models.CharField(_("instructions"), max_length=MAX_SYSTEM, blank=True)
     prompt = models.CharField(_("prompt"), max_length=MAX_PROMPT)
     expected_input = models.CharField(_("what you need"), max_length=MAX_EXPECTED, blank=True)
@@ -275,7 +279,7 @@ class CheckSession(models.Model):
 
 
 class CountedToday(models.Model):
-    """That one person opened, or tried, one case on this day: only a keyed digest, until the next day."""
+    """That one person opened, or tried, one case on this day: only a keyed digest, until the day is over."""
 
     digest = models.CharField(max_length=64, primary_key=True)
     day = models.DateField(db_index=True)

@@ -16,9 +16,11 @@ from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
 from portal.audit import tracking
 from portal.use_cases.content import UseCaseContent, UseCaseRefused, check_content, content_of
-from portal.use_cases.gallery import Publisher, versions_for
+from portal.use_cases.gallery import Publisher, find_proposal, versions_for
 from portal.use_cases.models import MAX_NOTE, UseCase, UseCaseText, UseCaseVersion, join_departments
 from portal.web.notify import notify
+from portal.web.row_locks import lock_row
+from portal.web.templatetags.formatting import person
 
 State = UseCaseVersion.State
 # Drafts and proposals of one person at a time: a script that runs wild would bury those of others.
@@ -42,14 +44,15 @@ def create_case(by: User, tenant: Tenant | None, content: UseCaseContent) -> Use
     allowed = permissions.may_operate(by) or (tenant and permissions.own_tenants(by).filter(pk=tenant.pk).exists())
     if not allowed:
         raise UseCaseForbidden(_("Choose one of your own tenants."))
-    check_open(by)
-    if count_unpublished(by) >= MOST_UNPUBLISHED:
-        sentence = _(
-            "You have %(most)d use cases that were never published, with those you have hidden, the most there may be. "
-            "Change one of these instead."
-        )
-        raise UseCaseRefused(sentence % {"most": MOST_UNPUBLISHED}, code="many")
     with transaction.atomic():
+        lock_row(User, by.pk)
+        check_open(by, by=by)
+        if count_unpublished(by) >= MOST_UNPUBLISHED:
+            sentence = _(
+                "You have %(most)d use cases that were never published, with those you have hidden, the most there may "
+                "be. Change one of these instead."
+            )
+            raise UseCaseRefused(sentence % {"most": MOST_UNPUBLISHED}, code="many")
         case = UseCase.objects.create(name=content.name, tenant=tenant, author=by, is_company_wide=tenant is None)
         version = write_version(case, content, number=1, author=by)
         record(case, "add")
@@ -59,8 +62,9 @@ def create_case(by: User, tenant: Tenant | None, content: UseCaseContent) -> Use
 def save_version(by: User, case: UseCase, content: UseCaseContent, *, seen: int | None = None) -> UseCaseVersion:
     """Save an edit as a draft. The person's own draft is changed, everything else gets a newer version.
 
-    Drafts of others stay as they are: they are not known to this person. So does the person's own draft over which
-    others have published: what is replaced, others read in the history.
+    A draft replaces nothing: a proposal waits until a newer version is itself proposed or published. Drafts of others
+    stay as they are: they are not known to this person. So does the person's own draft over which others have
+    published: what is replaced, others read in the history.
 
     `seen`: the number of the version that was edited. Raises UseCaseChanged if it is no longer the newest.
     """
@@ -77,13 +81,40 @@ def save_version(by: User, case: UseCase, content: UseCaseContent, *, seen: int 
             number = newest.number
         else:
             number = next_number(case)
-            known.filter(state=State.PROPOSED).update(state=State.REPLACED)
-        if case.current_id is None:  # else others would read a title that is not published
+        if not case.versions.exclude(state=State.DRAFT).exists():  # else others would read the title of a draft
             case.name = content.name
             case.save(update_fields=["name"])
         version = write_version(case, content, number=number, author=by)
         record_values(case, "change", {"version": number})
     return version
+
+
+def discard_draft(by: User, case: UseCase, number: int) -> None:
+    """Delete a draft of the person's own for good, be it an older version; there must be another version.
+
+    Raises UseCaseRefused.
+    """
+    with transaction.atomic():
+        case = lock_case(case)
+        known = versions_for(by, case)
+        draft = known.filter(number=number, state=State.DRAFT, author=by).first()
+        if draft is None:
+            raise UseCaseRefused(_("You have no such draft. You may have proposed or discarded it."), code="state")
+        left = known.exclude(pk=draft.pk).order_by("number").last()
+        if left is None:
+            raise UseCaseRefused(_("The use case has no other version. Hide the use case instead."), code="only")
+        draft.delete()
+        if case.current_id is None:
+            case.name = content_of(left).name
+            case.save(update_fields=["name"])
+        record_values(case, "discarded", {"version": number})
+
+
+def may_discard(by: User, version: UseCaseVersion) -> bool:
+    """Return whether `discard_draft` deletes this version. One query at most."""
+    if version.state != State.DRAFT or version.author_id != by.pk:
+        return False
+    return versions_for(by, version.use_case).exclude(pk=version.pk).exists()
 
 
 def write_version(
@@ -134,8 +165,12 @@ def propose(by: User, case: UseCase) -> None:
         if case.versions.filter(number__gt=version.number).exists():
             # Drafts that others began later. What is proposed comes before them for those who decide.
             version.number = next_number(case)
+        replace_others(case, version, by, State.PROPOSED)
         version.state = State.PROPOSED
         version.save(update_fields=["number", "state"])
+        if case.current_id is None:
+            case.name = content_of(version).name
+            case.save(update_fields=["name"])
         record(case, "proposed", version)
         others = [person for person in deciders(case) if person.pk != by.pk]
         notify(
@@ -149,11 +184,10 @@ def propose(by: User, case: UseCase) -> None:
 def publish(by: User, case: UseCase, *, company_wide: bool = False, seen: int | None = None) -> UseCaseVersion:
     """Publish the newest version, or with `company_wide` the one that is published already to everyone.
 
-    `seen`: the number of the version that the person decides about: an author may propose another one meanwhile.
+    `seen`: the number of the version that the person decides about, see `lock_decided`.
     """
     with transaction.atomic():
-        case, version = lock_newest(by, case)
-        check_seen(version, seen)
+        case, version = lock_decided(by, case, seen)
         if not Publisher(by).may_publish(case) or (company_wide and not permissions.may_operate(by)):
             raise UseCaseForbidden(_("You may not publish this use case."))
         if version.state == State.PUBLISHED and not (company_wide and not case.is_company_wide):
@@ -161,11 +195,14 @@ def publish(by: User, case: UseCase, *, company_wide: bool = False, seen: int | 
         if version.state not in (State.PROPOSED, State.PUBLISHED) and version.author_id != by.pk:
             raise UseCaseRefused(_("This version has not been proposed."), code="state")
         decide(version, State.PUBLISHED, by)
-        case.versions.filter(state=State.PUBLISHED).exclude(pk=version.pk).update(state=State.REPLACED)
+        replace_others(case, version, by, State.PUBLISHED)
         case.current, case.published_at, case.retired_at = version, timezone.now(), None
+        case.hidden_by_author = False
         case.name = content_of(version).name
         case.is_company_wide = case.is_company_wide or company_wide
-        case.save(update_fields=["name", "current", "published_at", "retired_at", "is_company_wide"])
+        case.save(
+            update_fields=["name", "current", "published_at", "retired_at", "hidden_by_author", "is_company_wide"]
+        )
         record(case, "published", version)
         notify_author(case, version, by, "use-case-published")
     return version
@@ -174,11 +211,12 @@ def publish(by: User, case: UseCase, *, company_wide: bool = False, seen: int | 
 def send_back(by: User, case: UseCase, note: str, *, seen: int | None = None) -> None:
     """Return a proposal to its author, with a comment. `seen` as for `publish`."""
     note = note.strip()
-    if not note or len(note) > MAX_NOTE:
+    if not note:
         raise UseCaseRefused(_("Write a comment, so that the author knows what to change."), code="note")
+    if len(note) > MAX_NOTE:
+        raise UseCaseRefused(_("A comment has at most %(most)d characters.") % {"most": MAX_NOTE}, code="note")
     with transaction.atomic():
-        case, version = lock_newest(by, case)
-        check_seen(version, seen)
+        case, version = lock_decided(by, case, seen)
         if not Publisher(by).may_publish(case):
             raise UseCaseForbidden(_("You may not decide about this use case."))
         if version.state != State.PROPOSED:
@@ -189,29 +227,44 @@ def send_back(by: User, case: UseCase, note: str, *, seen: int | None = None) ->
 
 
 def hide(by: User, case: UseCase) -> None:
-    """Take a case off the gallery. Its texts, marks and comments are kept; its author may do it before publication."""
+    """Take a case off the gallery. Its texts, marks and comments are kept; its author may do it before publication.
+
+    Its author is notified of it, if that is another person.
+    """
     with transaction.atomic():
         case = lock_case(case)
         own_draft = case.author_id == by.pk and case.current_id is None
         if not (own_draft or Publisher(by).may_publish(case)):
             raise UseCaseForbidden(_("You may not hide this use case."))
+        was_shown = case.retired_at is None
+        case.hidden_by_author = case.author_id == by.pk and (was_shown or case.hidden_by_author)
         case.retired_at = timezone.now()
-        case.save(update_fields=["retired_at"])
+        case.save(update_fields=["retired_at", "hidden_by_author"])
         record(case, "hidden")
+        if was_shown and case.author is not None and case.author.pk != by.pk:
+            ref = f"{case.pk} {case.retired_at:%Y%m%d%H%M%S}"
+            notify([case.author], "use-case-hidden", ref, path=path_of(case), title=case.name, by=str(by))
 
 
 def show_again(by: User, case: UseCase) -> None:
-    """Put a hidden case back where it was."""
+    """Put a hidden case back where it was. Its author does that where they hid it themselves."""
     with transaction.atomic():
         case = lock_case(case)
-        own_draft = case.author_id == by.pk and case.current_id is None
-        if not (own_draft or Publisher(by).may_publish(case)):
+        if not may_show_again(Publisher(by), case):
             raise UseCaseForbidden(_("You may not publish this use case."))
         if case.current_id is None and case.retired_at is not None and case.author is not None:
-            check_open(case.author)
-        case.retired_at = None
-        case.save(update_fields=["retired_at"])
+            lock_row(User, case.author.pk)
+            check_open(case.author, by=by)
+        case.retired_at, case.hidden_by_author = None, False
+        case.save(update_fields=["retired_at", "hidden_by_author"])
         record(case, "shown")
+
+
+def may_show_again(publisher: Publisher, case: UseCase) -> bool:
+    """Return whether `show_again` lets this person. Of a case that is not hidden it changes nothing."""
+    own_draft = case.author_id == publisher.user.pk and case.current_id is None
+    hidden_by_others = case.retired_at is not None and not case.hidden_by_author
+    return (own_draft and not hidden_by_others) or publisher.may_publish(case)
 
 
 # --- their parts
@@ -234,6 +287,20 @@ def lock_newest(by: User, case: UseCase) -> tuple[UseCase, UseCaseVersion]:
     return case, version
 
 
+def lock_decided(by: User, case: UseCase, seen: int | None) -> tuple[UseCase, UseCaseVersion]:
+    """Return the case, locked, and the version that the person decides about, whose number they have seen.
+
+    That is the proposal that waits, also where they have begun a draft over it, or the newest version that they may
+    know of. Raises UseCaseChanged for any other: its author may propose another one meanwhile.
+    """
+    case, newest = lock_newest(by, case)
+    waiting = find_proposal(case)
+    if waiting is not None and waiting.number == seen:
+        return case, waiting
+    check_seen(newest, seen)
+    return case, newest
+
+
 def next_number(case: UseCase) -> int:
     return 1 + (case.versions.aggregate(most=Max("number"))["most"] or 0)
 
@@ -244,11 +311,17 @@ def check_seen(newest: UseCaseVersion | None, seen: int | None) -> None:
         raise UseCaseChanged(_("There is a newer version meanwhile. Look at it first."), code="changed")
 
 
-def check_open(author: User) -> None:
-    """Raise UseCaseRefused if the person has as many open cases as allowed."""
-    if count_unpublished(author, retired_at=None) >= MOST_OPEN:
+def check_open(author: User, *, by: User) -> None:
+    """Raise UseCaseRefused if the author, whose row is locked, has as many open cases as allowed."""
+    if count_unpublished(author, retired_at=None) < MOST_OPEN:
+        return
+    if author.pk == by.pk:
         sentence = _("You have %(most)d use cases that are not published, the most there may be. Finish or hide some.")
         raise UseCaseRefused(sentence % {"most": MOST_OPEN}, code="many")
+    sentence = _(
+        "%(person)s has %(most)d use cases that are not published, the most there may be. Publish or hide one of these."
+    )
+    raise UseCaseRefused(sentence % {"most": MOST_OPEN, "person": person(author)}, code="many-of-author")
 
 
 def count_unpublished(author: User, **which: None) -> int:
@@ -289,6 +362,25 @@ def notify_author(case: UseCase, version: UseCaseVersion, by: User, kind: str, *
     if version.author is not None and version.author.pk != by.pk:
         ref = f"{ref_of(version)} {version.decided_at:%Y%m%d%H%M%S}"
         notify([version.author], kind, ref, path=path_of(case), title=content_of(version).name, by=str(by), **facts)
+
+
+def replace_others(case: UseCase, version: UseCaseVersion, by: User, state: str) -> None:
+    """Replace what this version, which becomes proposed or published, comes before; notify who proposed another."""
+    replaced = [State.PROPOSED, State.PUBLISHED] if state == State.PUBLISHED else [State.PROPOSED]
+    for other in case.versions.select_related("author").filter(state__in=replaced).exclude(pk=version.pk):
+        if other.state == State.PROPOSED:
+            notify_overtaken(case, other, by, state)
+        other.state = State.REPLACED
+        other.save(update_fields=["state"])
+
+
+def notify_overtaken(case: UseCase, version: UseCaseVersion, by: User, state: str) -> None:
+    """Notify the author of a proposal that this person has proposed or published, by `state`, another one."""
+    if version.author is None or version.author.pk == by.pk:
+        return
+    path = f"{path_of(case)}?version=mine"
+    facts = {"title": content_of(version).name, "by": str(by), "state": state}
+    notify([version.author], "use-case-replaced", ref_of(version), path=path, **facts)
 
 
 def ref_of(version: UseCaseVersion) -> str:

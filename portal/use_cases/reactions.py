@@ -1,9 +1,11 @@
 """What people do with use cases: open, try, find helpful, comment on.
 
-Who opens or tries a case counts once a day. So that this can be known and no row says who it was, a keyed digest of
-the person, the case and the day is kept until the next day. Nothing that was filled in is kept.
+Who opens or tries a case counts once a day, however often; its author and programs do not. So that this can be known
+and no row says who it was, a keyed digest of the person, the case and the day is kept until the next day: the task
+`clearusecasecounts` deletes it within an hour. Nothing that was filled in is kept.
 """
 
+from datetime import date
 from statistics import median
 
 from django.conf import settings
@@ -26,6 +28,7 @@ from portal.use_cases.models import (
     UseCase,
     UseCaseComment,
 )
+from portal.web.row_locks import lock_row
 
 # Comments of one person on one case: a flood of them would bury those of others.
 MOST_COMMENTS = 20
@@ -49,9 +52,12 @@ def _is_first_today(by: User, case: UseCase, what: str) -> bool:
     day = timezone.localdate()
     digest = digest_of(f"use-case:{what}:{case.pk}:{by.pk}:{day}", settings.API_KEY_SECRET)
     _row, created = CountedToday.objects.get_or_create(digest=digest, defaults={"day": day})
-    if created:
-        CountedToday.objects.filter(day__lt=day).delete()
     return created
+
+
+def clear_counted(today: date) -> int:
+    """Delete the digests of earlier days, which nothing needs any more; return how many."""
+    return CountedToday.objects.filter(day__lt=today).delete()[0]
 
 
 def mark_helped(by: User, case: UseCase, minutes: int | None) -> None:
@@ -87,11 +93,14 @@ def add_comment(by: User, case: UseCase, text: str) -> UseCaseComment:
     text = text.strip()
     if not text or len(text) > MAX_COMMENT or "\0" in text:
         raise UseCaseRefused(_("A comment has 1 to %(most)d characters.") % {"most": MAX_COMMENT})
-    if UseCaseComment.objects.filter(use_case=case, author=by).count() >= MOST_COMMENTS:
-        raise UseCaseRefused(
-            _("You have written %(most)d comments here, the most there may be.") % {"most": MOST_COMMENTS}
-        )
-    return UseCaseComment.objects.create(use_case=case, author=by, text=text)
+    with transaction.atomic():
+        # Comments that are sent at the same time are counted one after another.
+        lock_row(UseCase, case.pk)
+        if UseCaseComment.objects.filter(use_case=case, author=by).count() >= MOST_COMMENTS:
+            raise UseCaseRefused(
+                _("You have written %(most)d comments here, the most there may be.") % {"most": MOST_COMMENTS}
+            )
+        return UseCaseComment.objects.create(use_case=case, author=by, text=text)
 
 
 def delete_comment(by: User, comment: UseCaseComment) -> None:

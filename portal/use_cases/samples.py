@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelregistry.models import ServedModel
-from modelregistry.routes import offered_models
 from portal.accounts.models import User
-from portal.accounts.permissions import may_operate, own_tenants
 from portal.keys import model_access
 from portal.keys.code_samples import curl_sample, python_sample
 from portal.keys.integrations import Fields, dify_fields
@@ -31,8 +29,7 @@ class UseCaseSamples:
 
 def find_offer(user: User, model: str) -> AvailableModel | None:
     """Return the chat model of this name or alias that the person may call, for "" the best to try. Three queries."""
-    served = offered_models() if may_operate(user) else model_access.open_to(own_tenants(user))
-    offered = model_access.available_models(served.filter(task=ServedModel.Task.CHAT))
+    offered = model_access.available_models(model_access.offered_to(user).filter(task=ServedModel.Task.CHAT))
     if not model:
         return model_access.suggested_model(offered)
     return next((offer for offer in offered if model == offer.name or model in offer.aliases), None)

@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from modelregistry.one_line import check_one_line
 from portal.use_cases import gallery
 from portal.use_cases import models as rows
 from portal.use_cases.content import TextContent, UseCaseContent
@@ -25,11 +26,14 @@ class UseCaseField(KnownFields):
     """Something to fill in: `{{name}}` in the prompts."""
 
     name = serializers.RegexField(rf"^{NAME.pattern}\Z", max_length=MAX_NAME)
-    label = CharField(max_length=MAX_LABEL)  # type: ignore[assignment]  # an attribute of each field
+    label = CharField(max_length=MAX_LABEL, validators=[check_one_line])  # type: ignore[assignment]  # an attribute of each field
     kind = ChoiceField(VariableKind.choices, required=False, default=VariableKind.LINE)
     example = CharField(max_length=MAX_VALUE, required=False, default="", allow_blank=True, trim_whitespace=False)
     choices = serializers.ListField(
-        child=CharField(max_length=MAX_CHOICE), max_length=MOST_CHOICES, required=False, default=list
+        child=CharField(max_length=MAX_CHOICE, validators=[check_one_line]),
+        max_length=MOST_CHOICES,
+        required=False,
+        default=list,
     )
 
 
@@ -37,8 +41,8 @@ class UseCaseTexts(KnownFields):
     """What a use case says in one language."""
 
     language = ChoiceField(rows.Language.choices)
-    title = CharField(max_length=rows.MAX_TITLE)
-    summary = CharField(max_length=rows.MAX_SUMMARY)
+    title = CharField(max_length=rows.MAX_TITLE, validators=[check_one_line])
+    summary = CharField(max_length=rows.MAX_SUMMARY, validators=[check_one_line])
     system = CharField(max_length=rows.MAX_SYSTEM, required=False, default="", allow_blank=True)
     prompt = CharField(max_length=rows.MAX_PROMPT)
     expected_input = CharField(max_length=rows.MAX_EXPECTED, required=False, default="", allow_blank=True)

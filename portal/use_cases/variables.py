@@ -78,5 +78,5 @@ def read_values(variables: Iterable[Variable], posted: Mapping[str, str]) -> dic
 def _read_value(variable: Variable, value: str | None) -> str:
     if value is None or (variable.kind == VariableKind.CHOICE and value not in variable.choices):
         return variable.example
-    value = value[:MAX_VALUE].replace("\r\n", "\n").replace("\0", "")
+    value = value[:MAX_VALUE].replace("\0", "")
     return " ".join(value.split()) if variable.kind == VariableKind.LINE else value

@@ -1,6 +1,6 @@
 """The gallery of use cases, the page of one, and the forms to propose, edit and decide."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,17 @@ from portal.accounts.models import User
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
 from portal.keys.key_example import base_url
-from portal.use_cases import gallery, publishing, reactions, versions
+from portal.use_cases import cautions, gallery, publishing, reactions, versions
 from portal.use_cases.content import UseCaseRefused, content_of
 from portal.use_cases.forms import CommentForm, DecisionForm, GalleryForm, HelpedForm, UseCaseForms
 from portal.use_cases.gallery import Publisher
-from portal.use_cases.models import UseCase, UseCaseComment
+from portal.use_cases.models import UseCase, UseCaseComment, UseCaseVersion
 from portal.use_cases.samples import find_offer, make_use_case_samples
 from portal.use_cases.signals import use_case_tried
 from portal.use_cases.variables import example_values, fill_in, read_values
 from portal.web import posted_forms
+from portal.web.cautions import Caution
+from portal.web.request_checks import is_prefetched
 
 PAGE = 24  # cases of a list
 MOST_OWN = 50  # of one's own and of those that wait, which are listed whole
@@ -52,7 +54,7 @@ def use_case_list(request: HttpRequest) -> HttpResponse:
         "cases": cases,
         "flags": gallery.find_flags(cases) if decides else {},
         "own": gallery.own_versions(user)[:MOST_OWN],
-        "overtaken": gallery.overtaken_drafts(user)[:MOST_OWN],
+        "overtaken": gallery.overtaken_versions(user)[:MOST_OWN],
         "decides": decides,
         "waiting": gallery.waiting_versions(user)[:MOST_OWN] if decides else [],
         "hidden": gallery.hidden_cases(user)[:MOST_OWN] if decides else [],
@@ -64,6 +66,7 @@ def use_case_list(request: HttpRequest) -> HttpResponse:
 def find_case(user: User, pk: int) -> UseCase:
     """Return a case whose page the person may open. Raises Http404."""
     cases = gallery.readable(user).select_related("tenant", "author", "current__author")
+    cases = cases.prefetch_related("current__texts")
     return get_object_or_404(cases, pk=pk)
 
 
@@ -73,12 +76,15 @@ def find_case(user: User, pk: int) -> UseCase:
 def use_case_page(request: HttpRequest, pk: int) -> HttpResponse:
     """Show a case.
 
-    `?version=newest`: the newest version, to its author and to those who decide. `?version=mine`: one's own draft of
-    which others have made a newer version since.
+    `?version=newest`: the newest version, to its author and to those who decide. `?version=proposed`: the one that
+    waits for a decision, over which the person may have begun a draft. `?version=mine`: one's own draft, or replaced
+    proposal, that is older than the newest version.
+
+    A person who opens the page of a published case counts once a day, whichever version it shows.
     """
     case = find_case(current_user(request), pk)
     response = render_case(request, case)
-    if request.method == "GET" and case.current_id:
+    if request.method == "GET" and case.current_id and not is_prefetched(request):
         reactions.count_opened(current_user(request), case)
     return response
 
@@ -108,27 +114,37 @@ def render_case(
     helped_form: HelpedForm | None = None,
     comment_form: CommentForm | None = None,
     decision_form: DecisionForm | None = None,
+    asked: Sequence[Caution] = (),
 ) -> HttpResponse:
     user = current_user(request)
     publisher = Publisher(user)
     newest = gallery.newest_version(user, case)
     may_edit, may_publish = publisher.may_edit(case), publisher.may_publish(case)
-    wanted = request.GET.get("version")
-    shown = newest if may_edit and (wanted == "newest" or case.current is None) else case.current
-    if shown is None or newest is None:
+    wanted = request.GET.get("version", "")
+    if newest is None or (case.current is None and not may_edit):
         raise Http404
+    proposal = gallery.find_proposal(case) if may_edit else None
     overtaken = gallery.find_overtaken(newest)
+    shown = choose_version(case, wanted if may_edit else "", newest, proposal)
     if wanted == "mine" and overtaken is not None:
         shown = case.versions.select_related("author").prefetch_related("texts").get(number=overtaken)
+    # What waits for them is decided before a draft that they began over it, but on that draft's own page.
+    decided = proposal if may_publish and proposal and shown.pk != newest.pk else newest
     text = shown.text_in(request.GET.get("language") or get_language() or "")
     values = read_values(text.fields, posted) if posted is not None else example_values(text.fields)
     offer = find_offer(user, shown.model)
+    if decision_form is not None and decision_form.errors:
+        decision_form.show_decided(decided.number)
     mark = case.marks.filter(user=user).first()
     context = {
         "case": case,
         "version": shown,
+        "wanted": "mine" if shown.number == overtaken else "proposed" if shown == proposal else "newest",
         "newest": newest,
+        "proposal": proposal if proposal != newest else None,
+        "decided": decided,
         "overtaken": overtaken,
+        "may_discard": publishing.may_discard(user, shown),
         "text": text,
         "fields": [(one, values[one.name]) for one in text.fields],
         "filled": {"system": fill_in(text.system, values), "prompt": fill_in(text.prompt, values)} if posted else None,
@@ -137,17 +153,31 @@ def render_case(
         "may_edit": may_edit,
         "may_publish": may_publish,
         "may_publish_to_all": publisher.is_operator,
-        "flag": gallery.find_flags([case]).get(case.pk, "") if may_publish else "",
+        "may_show_again": publishing.may_show_again(publisher, case),
+        "flag": gallery.find_flag(case, shown) if may_publish else "",
         "check": gallery.last_check(case) if may_publish else None,
         "mark": mark,
         "is_author": case.author_id == user.pk,
         "helped_form": helped_form or HelpedForm(initial={"minutes": mark.minutes if mark else None}),
         "comments": comment_rows(case, user, may_publish),
         "comment_form": comment_form or CommentForm(),
-        "decision_form": decision_form or DecisionForm(initial={"seen": newest.number}),
+        "decision_form": decision_form or DecisionForm(initial={"seen": decided.number}),
+        "cautions": asked,
         "zone": zone_of(user),
     }
-    return render(request, "use_cases/detail.html", context)
+    wrong = any(form is not None and form.errors for form in (helped_form, comment_form, decision_form))
+    return render(request, "use_cases/detail.html", context, status=400 if wrong else 200)
+
+
+def choose_version(
+    case: UseCase, wanted: str, newest: UseCaseVersion, proposal: UseCaseVersion | None
+) -> UseCaseVersion:
+    """Return the version to show; `wanted`: "newest", "proposed", or else what is published, if there is that."""
+    if wanted == "proposed" and proposal is not None:
+        return proposal
+    if wanted in ("newest", "proposed") or case.current is None:
+        return newest
+    return case.current
 
 
 def comment_rows(case: UseCase, user: User, may_publish: bool) -> list[dict[str, Any]]:
@@ -164,9 +194,10 @@ def comment_rows(case: UseCase, user: User, may_publish: bool) -> list[dict[str,
 def new_use_case(request: HttpRequest) -> HttpResponse:
     user = current_user(request)
     if request.method != "POST":
-        return render(request, "use_cases/edit.html", {"forms": UseCaseForms(user, is_new=True), "case": None})
+        context = {"forms": UseCaseForms(user, is_new=True), "case": None, "may_publish": Publisher(user).is_any}
+        return render(request, "use_cases/edit.html", context)
     forms = UseCaseForms(user, is_new=True, data=request.POST)
-    step = posted_forms.posted_choice(request, "step", "draft", "propose")
+    step = posted_forms.posted_choice(request, "step", "draft", "propose", "publish")
     try:
         content = forms.content()
         if content is not None:
@@ -174,12 +205,12 @@ def new_use_case(request: HttpRequest) -> HttpResponse:
             tenant = gallery.tenants_to_propose_for(user).filter(slug=slug).first() if slug else None
             with transaction.atomic():
                 case = publishing.create_case(user, tenant, content).use_case
-                if step == "propose":
-                    propose_or_publish(request, user, case)
+                finish_edit(request, user, case, step)
             return redirect("use-case", case.pk)
     except UseCaseRefused as refusal:
         forms.refuse(refusal)
-    return render(request, "use_cases/edit.html", {"forms": forms, "case": None}, status=400)
+    context = {"forms": forms, "case": None, "may_publish": Publisher(user).is_any}
+    return render(request, "use_cases/edit.html", context, status=400)
 
 
 @login_required
@@ -188,65 +219,67 @@ def new_use_case(request: HttpRequest) -> HttpResponse:
 def edit_use_case(request: HttpRequest, pk: int) -> HttpResponse:
     user = current_user(request)
     case = find_case(user, pk)
-    if not Publisher(user).may_edit(case):
+    publisher = Publisher(user)
+    if not publisher.may_edit(case):
         raise Http404
     newest = gallery.newest_version(user, case)
     content = content_of(newest) if newest else None
+    context = {"case": case, "newest": newest, "may_publish": publisher.may_publish(case)}
     if request.method != "POST":
         forms = UseCaseForms(user, content, is_new=False, seen=newest.number if newest else 0)
-        return render(request, "use_cases/edit.html", {"forms": forms, "case": case, "newest": newest})
+        return render(request, "use_cases/edit.html", {**context, "forms": forms})
     forms = UseCaseForms(user, content, is_new=False, data=request.POST)
-    step = posted_forms.posted_choice(request, "step", "draft", "propose")
+    step = posted_forms.posted_choice(request, "step", "draft", "propose", "publish")
     try:
         changed = forms.content()
         if changed is not None:
             with transaction.atomic():
                 seen = forms.general.cleaned_data["seen"]
                 publishing.save_version(user, case, changed, seen=seen)
-                if step == "propose":
-                    propose_or_publish(request, user, case)
+                finish_edit(request, user, case, step)
             return redirect("use-case", case.pk)
     except publishing.UseCaseChanged as refusal:
         forms.refuse(refusal)
         newest = gallery.newest_version(user, case)
         if newest is not None:
             forms.show_newest(newest.number)
-        context = {"forms": forms, "case": case, "newest": newest, "is_outdated": True}
-        return render(request, "use_cases/edit.html", context, status=400)
+        context |= {"newest": newest, "is_outdated": True}
     except UseCaseRefused as refusal:
         forms.refuse(refusal)
-    return render(request, "use_cases/edit.html", {"forms": forms, "case": case, "newest": newest}, status=400)
+    return render(request, "use_cases/edit.html", {**context, "forms": forms}, status=400)
 
 
-def propose_or_publish(request: HttpRequest, user: User, case: UseCase) -> None:
-    """Propose the new version, or publish it at once where the person decides anyway."""
-    if Publisher(user).may_publish(case):
-        publishing.publish(user, case)
-        messages.success(request, _("The use case is published."))
-    else:
-        publishing.propose(user, case)
-        messages.success(request, _("The use case is proposed. You are notified when it is published or returned."))
+def finish_edit(request: HttpRequest, user: User, case: UseCase, step: str) -> None:
+    """Propose or publish the new version as the button says. Raises UseCaseRefused."""
+    if step == "draft":
+        return
+    (publishing.publish if step == "publish" else publishing.propose)(user, case)
+    messages.success(request, done_sentence(step))
 
 
 @login_required
 @posted_forms.only_posted
 def decide_use_case(request: HttpRequest, pk: int) -> HttpResponse:
-    """Publish, return, hide or propose a case, as the button says."""
+    """Publish, return, hide or propose a case, or discard a draft of it, as the button says."""
     user = current_user(request)
     case = find_case(user, pk)
     verdict = posted_forms.posted_choice(
-        request, "verdict", "publish", "publish-to-all", "return", "hide", "show", "propose"
+        request, "verdict", "publish", "publish-to-all", "return", "hide", "show", "propose", "discard"
     )
-    form = DecisionForm(request.POST)
-    form.is_valid()
+    form = DecisionForm(request.POST, verdict=verdict)
+    if not form.is_valid():
+        return render_case(request, case, decision_form=form)
+    asked = cautions.find_cautions(case) if verdict == "publish-to-all" and Publisher(user).is_operator else []
+    if asked and request.POST.get("confirmed") != form.confirmation():
+        return render_case(request, case, decision_form=form, asked=asked)
     try:
         carry_out(user, case, verdict, form.cleaned_data)
     except publishing.UseCaseForbidden as refusal:
         raise Http404 from refusal
     except UseCaseRefused as refusal:
-        messages.error(request, refusal.sentence)
-    else:
-        messages.success(request, done_sentence(verdict))
+        form.refuse(refusal)
+        return render_case(request, find_case(user, pk), decision_form=form)
+    messages.success(request, done_sentence(verdict))
     if not gallery.readable(user).filter(pk=case.pk).exists():
         return redirect("use-cases")
     return redirect("use-case", case.pk)
@@ -260,6 +293,7 @@ def carry_out(user: User, case: UseCase, verdict: str, values: Mapping[str, Any]
         "hide": partial(publishing.hide, user, case),
         "show": partial(publishing.show_again, user, case),
         "propose": partial(publishing.propose, user, case),
+        "discard": partial(publishing.discard_draft, user, case, seen),
         "publish": partial(publishing.publish, user, case, seen=seen),
         "publish-to-all": partial(publishing.publish, user, case, company_wide=True, seen=seen),
     }
@@ -273,7 +307,8 @@ def done_sentence(verdict: str) -> str:
         "return": _("The use case is returned to its author."),
         "hide": _("The use case is hidden."),
         "show": _("The use case is shown again."),
-        "propose": _("The use case is proposed. You are notified when it is published or returned."),
+        "propose": _("The use case is proposed. You are notified of the outcome."),
+        "discard": _("The draft is discarded."),
     }[verdict]
 
 

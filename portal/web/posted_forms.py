@@ -1,12 +1,13 @@
 """Helpers for views that take only posted forms, and for the values that their buttons send."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
 from django.core.exceptions import BadRequest
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
+from django.forms import BaseForm
+from django.http import HttpRequest, HttpResponse, QueryDict
+from django.shortcuts import redirect, render
 from django.urls import Resolver404, resolve, reverse
 from django.views.decorators.http import require_POST
 
@@ -48,6 +49,27 @@ def page_above(path: str) -> str:
         if not getattr(found.func, "only_posts", False):
             break
     return path
+
+
+def posted_data(request: HttpRequest) -> QueryDict | None:
+    """Return what was posted, for a form; None while the page only shows the form. Also an empty body was posted."""
+    return request.POST if request.method == "POST" else None
+
+
+def render_form(
+    request: HttpRequest,
+    template: str,
+    form: BaseForm,
+    context: Mapping[str, Any] | None = None,
+    *,
+    refused: bool = False,
+) -> HttpResponse:
+    """Return the page of a form, with `form` in its context: 400 if what was posted is wrong, as the API answers.
+
+    What is shown before it is posted, asked about, or previewed is 200. `refused`: for a reason that no field has.
+    """
+    wrong = refused or (request.method == "POST" and bool(form.errors))
+    return render(request, template, {**(context or {}), "form": form}, status=400 if wrong else 200)
 
 
 def posted_choice(request: HttpRequest, name: str, *allowed: str) -> str:

@@ -1,5 +1,7 @@
 """`POST /v1/feedback` through a real gateway: who may say what about which request, and what happens otherwise."""
 
+import re
+
 import httpx2
 import pytest
 
@@ -72,12 +74,19 @@ def test_what_cannot_be_feedback_is_refused_in_openais_form(counter, body, statu
     assert not Feedback.objects.exists()
 
 
+def test_a_line_break_of_the_comment_counts_one(counter, called):
+    lines = "x\n" * (feedback.MAX_COMMENT // 2 - 1) + "x"
+    body = {"request_id": called, "score": 1, "comment": lines.replace("\n", "\r\n")}
+    assert send(counter, body).status_code in (200, 202)
+    assert Feedback.objects.get().comment == lines
+
+
 def test_a_fault_is_described_by_what_it_is(counter):
     broken, nul, number = (
         send(counter, body).json()["error"]["message"]
         for body in (b"{bad", *({"request_id": "r", "score": 1, "comment": comment} for comment in ("\0", 7)))
     )
-    assert "column 2" in broken
+    assert re.findall(r"\d+", broken) == ["1", "2"]  # the line and the column
     assert nul != number
     assert "U+0000" in nul
 

@@ -14,8 +14,9 @@ from django.utils import timezone
 from apiproxy.dataplane.engine_pools import EnginePools
 from apiproxy.dataplane.errors import ModelUnavailable, UnknownModel
 from apiproxy.dataplane.upstream import Connection
-from apiproxy.server.asgi import Application, SecondGateway
-from modelregistry.models import Alias, Host, Replica, ServedModel
+from apiproxy.server.asgi import Application
+from apiproxy.server.gateway_lock import SecondGateway
+from modelregistry.models import Alias, ControllerClaim, Host, Replica, ReplicaShortage, ServedModel
 from portal.keys.lifecycle import issue_key, revoke_key
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
@@ -584,6 +585,24 @@ def test_metrics_of_several_models_are_of_the_exposition_format(counter):
     found = samples(httpx2.get(f"{counter.url}/metrics").text)
     assert found["madoguchi_replicas_ready[model=fake]"] == 1
     assert found["madoguchi_replicas_ready[model=second]"] == 0
+
+
+def test_metrics_have_the_figures_of_hosts_and_of_the_controller(counter):
+    now = timezone.now()
+    Host.objects.create(name="gpu-b", seen_at=now, watched_at=now, silent_since=now - timedelta(seconds=90))
+    ControllerClaim.objects.create(number="n", term=7, holder="site", seen_at=now, moves=3)
+    scaled = ServedModel.objects.create(name="scaled", engine="vllm", path="/m", replicas_max=2)
+    ReplicaShortage.objects.create(model=scaled, wanted=2, since=now - timedelta(seconds=90), cause="no-room")
+    found = samples(httpx2.get(f"{counter.url}/metrics").text)
+    assert 80 < found["madoguchi_replica_shortage_seconds[model=scaled]"] < 600
+    assert found["madoguchi_host_up[host=gpu-b]"] == 0
+    assert 80 < found["madoguchi_host_silent_seconds[host=gpu-b]"] < 600
+    assert found["madoguchi_host_maintenance[host=gpu-b]"] == 0
+    assert found["madoguchi_host_replicas[host=gpu-b, state=ready]"] == 0
+    states = [number for name, number in found.items() if "madoguchi_host_replicas" in name and "state=ready" in name]
+    assert sum(states) == 1  # of the fake engine
+    assert (found["madoguchi_controller_up[]"], found["madoguchi_controller_term[]"]) == (1, 7)
+    assert found["madoguchi_replica_moves_total[]"] == 3
 
 
 # --- the end of the server

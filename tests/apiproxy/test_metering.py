@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import httpx2
 import pytest
 from django.core.management import call_command
+from django.db import OperationalError
 from django.test import Client
 
 from apiproxy.dataplane.call_meter import CHECKPOINT, CallMeter
@@ -30,7 +32,7 @@ from apiproxy.server.asgi import UNMETERED, readiness
 from modelregistry.supervisor.watchdog import HANGS, Down
 from portal.keys.lifecycle import rotate_key
 from portal.quotas.models import Quota
-from portal.usage.models import UsageRecord, UsageSetAside
+from portal.usage.models import UsageBacklog, UsageRecord, UsageSetAside
 from tests import engine
 from tests.apiproxy.conftest import serve_gateway
 from tests.apiproxy.exposition import samples
@@ -101,6 +103,17 @@ def test_m7_a_line_that_no_database_takes_ends_nobodys_metering_and_operators_se
     until(lambda: read_readiness(counter) == (200, {"status": "ready"}))
     until(lambda: not UsageSetAside.objects.exists())
     assert "data-set-aside=" not in pages.get("/operations/").content.decode()
+
+
+def test_usage_that_waits_on_disk_for_long_is_reported_until_it_is_recorded(counter, monkeypatch):
+    monkeypatch.setattr("apiproxy.dataplane.backlog.MUCH", 1)
+    monkeypatch.setattr("apiproxy.dataplane.backlog.LONG", 0.0)
+    with monkeypatch.context() as broken:
+        broken.setattr("portal.usage.records.record_usage", Mock(side_effect=OperationalError("no such column")))
+        counter.chat()
+        until(UsageBacklog.objects.exists)
+    until(lambda: not UsageBacklog.objects.exists())
+    assert counter.usage()
 
 
 def test_m7_what_never_will_be_recorded_can_be_given_up(counter):

@@ -12,6 +12,7 @@ from django.utils import timezone
 from apiproxy.bridge import catalogue_loader
 from apiproxy.dataplane.ledger import DatabaseUnavailable
 from apiproxy.server import asgi
+from modelregistry.controller.loads import read_loads
 from modelregistry.models import Replica
 from portal.operations.models import QueueReport
 from portal.operations.queue import QueueNow, QueueReader
@@ -57,6 +58,15 @@ def test_operators_see_who_waits_for_what_and_beside_whom_but_not_what_is_asked(
         assert [(one.host, one.running, one.room) for one in model.replicas] == [("here", 1, 1)]
         assert (model.waiting, worker.waiting) == ({"interactive": 1}, 1)
         assert SECRET not in str(QueueReport.objects.values_list())
+
+
+def test_the_controller_reads_for_which_models_calls_wait(counter):
+    with waiting_call(counter):
+        until(lambda: any(load.waiting for load in (read_loads() or {}).values()))
+        [load] = (read_loads() or {}).values()
+        # How long it waits is not known before a call has ended.
+        assert (load.wait, load.waiting, load.running, load.room) == (None, 1, 1, 1)
+    until(lambda: not any(load.waiting for load in (read_loads() or {}).values()))
 
 
 def test_who_waits_no_more_is_gone_within_the_next_reports(counter):

@@ -129,7 +129,7 @@ def test_up_gives_the_gateway_as_many_open_files_as_it_may_have(tmp_path):
     try:
         with installed(tmp_path / "var") as installation:
             installation.start()
-            gateway = installation.pid_of("uvicorn")
+            gateway = installation.pid_of("gateway_worker")
             assert resource.prlimit(gateway, resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

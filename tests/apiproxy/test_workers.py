@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from apiproxy.bridge.management.commands.up import shared_port
 from apiproxy.dataplane.limits.redis import REDIS_AWAY
-from apiproxy.server.asgi import HELD
+from apiproxy.server.gateway_lock import HELD
+from apiproxy.server.succession import listening_port
 from tests import engine
 from tests.apiproxy.load import Load
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, unary, usage_event
@@ -54,7 +54,7 @@ def start(installation: Installation) -> None:
 
 
 def workers(installation: Installation) -> list[int]:
-    return [pid for pid, command in installation.processes().items() if "uvicorn" in command]
+    return [pid for pid, command in installation.processes().items() if "gateway_worker" in command]
 
 
 def sockets(pid: int) -> set[str]:
@@ -71,19 +71,26 @@ def inodes(port: int, state: str) -> set[str]:
 
 
 def listening_workers(installation: Installation) -> list[int]:
-    """Return the workers that take connections."""
+    """Return the workers that take connections: their event loops wait for them."""
     open_ones = inodes(installation.port, "0A")
-    return [pid for pid in workers(installation) if sockets(pid) & open_ones]
+    return [pid for pid in workers(installation) if watched(pid) & open_ones]
+
+
+def watched(pid: int) -> set[str]:
+    """Return the inodes of the sockets that the event loop of this process waits for."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+            numbers = [line.split()[1] for line in entry.read_text().splitlines() if line.startswith("tfd:")]
+            found |= {os.readlink(f"/proc/{pid}/fd/{number}")[8:-1] for number in numbers}
+    return found
 
 
 def kill_worker(installation: Installation, pid: int) -> None:
-    """Kill a worker and wait until its listening socket is closed: until then connections to it are reset.
-
-    A process that exits loses its descriptors before its sockets are closed, so they are looked for by their inodes.
-    """
-    listening = sockets(pid) & inodes(installation.port, "0A")
+    """Kill a worker and wait until its connections are closed."""
+    connected = sockets(pid) & inodes(installation.port, "01")
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not listening & inodes(installation.port, "0A"))
+    until(lambda: not connected & inodes(installation.port, "01"))
 
 
 def client(installation: Installation, key: str) -> httpx2.Client:
@@ -237,9 +244,9 @@ def test_any_worker_reports_all_and_a_killed_one_takes_no_number_along(two, fake
     assert len(list((two.var / "run" / "metrics").glob("*.numbers"))) == 2
 
 
-def test_tokens_leave_a_shared_port_at_once():
+def test_tokens_leave_the_port_at_once():
     """With Nagle's algorithm events of a stream would wait up to 40 ms for the acknowledgement of the one before."""
-    with shared_port("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
+    with listening_port("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
         listener.listen()
         stack.enter_context(socket.create_connection(listener.getsockname()))
         connection, _ = listener.accept()

@@ -84,7 +84,11 @@ def part(rounds: int) -> Part:
 def gateway_mb(root: int) -> float:
     """Resident memory of the gateway's process among those of `up`."""
     found = [
-        pid for pid in processes.tree(root) if b"apiproxy.server.front" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid
+        for pid in processes.tree(root)
+        if b"apiproxy.server.gateway_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        for pid in processes.tree(root)
+        if b"apiproxy.server.gateway_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     lines = Path(f"/proc/{max(found)}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))

@@ -25,8 +25,9 @@ from django.conf import settings
 from modelregistry.engines.base import Spec
 from modelregistry.engines.programs import find_engines
 from modelregistry.hostside import launching
-from modelregistry.hostside.launching import HostConfig, RunMetadata, metadata_of
+from modelregistry.hostside.launching import HostConfig
 from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.run_metadata import RunMetadata, metadata_of
 from modelregistry.hostside.surface import LaunchOrder
 from modelregistry.memory import estimate
 from modelregistry.memory.allocation import Allocation, MemoryUse, measure_use
@@ -241,7 +242,7 @@ async def measure(
     )
     spec, runs = combination.spec, process.Runs(config.runs)
     engine = launching.choose_engine(config, spec)
-    granted = launching.allocate(spec, engine, before=[], hosted=[], measurements=[], versions={})
+    granted = launching.allocate(spec, engine, before=[], reserved={}, hosted=[], measurements=[], versions={})
     assert granted, "all of these can be read"
     before = _used(granted)
     port = launching.free_port("127.0.0.1", config.ports, [], random.Random())

@@ -1,10 +1,13 @@
 """Makes the made-up company's usage many times as much, in the database: copies of its calls in earlier months.
 
-Twelve weeks earlier is the same weekday, so weeks keep their shape. The sums are made from the records by SQL, as
-`rollups` would make them one batch at a time (for which ten million rows would take a quarter of an hour).
+Thirteen weeks earlier is the same weekday, so weeks keep their shape. A copy is in the same hour as its original, so
+its sums are those that `rollups` has made of the original: ten million rows one batch at a time would take a quarter of
+an hour. Summer time is left out: an hour does not matter here.
 """
 
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 from django.db import connection
@@ -13,6 +16,7 @@ from django.db.models import Max, Model
 from django.utils import timezone
 
 from portal.accounts.models import Tenant
+from portal.adoption import journeys, summary
 from portal.audit.models import AuditEvent
 from portal.usage import rollups
 from portal.usage.models import (
@@ -25,73 +29,144 @@ from portal.usage.models import (
     UsageTenantDay,
 )
 
-BACK = 84  # days
+BACK = 91  # days; the company has usage of 90
 WATCHED = "status = 'looped' OR (status = 'finished' AND watched AND completion_tokens > 0)"  # rollups.is_watched
 END_USERS = 4  # of one in the original
+OF_KEY = ("key_id", "model", "end_user", "tenant_id", "user_id")
+COUNTS = ("requests", "answers", *rollups.SUMS)
+# Of this session: sorts and indexes in memory.
+GENEROUS = "SET work_mem = '512MB'; SET maintenance_work_mem = '1GB'; SET synchronous_commit = off"
 
 
 def multiply(records: int, audit: int, periods: int) -> None:
-    """Copy rows until there are about so many usage records and audit events, of `periods` times twelve weeks."""
-    indexes = list(UsageRecord._meta.indexes)
-    with connection.schema_editor() as editor:
-        for index in indexes:
-            editor.remove_index(UsageRecord, index)
+    """Copy rows until there are about so many usage records and audit events, of `periods` times thirteen weeks."""
+    copies = round(records / UsageRecord.objects.count())
     with connection.cursor() as cursor:
-        _copies(cursor, UsageRecord, "started_at", round(records / UsageRecord.objects.count()), periods)
-        _copies(cursor, RejectionHour, "hour", periods, periods)
-        _copies(cursor, AuditEvent, "at", round(audit / AuditEvent.objects.count()), periods)
-    with connection.schema_editor() as editor:
-        for index in indexes:
-            editor.add_index(UsageRecord, index)
-    with connection.cursor() as cursor:
-        sum_records(cursor)
+        if _postgres():
+            cursor.execute(GENEROUS)
+        with _without_indexes(cursor):
+            _copy_rows(cursor, UsageRecord, "started_at", copies, periods)
+            _copy_rows(cursor, RejectionHour, "hour", periods, periods)
+            _copy_rows(cursor, AuditEvent, "at", round(audit / AuditEvent.objects.count()), periods)
+            for model in (UsageDay, UsageHour, UsageClientDay, UsageTenantDay):
+                _copy_sums(cursor, model, copies, periods)
+            _sum_months(cursor)
         cursor.execute("VACUUM (ANALYZE)" if _postgres() else "ANALYZE")  # which autovacuum does in time
+    # As the nightly run would have.
+    now = timezone.now()
+    journeys.update_journeys(now, rebuild=True)
+    summary.update_summaries(timezone.localdate(now))
 
 
-def _copies(cursor: CursorWrapper, model: type[Model], time: str, copies: int, periods: int) -> None:
-    """Insert all rows of the last twelve weeks so many times, each time in another period."""
-    table = model._meta.db_table
-    last = model._default_manager.aggregate(last=Max("pk"))["last"]
-    since = connection.ops.adapt_datetimefield_value(timezone.now() - timedelta(days=BACK))
-    columns = [field.attname for field in model._meta.concrete_fields if not field.primary_key]
+@contextmanager
+def _without_indexes(cursor: CursorWrapper) -> Iterator[None]:
+    """Drop what keeps the order of tables of usage while they are filled, except primary keys; make it again."""
+    if _postgres():
+        cursor.execute(
+            "SELECT format('ALTER TABLE %%s DROP CONSTRAINT %%I', conrelid::regclass, conname),"
+            " format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', conrelid::regclass, conname, pg_get_constraintdef(oid))"
+            " FROM pg_constraint WHERE contype = 'u' AND conrelid::regclass::text LIKE %s"
+            " UNION ALL SELECT format('DROP INDEX %%I', indexname), indexdef FROM pg_indexes"
+            " WHERE tablename LIKE %s AND indexname NOT IN (SELECT conname FROM pg_constraint)",
+            ["usage%", "usage%"],
+        )
+    else:
+        cursor.execute(
+            "SELECT format('DROP INDEX %%w', name), sql FROM sqlite_master"
+            " WHERE type = 'index' AND sql IS NOT NULL AND tbl_name LIKE %s",
+            ["usage%"],
+        )
+    found = cursor.fetchall()
+    for drop, _ in found:
+        cursor.execute(drop)
+    yield
+    for _, create in found:
+        cursor.execute(create)
+
+
+def _copy_rows(cursor: CursorWrapper, model: type[Model], time: str, copies: int, periods: int) -> None:
+    """Insert all rows so many times, less the one that is there, each time in another period."""
+    table, last, columns = _table(model)
     for copy in range(1, copies):
-        days = BACK * (copy % periods)
         special: dict[str, str] = {
             "request_id": f"md5(request_id || '{copy}')" if _postgres() else "lower(hex(randomblob(16)))",
             "end_user": f"CASE WHEN end_user = '' THEN '' ELSE end_user || '-{copy % END_USERS}' END",
-            time: _earlier(time, days, seconds=0 if time == "hour" else 3000),
+            time: _earlier(time, BACK * (copy % periods)),
         }
-        values = ", ".join(special.get(column, column) for column in columns)
-        cursor.execute(
-            f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {table} WHERE id <= %s AND {time} >= %s",
-            [last, since],
-        )
+        _insert(cursor, table, {column: special.get(column, column) for column in columns}, f"id <= {last}")
 
 
-def _earlier(column: str, days: int, seconds: int) -> str:
-    """Return SQL for a time so many days before it, and up to so many seconds."""
+def _copy_sums(cursor: CursorWrapper, model: type[Model], copies: int, periods: int) -> None:
+    """Insert the sums of what `_copy_rows` copies. `model` has a day or an hour, and end users or not."""
+    table, last, columns = _table(model)
+    time = "day" if "day" in columns else "hour"
+    of_one = "end_user" in columns
+    times = Counter(copy % periods for copy in range(1, copies))
+    suffixes = Counter((copy % periods, copy % END_USERS) for copy in range(1, copies))
+    anyone = f"id <= {last} AND end_user = ''" if of_one else f"id <= {last}"
+    for period, count in times.items():
+        if period:
+            sums = _times(columns, count)
+            earlier = {time: _before(time, BACK * period)}
+            _insert(cursor, table, {**_same(columns), **sums, **earlier}, anyone)
+    for (period, suffix), count in suffixes.items() if of_one else ():
+        changed = {**_times(columns, count), time: _before(time, BACK * period), "end_user": f"end_user || '-{suffix}'"}
+        _insert(cursor, table, {**_same(columns), **changed}, f"id <= {last} AND end_user <> ''")
+    here = ", ".join(f"{column} = {value}" for column, value in _times(columns, times[0] + 1).items())
+    cursor.execute(f"UPDATE {table} SET {here} WHERE {anyone}")
+
+
+def _table(model: type[Model]) -> tuple[str, int, tuple[str, ...]]:
+    """Return the name of its table, its last row's number, and its columns without that."""
+    columns = tuple(field.attname for field in model._meta.concrete_fields if not field.primary_key)
+    return model._meta.db_table, model._default_manager.aggregate(last=Max("pk"))["last"], columns
+
+
+def _insert(cursor: CursorWrapper, table: str, values: dict[str, str], where: str) -> None:
+    columns, selected = ", ".join(values), ", ".join(values.values())
+    cursor.execute(f"INSERT INTO {table} ({columns}) SELECT {selected} FROM {table} WHERE {where}")
+
+
+def _times(columns: tuple[str, ...], count: int) -> dict[str, str]:
+    return {column: f"{column} * {count}" for column in columns if column in COUNTS}
+
+
+def _earlier(column: str, days: int) -> str:
+    """Return SQL for a time in the same hour so many days before, not later in it."""
     if _postgres():
-        return f"{column} - interval '{days} days' - random() * interval '{seconds} seconds'"
-    spread = f", '-' || abs(random() % {seconds}) || ' seconds'" if seconds else ""
-    return f"strftime('%%Y-%%m-%%d %%H:%%M:%%f', {column}, '-{days} days'{spread})"
+        return f"{column} - interval '{days} days' - random() * ({column} - date_trunc('hour', {column}))"
+    spread = f"'-' || abs(random() % (1 + strftime('%s', {column}) % 3600)) || ' seconds'"
+    # With six digits, as Django writes them: SQLite compares times as texts.
+    return f"strftime('%Y-%m-%d %H:%M:%f', {column}, '-{days} days', {spread}) || '001'"
+
+
+def _before(column: str, days: int) -> str:
+    """Return SQL for a day or an hour so many days before."""
+    if _postgres():
+        return f"{column} - {days}" if column == "day" else f"{column} - interval '{days} days'"
+    return f"{'date' if column == 'day' else 'datetime'}({column}, '-{days} days')"
+
+
+def _sum_months(cursor: CursorWrapper) -> None:
+    cursor.execute(f"DELETE FROM {UsageMonth._meta.db_table}")
+    groups = {"month": _month(), **_same(OF_KEY)}
+    _fill(cursor, UsageMonth, UsageDay._meta.db_table, groups, {name: f"sum({name})" for name in rollups.SUMS})
 
 
 def sum_records(cursor: CursorWrapper) -> None:
-    """Make all tables of sums again, from the records."""
+    """Make all tables of sums again, from the records: for usage that `rollups` has never seen."""
     for model in (UsageDay, UsageClientDay, UsageMonth, UsageHour, UsageTenantDay):
         cursor.execute(f"DELETE FROM {model._meta.db_table}")
     counted = dict(zip(rollups.SUMS, _counted(), strict=True))
     records, summed = UsageRecord._meta.db_table, {name: f"sum({name})" for name in rollups.SUMS}
-    of_key = ("key_id", "model", "end_user", "tenant_id", "user_id")
-    _fill(cursor, UsageDay, records, {"day": _day(), **_same(of_key)}, counted)
+    _fill(cursor, UsageDay, records, {"day": _day(), **_same(OF_KEY)}, counted)
     _fill(cursor, UsageHour, records, {"hour": _hour(), **_same(("tenant_id", "model"))}, counted)
     states = ", ".join(f"'{state}'" for state in rollups.STATES)
     answers = f"sum(CASE WHEN status IN ({states}) THEN 0 ELSE 1 END)"
     of_class = {"day": _day(), **_same(("key_id", "client_class", "tenant_id", "user_id"))}
     _fill(cursor, UsageClientDay, records, of_class, {"requests": "count(*)", "answers": answers})
-    days = UsageDay._meta.db_table
-    _fill(cursor, UsageMonth, days, {"month": _month(), **_same(of_key)}, summed)
-    _fill(cursor, UsageTenantDay, days, _same(("day", "tenant_id", "model")), summed)
+    _sum_months(cursor)
+    _fill(cursor, UsageTenantDay, UsageDay._meta.db_table, _same(("day", "tenant_id", "model")), summed)
 
 
 def _fill(cursor: CursorWrapper, model: type[Model], source: str, groups: dict[str, str], sums: dict[str, str]) -> None:
@@ -135,7 +210,7 @@ def _day() -> str:
 
 
 def _hour() -> str:
-    return "date_trunc('hour', started_at)" if _postgres() else "strftime('%%Y-%%m-%%d %%H:00:00', started_at)"
+    return "date_trunc('hour', started_at)" if _postgres() else "strftime('%Y-%m-%d %H:00:00', started_at)"
 
 
 def _month() -> str:

@@ -13,6 +13,7 @@ from portal.accounts.models import User
 # Names that pages must have room for.
 LONG_KEY = "夜間バッチ-議事録の要約とタグ付けを行うとても長い名前のキー（本番環境サーバー用）"
 LONG_MODEL = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
+REFUSED_FORM = r"status of 400 \(Bad Request\)"  # on the console, of a form that is shown again
 LONG_TENANT = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
 
 JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")

@@ -33,7 +33,7 @@ class Picture:
 
 WANTED = (
     Picture("home", "demo.employee", "/", "ja", "light", 1000),
-    Picture("usage", "demo.operator", "/usage/?of=all", "en", "dark", 1000),
+    Picture("usage", "demo.operator", "/usage/?of=all&period=30", "en", "dark", 1000),
     Picture("use-cases", "demo.employee", "/use-cases/", "ja", "light", 1000),
     Picture("operations", "demo.operator", "/operations/", "ja", "light", 1000),
 )

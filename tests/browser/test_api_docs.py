@@ -35,12 +35,14 @@ def test_opened_operations_can_be_read(open_page, olivia, axe, scheme):
     page = open_page("en", scheme=scheme)
     sign_in(page, "olivia")
     page.goto("/api/docs/")
+    page.locator(".opblock-tag").first.wait_for()
+    assert axe(page) == []
     for tag, method in (("models", "post"), ("keys", "get"), ("quotas", "delete"), ("seminars", "patch")):
         page.locator(f".opblock-tag[data-tag={tag}]").click()
         operation = page.locator(f".opblock-{method}").last
         operation.locator(".opblock-summary-control").click()
         operation.locator(".try-out__btn").click()
-    assert axe(page, "color-contrast", "scrollable-region-focusable") == []
+    assert axe(page) == []
 
 
 def test_employees_read_of_what_is_theirs_in_their_language(open_page, alice):

@@ -183,16 +183,19 @@ def decided(page: Page, site: str, case: UseCase, value: str, state: str) -> Non
     page.locator("[name=note]").fill("an example, please")
     with page.expect_navigation():
         page.locator(f"button[name=verdict][value={value}]").click()
+    if value == "publish-to-all":
+        with page.expect_navigation():
+            page.locator("#caution button").click()
     case.refresh_from_db()
     assert case.versions.get(number=2).state == state
     assert case.is_company_wide == (value == "publish-to-all")
 
 
-def drafted(page: Page, site: str, case: UseCase) -> None:
+def drafted(page: Page, site: str, case: UseCase, value: str, states: list[str]) -> None:
     publishing.save_version(case.author, case, case_content(text_content(title="Draft")))
     enter(page, site, "alice")
-    press(page, f"/use-cases/{case.pk}/", "verdict", "propose")
-    assert case.versions.last().state == "proposed"
+    press(page, f"/use-cases/{case.pk}/?version=newest", "verdict", value)
+    assert [one.state for one in case.versions.order_by("number")] == ["published", *states]
 
 
 def hidden(page: Page, site: str, case: UseCase, value: str) -> None:
@@ -212,7 +215,7 @@ def marked(page: Page, site: str, case: UseCase, value: str) -> None:
 
 
 def edited(page: Page, site: str, case: UseCase, value: str, state: str) -> None:
-    enter(page, site, "alice")
+    enter(page, site, "bob" if value == "publish" else "alice")
     page.goto(f"/use-cases/{case.pk}/edit/")
     page.locator("[name=en-title]").fill("Newest")
     with page.expect_navigation():
@@ -247,13 +250,15 @@ PRESSED: dict[Button, tuple[Callable[..., None], str, list[str]]] = {
     ("use_cases/detail.html", "verdict", "publish"): (decided, "proposed", ["publish", "published"]),
     ("use_cases/detail.html", "verdict", "publish-to-all"): (decided, "proposed", ["publish-to-all", "published"]),
     ("use_cases/detail.html", "verdict", "return"): (decided, "proposed", ["return", "returned"]),
-    ("use_cases/detail.html", "verdict", "propose"): (drafted, "proposed", []),
+    ("use_cases/detail.html", "verdict", "propose"): (drafted, "proposed", ["propose", ["replaced", "proposed"]]),
+    ("use_cases/detail.html", "verdict", "discard"): (drafted, "proposed", ["discard", ["proposed"]]),
     ("use_cases/detail.html", "verdict", "hide"): (hidden, "proposed", ["hide"]),
     ("use_cases/detail.html", "verdict", "show"): (hidden, "proposed", ["show"]),
     ("use_cases/detail.html", "helped", "yes"): (marked, "proposed", ["yes"]),
     ("use_cases/detail.html", "helped", "no"): (marked, "proposed", ["no"]),
     ("use_cases/edit.html", "step", "draft"): (edited, "proposed", ["draft", "draft"]),
     ("use_cases/edit.html", "step", "propose"): (edited, "proposed", ["propose", "proposed"]),
+    ("use_cases/edit.html", "step", "publish"): (edited, "proposed", ["publish", "published"]),
     ("tenants/person.html", "champion", "yes"): (appointed, "proposed", ["yes"]),
     ("tenants/person.html", "champion", "no"): (appointed, "proposed", ["no"]),
     ("base.html", "language", "en"): (chose, "alice", ["ja", "en"]),

@@ -13,14 +13,15 @@ from portal.keys import lifecycle
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
 from portal.web.notify import notify
-from tests.browser.pages import LONG_KEY, LONG_MODEL, LONG_TENANT, looks, sign_in
+from tests.browser.pages import LONG_KEY, LONG_MODEL, LONG_TENANT, REFUSED_FORM, looks, sign_in
 from tests.conftest import person
 from tests.pages import serve, use
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def test_a_tenant_admin_sets_up_dify(open_page, bob, research):
+def test_a_tenant_admin_sets_up_dify(open_page, bob, research, provoked):
+    provoked.append(REFUSED_FORM)
     qwen = serve("qwen")
     qwen.args = ["--jinja"]
     qwen.save()

@@ -7,6 +7,7 @@ import pytest
 from django.urls import reverse
 from django.utils import timezone
 
+from modelregistry.models import Host
 from portal.prices.models import TokenPrice
 from portal.quotas.models import Quota
 from tests.browser.pages import LONG_KEY, LONG_MODEL, LONG_TENANT, looks, sign_in
@@ -164,6 +165,27 @@ def test_paper_has_prices_with_whole_dates_and_neither_forms_nor_banners(open_pa
     page.emulate_media(media="screen")
     form, lead = page.locator("#days").bounding_box(), page.locator(".lead").bounding_box()
     assert lead["y"] - form["y"] - form["height"] >= 8
+
+
+IN_THE_MIDDLE = """
+row => {
+  const middle = (one) => { const box = one.getBoundingClientRect(); return box.top + box.height / 2; };
+  return [row.querySelector(".amounts"), row.lastElementChild].every((one) => Math.abs(middle(one) - middle(row)) < 2);
+}
+"""
+
+
+def test_badges_of_a_host_break_no_row_and_move_no_bar(open_page, olivia):
+    fleet()
+    page = open_page(width=1280)
+    sign_in(page, "olivia")
+    for maintenance in (False, True):
+        Host.objects.update(maintenance=maintenance)
+        page.goto("/operations/")
+        rows = page.locator(".hosts > .card > .more > summary").all()
+        bars = {round(row.locator(".meter").bounding_box()["x"]) for row in rows}
+        assert (len(rows), len(bars)) == (3, 1), maintenance
+        assert [row.evaluate(IN_THE_MIDDLE) for row in rows] == [True] * 3, maintenance
 
 
 def test_paper_shows_the_hosts_of_the_operations_page(open_page, olivia):

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from modelregistry import failure_advice
 from modelregistry.models import LogSubscription, LogTail, Replica, ServedModel
-from tests.browser.pages import LONG_MODEL, looks, sign_in
+from tests.browser.pages import LONG_MODEL, REFUSED_FORM, looks, sign_in
 from tests.fleet import calls, fleet
 from tests.modelregistry import paper_models
 from tests.pages import key_of
@@ -54,6 +54,15 @@ def test_a_state_changes_in_the_page_and_is_read_out(open_page, hosts):
     expect(page.locator("[data-announce]")).to_contain_text(f"{LARGE}: {state}")
     # The buttons are others now; the focus that was at one of them is still there.
     expect(row.locator(":focus")).to_have_count(1)
+
+
+def test_the_focus_stays_at_its_model_when_others_come(open_page, hosts):
+    page = watch(open_page())
+    verb = page.locator(f"a[href='/operations/stop/{LARGE}/']")
+    verb.focus()
+    ServedModel.objects.create(name="a-new-one", engine="vllm", path="/srv/models/new-one")
+    expect(page.locator("#model-a-new-one")).to_be_visible()
+    expect(verb).to_be_focused()
 
 
 def test_a_model_s_own_page_follows(open_page, hosts):
@@ -140,7 +149,8 @@ def test_a_stop_names_whom_it_hits_and_is_done_by_one_more_click(open_page, host
     assert not ServedModel.objects.get(name=LARGE).enabled
 
 
-def test_a_model_is_registered_after_a_look_at_what_it_will_take(open_page, hosts, tmp_path):
+def test_a_model_is_registered_after_a_look_at_what_it_will_take(open_page, hosts, tmp_path, provoked):
+    provoked.append(REFUSED_FORM)
     page = watch(open_page())
     page.locator("a[href='/operations/models/new/']").first.click()
     page.locator("a[href='?preset=ezo-9b-fp8']").click()

@@ -12,7 +12,7 @@ from portal.keys.models import ApiKey
 from portal.quotas import administration
 from portal.quotas.administration import QuotaKind, QuotaTarget
 from portal.quotas.models import Quota, QuotaRequest
-from tests.browser.pages import looks, sign_in
+from tests.browser.pages import REFUSED_FORM, looks, sign_in
 from tests.pages import key_of, serve, use
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -56,8 +56,9 @@ def test_who_runs_out_asks_with_a_reason_and_the_admin_grants(open_page, departm
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_an_admin_adds_somebody_and_limits_them_with_words_of_their_own(
-    open_page, department, language, charlie, research
+    open_page, department, language, charlie, research, provoked
 ):
+    provoked.append(REFUSED_FORM)
     page = open_page(language)
     sign_in(page, "bob")
     page.goto("/tenant/research/")
@@ -71,7 +72,7 @@ def test_an_admin_adds_somebody_and_limits_them_with_words_of_their_own(
     assert page.locator(".field.wrong [name=amount]").evaluate("field => field === document.activeElement")
     page.locator("[name=amount]").fill("50万")
     page.locator("main form button.primary").click()
-    page.locator("#caution[data-caution=leap]").wait_for()  # from the 100 of each member
+    page.locator("#caution [data-caution=leap]").wait_for()  # from the 100 of each member
     page.locator("main form button.primary").click()
     page.wait_for_url("**/people/*/")
     assert "500,000" in page.locator(".quotas").inner_text()

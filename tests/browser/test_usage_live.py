@@ -39,6 +39,20 @@ def test_what_is_answered_appears_in_charts_and_tables(open_page, bob, alice, re
     expect(page.locator("[data-chart=chart-live-tokens] tbody")).to_contain_text("103.7")
 
 
+def test_the_focus_stays_at_a_request_when_others_come(open_page, alice, research):
+    serve("qwen")
+    key = key_of(alice, research)
+    first = use(key, at=timezone.now() - timedelta(seconds=30))
+    page = open_page()
+    sign_in(page)
+    page.goto("/usage/live/")
+    link = page.locator(f"[data-rows=last] a[href*='{first.request_id}']")
+    link.focus()
+    use(key, at=timezone.now() - timedelta(seconds=20))
+    expect(page.locator("[data-rows=last] tr")).to_have_count(2)
+    expect(link).to_be_focused()
+
+
 def test_it_says_when_it_is_not_live(open_page, provoked, portal, alice):
     provoked.append("WebSocket connection to .* failed|ERR_CONNECTION_REFUSED")
     page = open_page()

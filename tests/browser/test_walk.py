@@ -7,7 +7,7 @@ from django.urls import reverse
 from playwright.sync_api import Page, expect
 
 from portal.keys.models import ApiKey
-from tests.browser.pages import looks, sign_in
+from tests.browser.pages import REFUSED_FORM, looks, sign_in
 from tests.pages import key_of, serve, use
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -92,7 +92,8 @@ def test_a_double_click_makes_one_key_and_shows_it(open_page, alice):
     assert ApiKey.objects.count() == 1
 
 
-def test_the_first_wrong_field_has_the_focus_and_what_was_typed_is_kept(open_page, alice):
+def test_the_first_wrong_field_has_the_focus_and_what_was_typed_is_kept(open_page, alice, provoked):
+    provoked.append(REFUSED_FORM)
     page = open_page()
     sign_in(page)
     page.goto(reverse("key-new"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelregistry.hostside.launching import metadata_of
+from modelregistry.hostside.run_metadata import metadata_of
 from modelregistry.process import process, shim
 from modelregistry.process.process import Life, Run
 from modelregistry.supervisor import tasks
@@ -100,7 +100,7 @@ def _part_of_run(who: shim.Identity, run: Run | None, environment: Sequence[byte
 def name_part(command: str) -> str:
     words = {
         "manage.py up": "up",
-        "apiproxy.server.front": "gateway",
+        "apiproxy.server.gateway_worker": "gateway",
         "apiproxy.server.portal_worker": "portal",
         "manage.py supervise": "supervisor",
     }

@@ -49,6 +49,6 @@ def calls_in_flight(url: str) -> float:
 
 
 def resident_megabytes(installation: Installation) -> float:
-    pid = installation.pid_of("apiproxy.server.front")
+    pid = installation.pid_of("apiproxy.server.gateway_worker")
     with open(f"/proc/{pid}/statm") as pages:
         return int(pages.read().split()[1]) * 4096 / 1e6

@@ -10,7 +10,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,9 +78,14 @@ class Call:
 
 
 class Load:
-    """Its callers live in a thread of their own. `calls` grows; a call without `outcome` is under way."""
+    """Its callers live in a thread of their own. `calls` grows; a call without `outcome` is under way.
 
-    def __init__(self, url: str, keys: Sequence[str], dice: random.Random) -> None:
+    `enter` is called in that thread first; it may enter another network.
+    """
+
+    def __init__(
+        self, url: str, keys: Sequence[str], dice: random.Random, enter: Callable[[], None] = lambda: None
+    ) -> None:
         self.calls: list[Call] = []
         self._url = url
         self.keys = keys
@@ -90,8 +95,12 @@ class Load:
         self._going = True
         self._callers: list[Future[None]] = []
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="load")
+        self._thread = threading.Thread(target=self._run, args=[enter], daemon=True, name="load")
         self._thread.start()
+
+    def _run(self, enter: Callable[[], None]) -> None:
+        enter()
+        self._loop.run_forever()
 
     def ask(self, target: Target) -> Call:
         """Return one call, not a stream; blocks until it has ended."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apiproxy.bridge.management.commands.up import DRAIN_SECONDS
-from modelregistry.hostside.launching import metadata_of
+from apiproxy.server.succession import STOP_SECONDS
+from modelregistry.hostside.run_metadata import metadata_of
 from modelregistry.process import shim
 from modelregistry.supervisor import loop, plan
 from tests.chaos import leftovers, troubles
@@ -185,7 +185,7 @@ class Storm:
             may_restart=engines,
             # The gateway before it drains, and is found in the way once more; the supervisor before it stops engines,
             # and `up` pauses as long again, at most, until it tries the next one.
-            pauses=DRAIN_SECONDS + 2 * troubles.RESTART_SEC + 2 * (loop.BRIEF_DRAIN + GRACE),
+            pauses=STOP_SECONDS + 2 * troubles.RESTART_SEC + 2 * (loop.BRIEF_DRAIN + GRACE),
             work=2 * self._work(EVERYBODY) + max(map(self._work, self.targets)) + troubles.NOTICED,
             began=time.monotonic(),
             wall=time.time(),

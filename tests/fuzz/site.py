@@ -57,7 +57,7 @@ class Site:
 
     def memory(self) -> float:
         """Resident memory of the gateway in MB."""
-        status = Path(f"/proc/{self.installation.pid_of('apiproxy.server.front')}/status").read_text()
+        status = Path(f"/proc/{self.installation.pid_of('apiproxy.server.gateway_worker')}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+)", status)
         assert found
         return int(found[1]) / 1024

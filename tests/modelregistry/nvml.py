@@ -23,6 +23,8 @@ class Card:
     error: int = 0  # of any question about its memory
     busy: int = 0  # per cent
     heat: int = 41  # °C
+    milliwatts: int = 61_250
+    ecc_errors: int | None = 0  # that could not be corrected; None: a card without ECC
 
 
 class Nvml:
@@ -86,6 +88,17 @@ class Nvml:
         if card.uuid.startswith("MIG-"):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
         return card.heat
+
+    def nvmlDeviceGetPowerUsage(self, card: Any) -> Any:
+        if card.uuid.startswith("MIG-"):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return card.milliwatts
+
+    def nvmlDeviceGetTotalEccErrors(self, card: Any, kind: int, counter: int) -> Any:
+        assert (kind, counter) == (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC)
+        if card.ecc_errors is None or card.uuid.startswith("MIG-"):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return card.ecc_errors
 
     def nvmlDeviceGetComputeRunningProcesses(self, card: Any) -> Any:
         return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in card.processes.items()]

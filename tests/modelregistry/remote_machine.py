@@ -2,11 +2,13 @@
 
 It refuses to import Django. Files in VAR make trouble with the next launch, once: "lose-launch" carries it out and
 never answers; "delay-launch" becomes "delayed-launch", and the launch is carried out when that file is gone, with its
-answer in "late-answer", as the supervisor no longer waits for it.
+answer in "late-answer", as the supervisor no longer waits for it. As long as there is "fault-METHOD", each such request
+is answered with a fault, as of a disk that fails, and as long as there is "answer-METHOD", with what that contains.
 """
 
 import asyncio
 import importlib.abc
+import json
 import os
 import sys
 from importlib.machinery import ModuleSpec
@@ -35,6 +37,12 @@ class TroubledServer(HostServer):
         self.var = var
 
     async def answer(self, request: bytes) -> bytes:
+        method = json.loads(request)["method"]
+        if (self.var / f"fault-{method}").exists():
+            (self.var / f"met-{method}").touch()
+            return b'{"fault": "OSError: [Errno 5] Input/output error"}'
+        if (self.var / f"answer-{method}").exists():
+            return (self.var / f"answer-{method}").read_bytes()
         if b'"method":"launch"' not in request:
             return await super().answer(request)
         if (self.var / "lose-launch").exists():
@@ -52,7 +60,8 @@ class TroubledServer(HostServer):
 
 
 async def serve(port: int, var: Path) -> None:
-    commands = {"llama-server": os.environ["LLAMA_SERVER_COMMAND"]}
+    variables = {"llama-server": "LLAMA_SERVER_COMMAND", "vllm": "VLLM_COMMAND"}
+    commands = {launcher: os.environ[name] for launcher, name in variables.items() if name in os.environ}
     config = HostConfig(runs=var / "run" / "engines", cache=var / "cache", commands=commands, ports=range(18100, 19000))
     server = TroubledServer(LocalHost(config), var)
 

@@ -4,7 +4,6 @@ It is reached at the port MACHINE_PORT. What this process does on its own machin
 written to the file TOUCHED: starting and signalling processes, and opening what is below /proc or MACHINE_VAR.
 """
 
-import asyncio
 import os
 import re
 import sys
@@ -15,32 +14,11 @@ from django.core.management import execute_from_command_line
 
 from modelregistry.hostside import remote
 from modelregistry.hostside.remote import RemoteHost
+from tests.modelregistry.tcp_channel import TcpChannel
 
 ACTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.kill", "os.killpg", "os.exec"}
 LOOKS = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
 LIMITS = {**remote.LIMITS, "usual": 5.0, "take_snapshot": 1.0, "launch": 2.0}
-
-
-class TcpChannel:
-    """One connection for each request."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    async def send(self, request: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            writer.write(request)
-            writer.write_eof()
-            answer = await reader.read()
-        finally:
-            writer.close()
-        if not answer:
-            raise ConnectionError("closed without an answer")
-        return answer
-
-    async def close(self) -> None:
-        return
 
 
 def watch(touched: str, machine: str) -> None:
@@ -58,16 +36,17 @@ def watch(touched: str, machine: str) -> None:
 
 def main() -> None:
     django.setup()
+    from modelregistry.controller.controller import Controller
     from modelregistry.management.commands import supervise
-    from modelregistry.supervisor.launching import SupervisorConfig
-    from modelregistry.supervisor.loop import Supervisor
 
-    host = RemoteHost(TcpChannel(int(os.environ["MACHINE_PORT"])), limits=LIMITS, silent_after=3.0)
+    def reach_machine() -> RemoteHost:
+        return RemoteHost(TcpChannel(int(os.environ["MACHINE_PORT"])), limits=LIMITS, silent_after=3.0)
 
-    def supervise_machine(config: SupervisorConfig, periodic_tasks: object) -> Supervisor:
-        return Supervisor(config, host=host)  # without tasks, which are processes of this machine
+    def control_machine(*args: Any, **options: Any) -> Controller:
+        # Without tasks, which are processes of this machine.
+        return Controller(*args, **{**options, "periodic_tasks": None, "make_local": reach_machine})
 
-    supervise.Supervisor = supervise_machine  # type: ignore[attr-defined, assignment]
+    supervise.Controller = control_machine  # type: ignore[attr-defined, assignment]
     watch(os.environ["TOUCHED"], os.environ["MACHINE_VAR"])
     execute_from_command_line(["manage.py", *sys.argv[1:]])
 

@@ -27,6 +27,7 @@ class Site:
         self.runs = process.Runs(var / "run" / "engines")
         self.processes: list[subprocess.Popen[str]] = []
         self.command = ["manage.py"]  # what a Python starts it by
+        self.before: list[str] = []  # a command that runs it, as one that enters a network
         self.environment = {
             "MADOGUCHI_VAR": str(var),
             "MADOGUCHI_CACHE": str(settings.CACHE),
@@ -40,7 +41,7 @@ class Site:
     def supervise(self, *options: str, **environment: str) -> "subprocess.Popen[str]":
         with self.log.open("a") as log:
             supervisor = subprocess.Popen(
-                [sys.executable, *self.command, "supervise", *options],
+                [*self.before, sys.executable, *self.command, "supervise", *options],
                 cwd=settings.BASE_DIR,
                 env=os.environ | self.environment | environment,
                 stderr=log,

@@ -3,7 +3,7 @@ from django.core.exceptions import ValidationError
 
 from modelregistry import addresses
 from modelregistry.hostside import own_address
-from modelregistry.hostside.launching import RunMetadata
+from modelregistry.hostside.run_metadata import RunMetadata
 
 # RFC 5737's block for documentation: no machine has it.
 NOBODYS = "192.0.2.77"

@@ -20,6 +20,7 @@ def save(client, model: ServedModel, **changes: str) -> None:
             "gpus": "[]",
             "allowed_risks": "[]",
             "tensor_parallel": "1",
+            "nodes": "1",
             "enabled": "on",
             "upstream_key": "",
             **{"loops": "count", "loop_sensitivity": "normal", "sampling": "{}", "sleep_mode": "stop"},

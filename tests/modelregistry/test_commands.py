@@ -505,7 +505,10 @@ def test_models_as_json_shows_no_key(served, capsys):
     assert [replica["state"] for replica in chat["replicas"]] == ["failed", "ready"]
     assert chat["replicas"][1] | {"since": ""} == {
         "number": 1,
+        "rank": 0,
+        "ranks": 1,
         "host": "gpu1",
+        "moved_to": "",
         "supervised": True,
         "state": "ready",
         "launcher": "",
@@ -558,7 +561,8 @@ def test_models_asks_the_database_the_same_few_questions_however_many_there_are(
 ):
     for number in range(5):
         ServedModel.objects.create(name=f"more{number}", engine="llama.cpp", path=gguf)
-    with django_assert_num_queries(4):
+    # Models, their aliases and replicas; hosts; the controller; copies of files.
+    with django_assert_num_queries(6):
         call_command("models")
 
 
@@ -624,7 +628,7 @@ def test_the_admin_checks_what_the_command_checks(admin):
 
 def test_the_admin_registers(admin, gguf):
     form = {"name": "m", "engine": "llama.cpp", "task": "chat", "path": gguf, "replicas": 1, "args": "[]"}
-    form |= {"gpus": "[]", "allowed_risks": "[]", "tensor_parallel": 1}
+    form |= {"gpus": "[]", "allowed_risks": "[]", "tensor_parallel": 1, "nodes": 1}
     form |= {
         "sleep_mode": "stop",
         "loops": "stop",

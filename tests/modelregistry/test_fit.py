@@ -32,7 +32,10 @@ from tests.modelregistry import paper_models
 from tests.modelregistry.planning import LLAMA_8B, card, ram
 
 MIXTRAL = replace(LLAMA_8B, weight_bytes=20 * GIB, experts=(0, *(GIB // 2,) * 31))
-ALIVE = {"name": "h", "maintenance": False, "seen_at": MADE_UP}
+ALIVE = {
+    **{"name": "h", "maintenance": False, "seen_at": MADE_UP, "watched_at": None, "silent_since": None},
+    **{"clustered": False, "bookings": None},
+}
 UNKNOWN = {"installed": {}, "stamps": {}, "default_versions": {}}  # of our installations
 PROGRAM = ["/engines/vllm-0.32.0/bin/python"]
 
@@ -107,15 +110,17 @@ asked = st.builds(
 
 
 @settings(max_examples=80, deadline=None)
-@given(hosts(), asked)
-def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
+@given(hosts(), asked, st.sampled_from([0, 10, 70]))
+def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted, booked):
     devices, tenants = host
-    supervisors = allocation.check_fit(
-        wanted, LLAMA_8B, "vllm", PROGRAM, devices, occupants=allocation.occupants(tenants, devices), version="0.32.0"
-    )
+    others = {0: booked * GIB}  # by other work on the cluster
+    occupants = allocation.occupants(tenants, devices)
+    seen = placement.with_reserved(devices, [share for one in occupants for share in one.shares], others)
+    supervisors = allocation.check_fit(wanted, LLAMA_8B, "vllm", PROGRAM, seen, occupants=occupants, version="0.32.0")
     report = SimpleNamespace(devices=[asdict(device) for device in devices], engines={"vllm": "0.32.0"}, **UNKNOWN)
     rows = [row(tenant) for tenant in tenants]
-    told = SimpleNamespace(**ALIVE, report=report, replica_set=SimpleNamespace(all=lambda: rows))
+    bookings = {"clustered": True, "bookings": {"others": {"0": others[0]}}}
+    told = SimpleNamespace(**ALIVE | bookings, report=report, replica_set=SimpleNamespace(all=lambda: rows))
     foreseen = fit.fit_on_host(wanted, LLAMA_8B, told, [], None)
     assert foreseen.fits == foreseen.room == supervisors.fits
     assert foreseen.devices == (supervisors.allocation.devices if supervisors.allocation else ())
@@ -131,6 +136,7 @@ def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
         {"seen_at": None},
         {"seen_at": timezone.now() - timedelta(seconds=61)},
         {"seen_at": timezone.now() + timedelta(days=9)},
+        {"watched_at": MADE_UP, "silent_since": timezone.now() - timedelta(seconds=20)},
     ],
 )
 def test_nothing_can_be_started_on_a_host_that_is_silent_or_in_maintenance(state):

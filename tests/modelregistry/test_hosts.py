@@ -7,11 +7,11 @@ from io import StringIO
 import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
-from django.db import transaction
 from django.utils import timezone
 
 from modelregistry import hosts, overview, routes
-from modelregistry.models import Host, HostBid, HostReport, Replica, ServedModel
+from modelregistry.controller.repository import note_host
+from modelregistry.models import ControllerClaim, Host, HostReport, Replica, ReplicaPlacement, ServedModel
 from modelregistry.overview import ModelState
 from modelregistry.supervisor.adoption import ADOPTED
 from tests.modelregistry.site import stream
@@ -71,30 +71,11 @@ def test_e9_maintenance_drains_a_host_and_takes_nothing_until_it_is_over(site):
     site.model("waiting")
     seen = HostReport.objects.get(host=host).at
     until(lambda: HostReport.objects.get(host=host).at > seen)  # it has read what is wanted since
-    assert ServedModel.objects.get(name="waiting").host is None
+    assert not ReplicaPlacement.objects.filter(model__name="waiting").exists()
 
     hosts.change_host(host, maintenance=False)
     assert site.reaches("ready").pid != ready.pid
     site.reaches("ready", "waiting")
-
-
-def test_e9_a_model_of_no_host_goes_where_it_fits_and_most_room_is(site):
-    other = Host.objects.create(name="other", claim="c", seen_at=timezone.now() + timedelta(seconds=25))
-    with transaction.atomic():
-        model = site.model()
-        theirs = HostBid.objects.create(model=model, host=other, fits=True, free=2**60, at=timezone.now())
-    site.supervise()
-    ours = until(lambda: HostBid.objects.filter(model=model, host__name="here").first())
-    assert ours.fits
-    assert 0 < ours.free < theirs.free
-    for name in ("one look", "and the next"):  # an external one is taken at each, before the others are looked at
-        far = ServedModel.objects.create(name=name, engine="external", url="http://127.0.0.1:9")
-        until(lambda row=far: ServedModel.objects.get(pk=row.pk).host)
-    model.refresh_from_db()
-    assert model.host is None
-    HostBid.objects.filter(pk=theirs.pk).update(fits=False)
-    assert site.reaches("ready").host.name == "here"
-    assert not HostBid.objects.exists()
 
 
 # --- the verbs
@@ -125,6 +106,17 @@ def test_an_unreachable_address_is_refused_at_its_field(host):
     assert Host.objects.get().address == "10.0.0.1"
 
 
+def test_the_address_of_a_host_of_the_cluster_is_its_own_to_say(host):
+    Host.objects.update(clustered=True)
+    with pytest.raises(ValidationError) as refusal:
+        hosts.change_host(host, address="10.0.0.2")
+    assert set(refusal.value.message_dict) == {"address"}
+    note_host("gpu-01", "0.0.0.0", {})
+    assert Host.objects.get().address == "10.0.0.1"
+    note_host("gpu-01", "10.0.0.3", {})
+    assert Host.objects.get().address == "10.0.0.3"
+
+
 def test_an_address_of_an_earlier_release_keeps_no_host_from_maintenance(host):
     Host.objects.update(address="0.0.0.0")
     assert hosts.change_host(host, maintenance=True, address="0.0.0.0").maintenance
@@ -148,6 +140,29 @@ def test_a_host_that_is_gone_is_removed_with_the_rows_of_its_replicas(host):
     hosts.remove_host(host)
     assert not Replica.objects.exists()
     assert [row.name for row in Host.objects.all()] == ["gpu-02"]
+
+
+@pytest.mark.parametrize(
+    ("silent", "watched", "removed"),
+    [
+        (None, 1, False),
+        (20, 1, False),  # it may be starting
+        (40, 1, True),
+        (None, 300, False),  # no controller is there to see whether it is silent
+        (40, 300, True),
+    ],
+)
+def test_a_host_of_the_cluster_is_removed_only_when_it_is_silent(host, silent, watched, removed):
+    now = timezone.now()
+    at = None if silent is None else now - timedelta(seconds=silent)
+    seen = now - timedelta(seconds=max(watched, silent or 0))
+    Host.objects.update(clustered=True, silent_since=at, watched_at=now - timedelta(seconds=watched), seen_at=seen)
+    if removed:
+        hosts.remove_host(host)
+    else:
+        with pytest.raises(ValidationError, match=host.name):
+            hosts.remove_host(host)
+    assert Host.objects.exists() is not removed
 
 
 # --- How models of a host in maintenance are shown
@@ -190,6 +205,34 @@ def test_o11_a_host_is_shown_and_changed_by_a_command(host):
     assert json.loads(run_command("gpu-01", "--maintenance", "off", "--json"))[0]["maintenance"] is False
     table = run_command()
     assert all(word in table for word in ("gpu-01", "gpu1.example.internal", "qwen"))
+
+
+def test_a_host_of_the_cluster_shows_its_agent_its_silence_and_what_was_moved(host):
+    at = timezone.now() - timedelta(minutes=3)
+    agent = {"version": "1.4.2", "python": "3.11.2", "boot": "6f1d5a20-1111", "fenced": True}
+    booked = {"offered": {"0": 80 * 10**9}, "booked": {"0": 61 * 10**9}, "others": {"0": 10**10}, "late": []}
+    Host.objects.update(
+        clustered=True, agent=agent, bookings=booked, silent_since=at, seen_at=at, watched_at=timezone.now()
+    )
+    other = Host.objects.create(name="gpu-02", clustered=True, seen_at=timezone.now())
+    model = of_host(host)
+    ServedModel.objects.update(host=None)
+    Replica.objects.create(model=model, host=host, state="unhealthy")
+    Replica.objects.create(model=model, host=other, state="ready")
+    ReplicaPlacement.objects.create(model=model, number=0, host=other, at=at)
+    ControllerClaim.objects.create(number="n", term=7, holder="site-1", seen_at=timezone.now(), since=at)
+    silent, online = json.loads(run_command("--json"))
+    assert (silent["reach"], silent["clustered"], silent["agent"]) == ("silent", True, agent)
+    assert silent["silent_since"] == at.isoformat()
+    assert (silent["controller"]["term"], silent["controller"]["alive"]) == (7, True)
+    assert silent["bookings"] == [{"device": 0, "offered": 80 * 10**9, "booked": 61 * 10**9, "others": 10**10}]
+    assert (silent["models"], online["models"]) == ([], ["qwen"])
+    assert [(one["state"], one["moved_to"], one["bound"]) for one in silent["replicas"] + online["replicas"]] == [
+        ("unhealthy", "gpu-02", False),
+        ("ready", "", False),
+    ]
+    table = run_command()
+    assert all(word in table for word in ("1.4.2", "3.11.2", "6f1d5a20", "gpu-02", "site-1", "GPU 0 61.0"))
 
 
 def test_a_host_is_removed_by_a_command(host):

@@ -6,8 +6,16 @@ import pytest
 from django.utils import timezone
 
 from modelregistry import overview
-from modelregistry.models import Alias, Host, HostReport, Replica, ServedModel
-from modelregistry.overview import DeviceNow, FirstToken, ModelState
+from modelregistry.models import (
+    Alias,
+    ControllerClaim,
+    Host,
+    HostReport,
+    Replica,
+    ReplicaPlacement,
+    ServedModel,
+)
+from modelregistry.overview import AgentNow, DeviceNow, FirstToken, HostReach, ModelState
 
 pytestmark = pytest.mark.django_db
 
@@ -99,6 +107,107 @@ def test_a_model_that_is_not_wanted_drains_and_is_gone(host, fields, still):
     assert read().models[0].state is still
 
 
+# --- hosts, and what was moved from them
+
+
+@pytest.mark.parametrize(
+    ("seen", "watched", "silent", "reach"),
+    [
+        (1, 1, None, HostReach.ONLINE),
+        (3, 1, 3, HostReach.ONLINE),  # for a moment, as when a controller begins
+        (20, 1, 20, HostReach.SILENT),
+        (4000, 1, 4000, HostReach.SILENT),
+        (4000, 70, 4000, HostReach.UNWATCHED),  # it was silent when the controller was last heard of
+        (70, 70, None, HostReach.UNWATCHED),
+        (None, None, None, HostReach.UNWATCHED),
+    ],
+)
+def test_a_silent_host_is_not_one_that_no_controller_looks_at(host, seen, watched, silent, reach):
+    now = timezone.now()
+    past = [None if ago is None else now - timedelta(seconds=ago) for ago in (seen, watched, silent)]
+    Host.objects.update(**dict(zip(("seen_at", "watched_at", "silent_since"), past, strict=True)))
+    assert overview.read_overview(now).hosts[0].reach is reach
+
+
+def test_a_model_is_confirmed_while_a_controller_asks_the_engines_of_its_silent_host(host):
+    replica(model(), host)
+    long_ago = timezone.now() - timedelta(hours=1)
+    Host.objects.update(seen_at=long_ago, silent_since=long_ago, watched_at=timezone.now())
+    one = read().models[0]
+    assert (one.state, one.replicas[0].supervised) == (ModelState.READY, True)
+
+
+def moved(state: str) -> tuple[ServedModel, Host]:
+    """Return a model whose replica was placed on another host since, and that host. `state`: of the remainder."""
+    silent, other = Host.objects.create(name="gpu-08", watched_at=timezone.now()), Host.objects.get(name="gpu-01")
+    row = model()
+    Replica.objects.create(model=row, host=silent, state=state, memory_bytes=5 * GB)
+    ReplicaPlacement.objects.create(model=row, number=0, host=other, at=timezone.now())
+    return row, other
+
+
+def test_what_is_left_of_a_moved_replica_counts_for_nothing(host):
+    row, other = moved("unhealthy")
+    Replica.objects.create(model=row, host=other, state="ready", memory_bytes=3 * GB)
+    one = read().models[0]
+    assert {replica.host: replica.moved_to for replica in one.replicas} == {"gpu-01": "", "gpu-08": "gpu-01"}
+    assert (one.state, one.host, one.memory, one.bound) == (ModelState.READY, "gpu-01", 3 * GB, False)
+
+
+def test_what_is_left_of_a_moved_replica_counts_until_it_is_found_elsewhere(host):
+    moved("unhealthy")
+    assert read().models[0].state is ModelState.UNHEALTHY
+
+
+def test_what_still_answers_on_the_host_before_counts(host):
+    row, other = moved("ready")
+    Replica.objects.create(model=row, host=other, state="starting")
+    assert read().models[0].state is ModelState.READY
+
+
+def test_the_replicas_of_a_model_with_a_host_of_its_own_are_not_moved(host):
+    row, _ = moved("ready")
+    ServedModel.objects.filter(pk=row.pk).update(host=Host.objects.get(name="gpu-08"))
+    one = read().models[0]
+    assert (one.replicas[0].moved_to, one.bound) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("number", "ago", "alive"), [("n", 3, True), ("n", 70, False), ("", 3, False), (None, 0, None)]
+)
+def test_who_the_controller_is(number, ago, alive):
+    if number is not None:
+        at = timezone.now() - timedelta(seconds=ago)
+        ControllerClaim.objects.create(number=number, term=7, holder="site", seen_at=at, since=at, moves=2)
+    found = read().controller
+    assert (found and found.alive) == alive
+    assert found is None or (found.term, found.holder, found.moves) == (7, "site", 2)
+
+
+def test_what_an_agent_says_of_itself(host):
+    Host.objects.update(clustered=True, agent={"version": "1.4", "python": "3.11.2", "boot": "b", "fenced": False})
+    assert read().hosts[0].agent == AgentNow(version="1.4", python="3.11.2", boot="b", fenced=False)
+    Host.objects.update(agent={"python": "3.11.2"})  # one of an earlier version
+    assert read().hosts[0].agent == AgentNow(version="", python="3.11.2", boot="", fenced=None)
+    Host.objects.update(clustered=False)
+    assert read().hosts[0].agent is None
+
+
+def test_what_is_booked_in_ray_of_a_hosts_memory(host):
+    late = {"code": "booking-held", "replica": "m #0", "detail": "m #0, GPU 0: 60.0 GB"}
+    found = {"offered": {"-1": 9, "10": 8, "2": 7}, "booked": {"2": 5}, "others": {"-1": 3}, "late": [late]}
+    Host.objects.update(clustered=True, bookings=found)
+    now = read().hosts[0]
+    assert [(one.memory, one.offered, one.booked, one.others) for one in now.bookings] == [
+        ("GPU 2", 7, 5, 0),
+        ("GPU 10", 8, 0, 0),
+        ("RAM", 9, 0, 3),
+    ]
+    assert late in now.problems
+    Host.objects.update(clustered=False)
+    assert (read().hosts[0].bookings, late in read().hosts[0].problems) == ((), False)
+
+
 # --- figures
 
 
@@ -136,7 +245,7 @@ def test_it_asks_the_same_few_questions_however_many_there_are(host, django_asse
     HostReport.objects.create(host=host, devices=[RAM], at=timezone.now())
     for number in range(5):
         replica(model(f"m{number}"), host)
-    with django_assert_num_queries(4):
+    with django_assert_num_queries(5):
         read()
 
 

@@ -31,6 +31,12 @@ def test_what_only_python_reads_as_a_number_is_refused(text):
             read(text)
 
 
+def test_a_number_that_is_too_long_is_not_called_none():
+    with pytest.raises(ValueError, match="large") as refused:
+        plain_numbers.read_whole("9" * 20)
+    assert "whole number" not in str(refused.value)
+
+
 def test_no_option_of_a_command_reads_numbers_as_python_does():
     """`type=int` would take 1_0 and full-width digits."""
     commands = [

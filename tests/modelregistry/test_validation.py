@@ -454,3 +454,66 @@ def test_a_model_and_an_alias_do_not_share_a_name():
         Alias(name="m", model=model).full_clean()
     assert [one.code for one in refused.value.error_dict["name"]] == ["name-of-a-model"]
     model.full_clean()
+
+
+# --- Over several hosts
+
+
+def test_only_vllm_is_split_over_hosts():
+    assert codes(find_problems(tensor_parallel=2, nodes=2)) == {}
+    assert codes(find_problems(engine="llama.cpp", tensor_parallel=2, nodes=2)) == {"nodes": "hosts-of-another-engine"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "args", "nodes", "fine"),
+    [
+        (1, [], 2, False),
+        (4, [], 2, True),
+        (4, [], 3, False),
+        (3, ["--pipeline-parallel-size=2"], 2, True),
+        (1, ["--pipeline-parallel-size", "3"], 3, True),
+        (2, ["--tensor-parallel-size=6", "--pipeline-parallel-size=1"], 4, False),
+    ],
+)
+def test_its_gpus_are_divided_evenly_among_hosts(gpus, args, nodes, fine):
+    problems = codes(find_problems(tensor_parallel=gpus, args=args, nodes=nodes, look_at_args=False))
+    assert problems.get("nodes") == (None if fine else "uneven-hosts")
+
+
+def test_stages_are_for_several_hosts():
+    stages = ["--pipeline-parallel-size=2"]
+    assert codes(find_problems(args=stages)) == {"args": "spread"}
+    assert codes(find_problems(args=stages, nodes=2)) == {}
+
+
+def test_gpus_that_are_named_are_those_of_each_host():
+    assert codes(find_problems(tensor_parallel=4, nodes=2, gpus=[0, 1])) == {}
+    assert codes(find_problems(tensor_parallel=4, nodes=2, gpus=[0])) == {"gpus": "too-few-gpus"}
+
+
+@pytest.mark.parametrize("arg", ["--distributed-executor-backend=ray", "--api-server-count=2", "--nnodes=1"])
+def test_what_vllm_refuses_of_a_model_over_hosts_is_refused(arg):
+    assert codes(find_problems(args=[arg])) == {}
+    assert codes(find_problems(args=[arg], tensor_parallel=2, nodes=2)) == {"args": "over-hosts"}
+    assert codes(find_problems(args=["--distributed-executor-backend=mp"], tensor_parallel=2, nodes=2)) == {}
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_over_how_many_hosts_it_is_split_is_no_argument_of_the_engine(nodes):
+    problems = find_problems(args=["--nnodes=2"], tensor_parallel=2, nodes=nodes)
+    assert codes(problems) == {"args": "nodes-in-arguments"}
+    assert "--nodes" in str(problems["args"].messages)
+
+
+@pytest.mark.parametrize("arg", ["--node-rank=1", "--master-addr=10.0.0.1", "--master-port=5", "--headless"])
+def test_which_rank_runs_where_is_not_for_operators(arg):
+    assert codes(find_problems(args=[arg], tensor_parallel=2, nodes=2)) == {"args": "reserved"}
+
+
+def test_a_model_over_hosts_is_not_bound_to_one_and_does_not_live_on_asleep(db):
+    host = Host.objects.create(name="gpu-1")
+    model = ServedModel(name="m", engine="vllm", path="/m", tensor_parallel=2, nodes=2, host=host, sleep_mode="level1")
+    with pytest.raises(ValidationError) as refused:
+        model.full_clean()
+    found = {field: errors[0].code for field, errors in refused.value.error_dict.items()}
+    assert found == {"host": "host-of-several", "sleep_mode": "sleep-over-hosts"}

@@ -28,3 +28,10 @@ def send(client: Client, path: str, **form: Any) -> str:
     response = client.post(path, form, follow=True)
     assert response.status_code == 200, (path, response.status_code)
     return response.content.decode()
+
+
+def send_wrong(client: Client, path: str, **form: Any) -> str:
+    """Return the page of a form that is shown again, with what is wrong in it."""
+    response = client.post(path, form)
+    assert response.status_code == 400, (path, response.status_code)
+    return response.content.decode()

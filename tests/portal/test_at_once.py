@@ -75,6 +75,51 @@ ends = at_once([lambda one=user: join(one) for user in people])
 print(json.dumps([ends, seminar.participants.count(), ApiKey.objects.usable().filter(tenant=tenant).count()]))
 """
 
+BOUNDS = """
+from datetime import timedelta
+from uuid import uuid4
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from portal.feedback import recording
+from portal.keys import lifecycle, management_keys
+from portal.notifications import webhooks
+from portal.notifications.models import Webhook
+from portal.use_cases import publishing, reactions
+from portal.web.refusals import Refused
+publishing.MOST_OPEN = reactions.MOST_COMMENTS = webhooks.MOST_WEBHOOKS = 3
+recording.MOST_IN_AN_HOUR = settings.KEYS_PER_PERSON = settings.SERVICE_KEYS_PER_TENANT = 3
+author, case = person("author"), use_case(person("other"), tenant, publisher=admins[0])
+now, later = timezone.now(), timezone.now() + timedelta(days=9)
+def attempt(do):
+    try:
+        do()
+        return True
+    except (Refused, ValidationError):
+        return False
+def issue_key(user):
+    service = "" if user else "Dify"
+    lifecycle.issue_key(tenant=tenant, user=user, service=service, name=uuid4().hex, created_by=admins[0])
+def give_feedback(user_id):
+    given = recording.GivenFeedback(request_id=uuid4().hex, score=1)
+    recording.record_feedback(given, user_id=user_id, tenant_id=tenant.pk, now=now)
+def add_webhook():
+    row = Webhook(name=uuid4().hex, style="slack", url="https://hooks.example", language="ja", kinds=[])
+    webhooks.save_webhook(row)
+does = {
+    "use cases": lambda: publishing.create_case(author, tenant, case_content()),
+    "comments": lambda: reactions.add_comment(author, case, "text"),
+    "feedback of a person": lambda: give_feedback(author.pk),
+    "feedback of services": lambda: give_feedback(None),
+    "keys of a person": lambda: issue_key(author),
+    "service keys": lambda: issue_key(None),
+    "management keys": lambda: management_keys.issue_management_key(
+        user=author, name=uuid4().hex, scopes_=["keys:read"], expires_at=later
+    ),
+    "webhooks": add_webhook,
+}
+print(json.dumps({what: at_once([lambda: attempt(do)] * 12).count(True) for what, do in does.items()}))
+"""
+
 
 @pytest.fixture(scope="module")
 def portal(tmp_path_factory) -> Iterator[Installation]:
@@ -105,6 +150,12 @@ def test_of_two_who_publish_their_own_versions_at_once_the_newer_is_shown_and_th
         states = {number: state for number, (state, _) in one["versions"].items()}
         assert states == {"1": "replaced", "2": "replaced" if first == 2 else "draft", "3": "published"}
         assert [title for _, title in one["versions"].values()][1:] == ["Draft 2", "Draft 3"]
+
+
+def test_of_what_one_person_sends_at_once_no_more_is_taken_than_may_be(portal):
+    taken = run(portal, "bounds", BOUNDS)
+    assert taken == dict.fromkeys(taken, 3)
+    assert len(taken) == 8
 
 
 def test_forty_who_join_at_once_get_thirty_places(portal):

@@ -219,3 +219,62 @@ class TestProblems:
         told = client.get("/api/v1/models/", headers={"accept-language": "ja"}).json()
         assert JAPANESE.search(told["title"])
         assert JAPANESE.search(told["detail"])
+
+
+# Beginnings of messages whose number is never 1: a bound of ours, rounded to fives, of more than one GPU or host, the
+# steps of a course; and of those that name who or what "answers" and "requests".
+NEVER_ONE = (
+    "%(wanted)s replicas have been wanted",
+    "Operators are notified when the newest one is older than %(hours)s hours.",
+    "It was made on %(minute)s, and should never be older than %(hours)s hours.",
+    "There should always be one that is not older than %(hours)s hours.",
+    "each replica on %(count)s hosts",
+    "It is split over %(needed)s hosts",
+    "Its GPUs (%(gpus)d) cannot be divided evenly among %(hosts)d hosts",
+    "%(most)s models are shown side by side",
+    "%(done)s of %(all)s steps",
+    "about %(minutes)s minutes",
+    "split over %(count)s GPUs",
+    "Split over %(count)d GPUs",
+    "To split it over %(count)d GPUs",
+    "It does not fit: on each of %(devices)d GPUs",
+    "vLLM splits by attention heads: %(heads)d heads cannot be divided evenly among %(gpus)d GPUs.",
+    "No model failed for more than two minutes in the last %(days)s days",
+    "This request is older than %(days)d days.",
+    "Too many requests with wrong keys. Try again in %(seconds)d seconds.",
+    "Too many wrong codes. Try again in %(minutes)d minutes.",
+    "Choose a time within %(years)d years, or no expiry.",
+    "Choose a time within the next %(years)d years.",
+    "At most %(most)d people can be invited at a time.",
+    "Without a limit of tokens a seminar has at most %(places)d places.",
+    "At most %(most)d fields.",
+    "At most %(most)d places such as",
+    "You have written %(most)d comments here",
+    "calls of %(callers)s callers or more",
+    "A process reports every 2 seconds",
+    "Example: if one person of each tenant",
+    "Fewer than %(least)s people are shown as",
+    "The rate is that of answers",
+    "%(all)s people arrived",
+    "%(people)s of %(all)s people who arrived",
+    "%(people)s people were active last week",
+    "About %(people)s of the %(all)s people",
+    "%(asker)s requests a higher quota",
+    "%(model)s answers again",
+    "The host %(host)s answers again",
+)
+MESSAGE = re.compile(r'^msgid ((?:"[^\n]*"\n?)+)', re.M)
+COUNTED = re.compile(
+    r"%\(\w+\)[sd] (?:other |more )?(?:answers?|requests?|models?|minutes?|seconds?|hours?|days?|weeks?|years?|files?"
+    r"|places?|keys?|people|persons?|replicas?|hosts?|GPUs?|comments?|steps?|callers?|fields?|limits?|notices?|problems?)\b"
+)
+
+
+def test_what_is_counted_has_a_singular_and_a_plural_in_english():
+    """“1 of 1 requests got no complete answer”."""
+    text = (ROOT / "portal/locale/ja/LC_MESSAGES/django.po").read_text(encoding="utf-8")
+    alone = [entry for entry in text.split("\n\n") if "\nmsgid_plural" not in entry]
+    messages = {"".join(re.findall(r'"(.*)"', part)) for entry in alone for part in MESSAGE.findall(entry)}
+    counted = {message for message in messages if COUNTED.search(message)}
+    assert [one for one in NEVER_ONE if not any(message.startswith(one) for message in counted)] == []
+    assert [message for message in counted if not message.startswith(NEVER_ONE)] == []

@@ -9,24 +9,31 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelregistry.cluster import door, node
+from modelregistry.cluster import join_server, node
 from modelregistry.cluster.access import ClusterAccess
-from modelregistry.cluster.head import HeadHome
-from modelregistry.cluster.host_home import HostHome
+from modelregistry.cluster.head import HeadDirectory
 from modelregistry.cluster.invitation import FILES, Invitation
 from modelregistry.cluster.link import ClusterLink, ClusterSilent, HostRefused, Renewal
+from modelregistry.cluster.node_directory import NodeDirectory
 from modelregistry.install.engine_environments import RAY
 from tests.ray.networks import Namespace, namespaces
 from tests.waiting import until
 
 REDIS_PORT = 7001
-BESIDE_THE_HEAD = (b"redis-server", b"modelregistry.cluster.driver", b"tests/ray/prober.py", b"tests/ray/chatter.py")
+BESIDE_THE_HEAD = (
+    b"manage.py",
+    b"redis-server",
+    b"modelregistry.cluster.driver",
+    b"tests/ray/prober.py",
+    b"tests/ray/chatter.py",
+)
 SERVER = "tests.ray.plain_server:PlainServer"
+SHIFTED_SERVICE = Path(__file__).with_name("shifted_service.py")
 
 
 def ray_python() -> Path:
@@ -39,16 +46,42 @@ def ray_python() -> Path:
 
 @dataclass
 class Host:
-    """A GPU host: its namespace, its directory, and what keeps Ray running on it."""
+    """A GPU host: its namespace, its directory, and what keeps Ray running on it.
 
-    home: HostHome
+    `clock`: by how many seconds the clock of its Python is off. `release`: where the release is that it has in place
+    of this one; `models`: where all hosts see models' files, of which each has its own. None: as the others have.
+    """
+
+    directory: NodeDirectory
     space: Namespace
+    clock: float = 0.0
+    release: Path | None = None
+    models: Path | None = None
     process: "subprocess.Popen[bytes]" = field(init=False, repr=False)
 
     def start(self) -> None:
-        argv = [str(ray_python()), "-m", "modelregistry.cluster.keeper", str(self.home.directory)]
+        argv = [str(ray_python()), "-m", "modelregistry.cluster.node_service", str(self.directory.path)]
+        if self.clock:
+            argv = [str(ray_python()), str(SHIFTED_SERVICE), str(self.directory.path), str(self.clock)]
+        if self.models:
+            self.own_models.mkdir(exist_ok=True)
+        mounts = [(self.own_models, self.models), (self.release, node.CODE)]
+        given = [f"mount --bind {source} {target}" for source, target in mounts if source and target]
+        if given:
+            script = " && ".join([*given, "cd /", 'exec "$@"'])
+            argv = ["unshare", "--mount", "sh", "-c", script, "sh", *argv]
         env = {"PATH": os.environ["PATH"], "HOME": str(Path.home()), "PYTHONPATH": str(node.CODE)}
-        self.process = self.space.run(argv, env=env, log=self.home.directory / "ray.log")
+        self.process = self.space.run(argv, env=env, log=self.directory.path / "ray.log")
+
+    def stop(self) -> None:
+        """Stop its service as an operator does."""
+        self.process.terminate()
+        assert self.process.wait(40) == 0
+
+    @property
+    def own_models(self) -> Path:
+        """Where its own files of models are, as this process sees them."""
+        return self.directory.path / "models"
 
     def find(self, word: str) -> list[int]:
         """Return the processes in its network whose command line holds a word."""
@@ -74,8 +107,11 @@ class Cluster:
 
     directory: Path
     spaces: list[Namespace]
+    commands: Mapping[str, str] = field(default_factory=dict)  # programs of engines on hosts, by launcher
     hosts: dict[str, Host] = field(default_factory=dict)
     python_version: str = ""  # of Ray's, which need not be that of tests
+    clocks: Mapping[str, float] = field(default_factory=dict)  # by host, by how many seconds they are off
+    models: Path | None = None  # where hosts see their own files of models
     head: "subprocess.Popen[bytes]" = field(init=False, repr=False)
     redis: "subprocess.Popen[bytes]" = field(init=False, repr=False)
 
@@ -96,7 +132,7 @@ class Cluster:
     def issue(self, directory: str, address: str, *, name: str = "") -> Path:
         """Let a machine in: return where its secrets are. It is called as its directory, or otherwise."""
         into = self.directory / directory / "secrets"
-        site = self.directory / "site"
+        site = self.directory / "authority"
         done = subprocess.run(
             [ray_python(), "-m", "modelregistry.cluster.certificates", site, name or directory, address, into],
             env={"PYTHONPATH": str(node.CODE), "PATH": os.defpath},
@@ -129,13 +165,13 @@ class Cluster:
         node.forget_last_start(self.directory / "head" / "ray")
         self.head = self.spaces[0].run(command.argv, env=command.env, log=self.directory / "head" / "ray.log")
 
-    def start_head_and_door(self) -> None:
-        """Start the head as its service does, with the door beside it."""
-        home = HeadHome(
-            directory=self.directory / "head", address=self.spaces[0].address, redis=f"127.0.0.1:{REDIS_PORT}"
+    def start_head_and_join_server(self) -> None:
+        """Start the head as its service does, with the join server beside it."""
+        directory = HeadDirectory(
+            path=self.directory / "head", address=self.spaces[0].address, redis=f"127.0.0.1:{REDIS_PORT}"
         )
-        home.save()
-        argv = [str(ray_python()), "-m", "modelregistry.cluster.head", str(home.directory)]
+        directory.save()
+        argv = [str(ray_python()), "-m", "modelregistry.cluster.head", str(directory.path)]
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(node.CODE)}
         self.head = self.spaces[0].run(argv, env=env, log=self.directory / "head" / "ray.log")
 
@@ -146,7 +182,7 @@ class Cluster:
             name=name,
             address=address,
             cluster=self.access.address,
-            door=door.PORT,
+            join_port=join_server.PORT,
             ray=RAY.version,
             python=self.python_version,
             gpus=0,
@@ -157,18 +193,26 @@ class Cluster:
         """Join another host, in a namespace of its own."""
         space = self.spaces[1 + len(self.hosts)]
         secrets = self.issue(name, space.address)
-        home = HostHome(directory=secrets.parent, name=name, address=space.address, cluster=self.access.address)
-        home.save()
-        self.hosts[name] = host = Host(home, space)
+        directory = NodeDirectory(
+            path=secrets.parent,
+            name=name,
+            address=space.address,
+            cluster=self.access.address,
+            commands=self.commands,
+            models=str(self.models or ""),
+        )
+        directory.save()
+        self.hosts[name] = host = Host(directory, space, clock=self.clocks.get(name, 0.0), models=self.models)
         return host
 
     def head_pids(self) -> list[int]:
-        """Return what belongs to the head: all in its network but Redis, a controller's link and callers."""
+        """Return what belongs to the head: of what is in its network, Ray, but for a controller's link."""
         found = []
         for pid in self.spaces[0].pids():
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if not any(word in command for word in BESIDE_THE_HEAD):
+                its = b"/ray/" in command or b"ray::" in command or b"modelregistry.cluster.head" in command
+                if its and not any(word in command for word in BESIDE_THE_HEAD):
                     found.append(pid)
         return found
 
@@ -192,20 +236,27 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*hosts: str, spare: int = 0) -> Iterator[Cluster]:
+def cluster(
+    *hosts: str,
+    spare: int = 0,
+    commands: Mapping[str, str] | None = None,
+    clocks: Mapping[str, float] | None = None,
+    models: Path | None = None,
+) -> Iterator[Cluster]:
     """Provide a cluster whose hosts are started; all of it is gone when this is left.
 
-    `spare`: networks of machines that may join. With some, the head has its door.
+    `spare`: networks of machines that may join. With some, the head has its join server. `commands`: programs of
+    engines on its hosts, by launcher. `clocks`, `models`: see Cluster.
     """
     # Short: Ray's sockets are below it, and a socket's path has 107 characters at most.
     directory = Path(tempfile.mkdtemp(prefix="mdg-"))
     try:
         with namespaces(1 + len(hosts) + spare) as spaces:
-            made = Cluster(directory, spaces)
+            made = Cluster(directory, spaces, commands or {}, clocks=clocks or {}, models=models)
             made.issue("head", spaces[0].address)
             made.start_redis()
             if spare:
-                made.start_head_and_door()
+                made.start_head_and_join_server()
             else:
                 made.start_head()
             for name in hosts:
@@ -227,10 +278,12 @@ async def wait_for_hosts(link: ClusterLink, *names: str, seconds: float = 60.0) 
 
 
 async def ask(link: ClusterLink, host: str, do: str, *, term: int = 1, within: float = 10.0, **more: Any) -> Any:
-    return json.loads(await link.exchange(host, term, json.dumps({"do": do, **more}), within=within))
+    holder = RENEWAL.holder if term == RENEWAL.term else SECOND.holder
+    return json.loads(await link.exchange(host, term, holder, json.dumps({"do": do, **more}), within=within))
 
 
 RENEWAL = Renewal(term=1, holder="test", seconds=60)
+SECOND = Renewal(term=2, holder="second", seconds=60)
 
 
 async def renewed(link: ClusterLink, host: str, renewal: Renewal = RENEWAL, *, seconds: float = 90.0) -> float:

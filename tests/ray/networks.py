@@ -4,6 +4,7 @@ Nothing of it touches the machine's own networks. Needs root, as build machines 
 """
 
 import contextlib
+import ctypes
 import os
 import secrets
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from tests.waiting import until
 
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 NETWORK = "10.77.0"  # exists in these namespaces only
 
 
@@ -49,6 +51,13 @@ class Namespace:
     def inside(self, argv: Sequence[str]) -> list[str]:
         """Return a command that runs in it."""
         return ["ip", "netns", "exec", self.name, *argv]
+
+    def enter(self) -> None:
+        """Have the sockets that this thread opens from now on be of this network."""
+        with Path(f"/var/run/netns/{self.name}").open() as handle:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(handle.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "the network cannot be entered")
 
     def cut(self) -> None:
         ip("-n", self.bridge, "link", "set", self.wire, "down")

@@ -5,15 +5,15 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from modelregistry.cluster.host_home import HostHome
+from modelregistry.cluster.node_directory import NodeDirectory
 from modelregistry.engines.base import INHERITED, INHERITED_PREFIXES, EngineCommand
 from modelregistry.process import process
 from modelregistry.process.process import Runs
 
 
 class PlainServer:
-    def __init__(self, home: HostHome) -> None:
-        self.runs = Runs(home.runs)
+    def __init__(self, directory: NodeDirectory) -> None:
+        self.runs = Runs(directory.runs)
 
     async def __call__(self, message: str) -> str:
         asked = json.loads(message)

@@ -1,7 +1,7 @@
 """python tests/ray/prober.py URL…: asks each address ten times a second until its input ends; standard library only.
 
 Runs inside a namespace. Each line of its output is {"at": seconds, "url", "pid"}: the time by the clock that all
-processes of this machine share, and what answered; pid 0: nothing did.
+processes of this machine share, and what answered; pid 0: nothing did, 1: what says no pid.
 """
 
 import json
@@ -17,7 +17,8 @@ WITHIN = 1.0
 def ask(url: str) -> int:
     try:
         with urllib.request.urlopen(url, timeout=WITHIN) as answer:
-            return int(answer.read())
+            said = answer.read()
+            return int(said) if said.isdigit() else 1
     except (OSError, ValueError):
         return 0
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from modelregistry.cluster import fence
 from modelregistry.cluster.link import ClusterLink, ClusterSilent, HostRefused, Renewal
 from modelregistry.process import shim
-from tests.ray.clusters import RENEWAL, Cluster, Host, ask, cluster, renewed, renewing, reopened, wait_for_hosts
+from tests.ray.clusters import RENEWAL, SECOND, Cluster, Host, ask, cluster, renewed, renewing, reopened, wait_for_hosts
 from tests.ray.measurements import note
 from tests.ray.traffic import calling, start_engine
 from tests.waiting import eventually
@@ -134,14 +135,14 @@ async def test_a_host_that_was_cut_off_serves_on_until_its_lease_is_over_and_not
             await eventually(lambda: not engine.is_alive(), lease + 20)
             fenced = calls.last_answer(engine.url) - began
             note(f"host cut off: serves those on its side for (lease {lease:g} s)", fenced)
-            assert lease - 3 < fenced < lease + 12
+            assert lease - 3 < fenced < lease + fence.STOPPED_WITHIN
             assert calls.failures(engine.url) == calls.failures(engine.url, since=began + lease - 3)
             await asyncio.sleep(max(0.0, 75 - (time.monotonic() - began)))
         host.space.mend()
         # Another controller was elected meanwhile; the old one is refused.
         note(
             "host no longer cut off: agent after",
-            await renewed(link, "b", Renewal(term=2, holder="second", seconds=60)),
+            await renewed(link, "b", SECOND),
         )
         assert await ask(link, "b", "list", term=2) == {"r1": "ENDED"}
         with pytest.raises(HostRefused) as refused:

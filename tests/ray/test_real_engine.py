@@ -2,16 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -25,34 +19,10 @@ from modelregistry.process.process import Life
 from tests.engines import chat_model
 from tests.ray.clusters import RENEWAL, cluster, renewed, wait_for_hosts
 from tests.ray.measurements import note
-from tests.ray.networks import Namespace
+from tests.ray.traffic import chatting
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)  # network namespaces need root
-CHATTER = Path(__file__).with_name("chatter.py")
-
-
-@contextlib.contextmanager
-def chatting(space: Namespace, url: str, key: str) -> Iterator[list[int]]:
-    """Ask one after the other from inside a network; the list grows by the tokens of each answer, 0: it failed."""
-    tokens: list[int] = []
-    process = subprocess.Popen(
-        space.inside([sys.executable, str(CHATTER), url, key]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-
-    def read() -> None:
-        for line in process.stdout:
-            tokens.append(json.loads(line)["tokens"])
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        yield tokens
-        assert process.poll() is None, "the caller ended before its time"
-    finally:
-        process.kill()
-        process.wait()
-        reader.join(10)
 
 
 async def test_a_real_model_answers_while_agent_raylet_and_head_die():
@@ -62,7 +32,7 @@ async def test_a_real_model_answers_while_agent_raylet_and_head_die():
             await wait_for_hosts(link, "a")
             await link.open_host("a")
             await link.renew("a", RENEWAL)
-            host = RemoteHost(ClusterChannel(link, "a", 1))
+            host = RemoteHost(ClusterChannel(link, "a", RENEWAL.term, RENEWAL.holder))
             await host.open()
             await asyncio.wait_for(host.wait_until_heard(), 20)
             spec = Spec(engine="llama.cpp", name="m", path=str(chat_model()), context=512, slots=1)
@@ -72,7 +42,7 @@ async def test_a_real_model_answers_while_agent_raylet_and_head_die():
                 key=ReplicaKey(1, 0),
                 spec=spec,
                 engine=await host.choose_engine(spec, [], []),
-                address=made.hosts["a"].home.address,
+                address=made.hosts["a"].directory.address,
                 grace=5.0,
             )
             began = time.monotonic()

@@ -36,13 +36,20 @@ class Engine:
         return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
+@dataclass(frozen=True)
+class Served:
+    """An address that answers as long as its engine is well."""
+
+    url: str
+
+
 async def start_engine(link: ClusterLink, host: Host, run_id: str, *, term: int = 1) -> Engine:
     """Start a tiny engine on a host; return when it is executed."""
-    argv = [sys.executable, str(HERE / "tiny_engine.py"), host.home.address, str(PORT)]
-    started = await ask(link, host.home.name, "start", term=term, run_id=run_id, argv=argv, env={})
+    argv = [sys.executable, str(HERE / "tiny_engine.py"), host.directory.address, str(PORT)]
+    started = await ask(link, host.directory.name, "start", term=term, run_id=run_id, argv=argv, env={})
     who = shim.identify(started["pid"])
     assert who, "the engine ended at once"
-    return Engine(run_id, f"http://{host.home.address}:{PORT}/", who)
+    return Engine(run_id, f"http://{host.directory.address}:{PORT}/", who)
 
 
 @dataclass
@@ -57,12 +64,15 @@ class Callers:
     def answered(self, url: str, since: float = 0.0) -> int:
         return sum(1 for at, whose, pid in list(self.answers) if whose == url and pid and at >= since)
 
+    def all_failures(self) -> int:
+        return sum(1 for _at, _whose, pid in list(self.answers) if not pid)
+
     def last_answer(self, url: str) -> float:
         return max((at for at, whose, pid in list(self.answers) if whose == url and pid), default=0.0)
 
 
 @contextlib.contextmanager
-def calling(space: Namespace, *engines: Engine) -> Iterator[Callers]:
+def calling(space: Namespace, *engines: Engine | Served) -> Iterator[Callers]:
     """Call engines ten times a second from inside a network; returns once each has answered."""
     found = Callers()
     process = subprocess.Popen(
@@ -88,6 +98,32 @@ def calling(space: Namespace, *engines: Engine) -> Iterator[Callers]:
         found.answers.clear()
         yield found
         assert process.poll() is None, "the callers ended before their time"
+    finally:
+        process.kill()
+        process.wait()
+        reader.join(10)
+
+
+@contextlib.contextmanager
+def chatting(space: Namespace, url: str, key: str) -> Iterator[list[int]]:
+    """Ask one after the other from inside a network; the list grows by the tokens of each answer, 0: it failed."""
+    tokens: list[int] = []
+    process = subprocess.Popen(
+        space.inside([sys.executable, str(HERE / "chatter.py"), url, key]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+    def read() -> None:
+        assert process.stdout
+        for line in process.stdout:
+            tokens.append(json.loads(line)["tokens"])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield tokens
+        assert process.poll() is None, "the caller ended before its time"
     finally:
         process.kill()
         process.wait()

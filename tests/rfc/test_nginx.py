@@ -201,6 +201,13 @@ def test_errors_of_nginx_itself_are_errors_of_the_api(path):
     assert answer.headers["retry-after"] == "5"
 
 
+def test_what_is_no_http_gets_an_error_of_the_api():
+    with nginx("127.0.0.1:9") as proxy, proxy.connect() as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n\r\n")
+        answer = Reader(connection).one()
+    assert (answer.status, answer.code) == (400, "invalid_request")
+
+
 def test_metrics_are_not_for_everybody_however_they_are_spelled():
     """Shown to this machine, which the tests are on, so what is held here is where requests go: see `corpus`."""
     text = (Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf").read_text()

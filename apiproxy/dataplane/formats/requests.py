@@ -17,6 +17,7 @@ from apiproxy.dataplane.engine_json import loads
 from apiproxy.dataplane.errors import BadRequest
 from apiproxy.dataplane.formats import transcription
 from apiproxy.dataplane.formats.api_formats import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, ApiFormat, encode_json
+from apiproxy.dataplane.json_faults import describe_json_fault
 from apiproxy.dataplane.memory_budget import SMALL as SMALL_SHARE
 from apiproxy.dataplane.memory_budget import BudgetShare
 from apiproxy.dataplane.routes import RERANKERS
@@ -351,7 +352,7 @@ def decode_exactly(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise BadRequest("not_utf8", code="invalid_json", encoding=guess_encoding(body, error.start)) from error
     except (ValueError, RecursionError) as error:
-        raise BadRequest("invalid_json", detail=str(error)) from error
+        raise BadRequest("invalid_json", detail=describe_json_fault(error)) from error
 
 
 def guess_encoding(body: bytes, start: int = 0) -> str:

@@ -87,7 +87,7 @@ local function late(c, begin, seconds)
 end
 
 -- admit: of each counter: what to reserve, amount of the limit, begin ('' if it has no window), seconds to its end.
--- -> {0, window, spent, window, spent, …} · {1, place of the limit that lasts longest among those reached}
+-- -> {0, window, spent, window, spent, …} · {1, place, used, reserved, place, used, reserved, …}: the limits reached
 --    {2, epoch, place, …}: of these it is unknown what was used · {3}: the lease has run out
 local function admit()
   if not holds() then return {3} end
@@ -110,15 +110,18 @@ local function admit()
   end
   if #unknown > 2 then return unknown end
 
-  local longest, last = nil, -1
+  local reached = {1}
   for i, c in ipairs(counters) do
     local at = 4 * i - 1
     local wanted, amount, spent = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), (c.u or 0) + c.reserved
     local fits = wanted == 0 or spent + wanted <= amount or (c.reserved == 0 and spent < amount)
-    local seconds = ARGV[at + 2] == '' and math.huge or tonumber(ARGV[at + 3])
-    if not fits and seconds > last then longest, last = i - 1, seconds end
+    if not fits then
+      reached[#reached + 1] = i - 1
+      reached[#reached + 1] = c.u or 0
+      reached[#reached + 1] = c.reserved
+    end
   end
-  if longest then return {1, longest} end
+  if #reached > 1 then return reached end
 
   local answer = {0}
   for i, c in ipairs(counters) do

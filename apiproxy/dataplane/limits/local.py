@@ -65,7 +65,8 @@ class Admission(Protocol):
     async def admit(self, limits: Sequence[Limit], model: int, most: Consumption, now: float) -> Reservation:
         """Reserve the `most` that a call may use under every limit that applies to this model, or under none.
 
-        Raises OverRate or OverQuota for the limit that lasts longest among those that are reached.
+        Raises OverRate or OverQuota: for the one that lasts longest of the limits that are used up, or at once for what
+        calls under way hold.
         """
 
     @property
@@ -151,6 +152,24 @@ class HeldReservation:
         return rows
 
 
+@dataclass(frozen=True, slots=True)
+class ReachedLimit:
+    """A limit under which a call does not fit. `unused`: before what calls under way have `reserved` is subtracted."""
+
+    limit: Limit
+    end: float  # of its window
+    unused: int
+    reserved: int
+
+    @property
+    def is_held(self) -> bool:
+        """Whether only what calls under way may use is in the way: most of them use less, and the rest is free again.
+
+        What a unit counts exactly, such as requests, is as good as used when it is reserved.
+        """
+        return self.limit.counter.unit.bounds_answer and self.unused > 0
+
+
 # Plans that are remembered: one takes 600 bytes and saves a call 10 µs.
 PLANS = 20_000
 
@@ -188,16 +207,16 @@ class Limits:
         reservation = HeldReservation(plan, most)
         if reached:
             reservation.release()
-            end, limit = max(self._find_reached(plan, most), key=lambda pair: pair[0])
-            raise refusal(limit, end, now)
+            raise refusal(self._find_reached(plan, most), now)
         return reservation
 
-    def _find_reached(self, plan: ApplicableLimits, most: Consumption) -> list[tuple[float, Limit]]:
-        """Return the limits under which the call does not fit, each with the end of its window."""
+    def _find_reached(self, plan: ApplicableLimits, most: Consumption) -> list[ReachedLimit]:
+        """Return the limits under which the call does not fit."""
         return [
-            (state.end, limit)
+            ReachedLimit(limit, state.end, allowed - state.used, state.reserved)
             for limit, state in zip(plan.limits, plan.states, strict=True)
-            if not fits(limit.counter.unit.reserve(most), allowance(limit.amount, state, self._share), state)
+            for allowed in (allowance(limit.amount, state, self._share),)
+            if not fits(limit.counter.unit.reserve(most), allowed, state)
         ]
 
     async def _make_plan(self, limits: Sequence[Limit], model: int, now: float) -> ApplicableLimits:
@@ -217,6 +236,12 @@ class Limits:
     @property
     def counting(self) -> Counting:
         return Counting()
+
+    def seed_again(self) -> None:
+        """Have every counter look at what is recorded once more: another process has recorded what it let through."""
+        self._plans.clear()
+        for state in self._states.values():
+            state.unseeded = self._spent is not None and state.end != math.inf
 
     def adopt(self, limit: Limit, begin: float, used: int) -> CounterState:
         """Return the counter of this limit.
@@ -322,7 +347,10 @@ def encoded_headers(names: HeaderNames, amount: int, left: int, seconds: float) 
     return [(of, b"%d" % amount), (remaining, b"%d" % max(0, left)), (reset, duration(math.ceil(seconds)))]
 
 
-def refusal(limit: Limit, end: float, now: float) -> Refusal:
+def refusal(reached: Sequence[ReachedLimit], now: float) -> Refusal:
+    """Return the refusal for the limit that keeps the call away for the longest time."""
+    longest = max(reached, key=lambda one: now if one.is_held else one.end)
+    limit, end = longest.limit, longest.end
     counter, unit = limit.counter, limit.counter.unit
     if not limit.amount:  # nothing that ends or returns changes that
         no_retry = {"x-should-retry": "false"}
@@ -337,14 +365,18 @@ def refusal(limit: Limit, end: float, now: float) -> Refusal:
     seconds = max(1, math.ceil(end - now))
     facts: dict[str, Any] = {"scope": counter.scope, "window": counter.window}
     facts |= {"amount": f"{limit.amount:,}", "unit": unit.words}
-    rows = encoded_headers(unit.headers, limit.amount, 0, seconds) if unit.headers else []
-    none_left = {name.decode(): value.decode() for name, value in rows}
+    left = longest.unused - longest.reserved if longest.is_held else 0
+    rows = encoded_headers(unit.headers, limit.amount, left, seconds) if unit.headers else []
+    what_is_left = {name.decode(): value.decode() for name, value in rows}
+    if longest.is_held:
+        headers = {"retry-after": "1", "retry-after-ms": "1000", "x-should-retry": "true", **what_is_left}
+        return OverRate("held_by_running_requests", type=unit.error_type, headers=headers, **facts)
     if counter.window == "minute":
-        headers = {"retry-after": str(seconds), "retry-after-ms": str(seconds * 1000), **none_left}
+        headers = {"retry-after": str(seconds), "retry-after-ms": str(seconds * 1000), **what_is_left}
         return OverRate("rate_limit_exceeded", type=unit.error_type, headers=headers, seconds=seconds, **facts)
     returns = datetime.fromtimestamp(end, limit.zone).strftime("%Y-%m-%d %H:%M %Z")
     # SDKs retry a 429 twice; a quota that returns tomorrow is not worth it.
-    headers = {"retry-after": str(seconds), "x-should-retry": "false", **none_left}
+    headers = {"retry-after": str(seconds), "x-should-retry": "false", **what_is_left}
     return OverQuota("insufficient_quota", headers=headers, returns=returns, **facts)
 
 

@@ -40,6 +40,7 @@ from apiproxy.dataplane.limits.local import (
     Headers,
     HeldReservation,
     Limits,
+    ReachedLimit,
     Spending,
     Spent,
     applicable_limits,
@@ -224,7 +225,11 @@ class SharedLimits(KeptConnection):
         if answer is None:
             self._on_connection_lost(connection)
         elif answer[0] == REFUSED:
-            raise refusal(applicable[answer[1]], windows[answer[1]][1], now)
+            reached = [
+                ReachedLimit(applicable[place], windows[place][1], applicable[place].amount - used, reserved)
+                for place, used, reserved in zip(answer[1::3], answer[2::3], answer[3::3], strict=True)
+            ]
+            raise refusal(reached, now)
         elif answer[0] == UNKNOWN:
             await asyncio.gather(*(self._seed(applicable[index], answer[1], now) for index in answer[2:]))
         elif self._lease == lease:

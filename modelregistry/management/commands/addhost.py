@@ -10,20 +10,29 @@ from modelregistry.cluster.site import NAME, ClusterSite, NoCluster
 from modelregistry.plain_numbers import whole_number
 
 COMMANDS = """\
-# On {name}, in a checkout of the same release of Madoguchi. What follows holds secrets: a reader of it can join.
-make host && .venv/bin/python -m modelregistry.cluster.join /var/lib/madoguchi-host <<'END'
-{invitation}
-END"""
+Written to {path}: a reader of it can join in the place of {name}. Copy it there, then delete it here and there:
+scp {path} {address}:invitation
+# On {name}, as root, where the user madoguchi has a checkout of the same release of Madoguchi (deploy/RAY.md):
+runuser -l madoguchi -c 'make -C /srv/madoguchi host'
+runuser -l madoguchi -c \
+  'cd /srv/madoguchi && .venv/bin/python -m modelregistry.cluster.join{renew} /var/lib/madoguchi-host' < invitation
+rm invitation{again}"""
+AGAIN = """
+# It was invited before. Until it has joined it joins without --renew; with it, restart its service (madoguchi-host)."""
 
 
 class Command(BaseCommand):
-    help = "Prints what is to be run on a GPU host that joins the cluster: once, and with secrets in it."
+    help = "Writes a file with which a GPU host joins the cluster, and prints what is to be run on that host."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name", help="the host's: small letters, digits and hyphens")
         parser.add_argument("--address", required=True, help="of the host, as this machine and other hosts reach it")
         parser.add_argument(
             "--gpus", type=whole_number, default=0, help="how many it has at least: it does not join with fewer"
+        )
+
+        parser.add_argument(
+            "--replaces", default="", metavar="HOST", help="a host that has left, and had this machine or its address"
         )
 
     def handle(self, *args: Any, **options: Any) -> str:
@@ -34,10 +43,12 @@ class Command(BaseCommand):
             raise CommandError("A host has 0 to 64 GPUs.")
         try:
             addresses.validate(options["address"])
-            site = ClusterSite(directory=settings.VAR / "cluster", cache=settings.CACHE)
-            invitation = site.invite(name, options["address"], gpus=options["gpus"])
+            site = ClusterSite(directory=settings.VAR / "cluster", cache=settings.CACHE, models=settings.MODELS)
+            is_known = name in site.invited()
+            path = site.write_invitation(name, options["address"], gpus=options["gpus"], replaces=options["replaces"])
         except ValidationError as error:
             raise CommandError(error.messages[0]) from error
         except (NoCluster, OSError) as error:
             raise CommandError(str(error)) from error
-        return COMMANDS.format(name=name, invitation=invitation.written())
+        renew, again = (" --renew", AGAIN) if is_known else ("", "")
+        return COMMANDS.format(name=name, path=path, address=options["address"], renew=renew, again=again)

@@ -1,3 +1,4 @@
+import contextlib
 from argparse import ArgumentParser
 from typing import Any
 
@@ -6,8 +7,19 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry import addresses
+from modelregistry.cluster import head, join_server, node
 from modelregistry.cluster.site import ClusterSite, NoCluster
+from modelregistry.hostside import own_address
 from modelregistry.install.engine_environments import RAY
+from modelregistry.management.commands.removehost import explain_renewal
+from modelregistry.plain_numbers import whole_number
+
+TAKEN = range(join_server.PORT, node.WORKER_PORTS.stop)  # of the join server, and of Ray on every machine
+
+IN_WORDS = {
+    "address-unknown": "The address %(address)s cannot be looked up.",
+    "address-missing": "This machine does not have the address %(address)s (%(reason)s), at which the head listens.",
+}
 
 
 class Command(BaseCommand):
@@ -20,18 +32,54 @@ class Command(BaseCommand):
         parser.add_argument("address", help="of this machine, as the hosts reach it")
         parser.add_argument(
             "--redis",
-            default="",
             metavar="HOST:PORT",
-            help="a Redis with persistence, of the cluster's own: with it the head may be restarted at any time",
+            help="a Redis with persistence, of the cluster's own: with it the head may be restarted at any time; "
+            "without this option the one that was chosen before, with '' none",
+        )
+        parser.add_argument(
+            "--port",
+            type=whole_number,
+            default=0,
+            help=f"on which the head listens: {node.PORT}, or the one that was chosen before",
         )
 
     def handle(self, *args: Any, **options: Any) -> str:
+        port = options["port"]
+        if port and (not 1024 <= port < 65536 or port in TAKEN):
+            raise CommandError(
+                f"The head listens on a port from 1024 to 65535, but not on {TAKEN.start} to {TAKEN.stop - 1}."
+            )
+        site = ClusterSite(directory=settings.VAR / "cluster", cache=settings.CACHE)
         try:
-            addresses.validate(options["address"])
-            site = ClusterSite(directory=settings.VAR / "cluster", cache=settings.CACHE)
-            home = site.create(options["address"], options["redis"])
+            _check_address(options["address"])
+            before = _find_head(site)
+            directory = site.create(options["address"], options["redis"], options["port"])
+            has_moved = before not in ("", directory.access.address)
+            written = site.invite_again() if has_moved else []
         except ValidationError as error:
             raise CommandError(error.messages[0]) from error
         except (NoCluster, OSError) as error:
             raise CommandError(str(error)) from error
-        return f"{RAY.python(settings.CACHE)} -m modelregistry.cluster.head {home.directory}"
+        if written:
+            self.stderr.write(
+                f"The head was at {before} and is at {directory.access.address} now. Each host has to know.\n"
+                f"{explain_renewal(written)}\nThen restart the head with the command below, and the service of each "
+                "host (madoguchi-host), all within HOST_LEASE: engines go on for that long."
+            )
+        return f"{RAY.python(settings.CACHE)} -m modelregistry.cluster.head {directory.path}"
+
+
+def _check_address(address: str) -> None:
+    """Refuse what is no address of this machine that hosts can reach. Raises CommandError or ValidationError."""
+    addresses.validate(address)
+    if own_address.is_loopback(address):
+        raise CommandError(f"No host reaches this machine at {address}: give its address in the network of the hosts.")
+    if fault := own_address.find_fault(address):
+        raise CommandError(IN_WORDS[fault.code] % {"address": fault.address, "reason": fault.reason})
+
+
+def _find_head(site: ClusterSite) -> str:
+    """Return where hosts that were invited look for the head; "": there is none yet."""
+    with contextlib.suppress(ValueError):
+        return head.load(site.head).access.address
+    return ""

@@ -15,7 +15,8 @@ from modelregistry.files import model_files
 from modelregistry.files.metadata import ModelMetadata
 from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.install import model_import
-from modelregistry.install.model_import import CannotImport, DanglingLink, Found, Listing, Progress
+from modelregistry.install.copying import CannotImport, Progress
+from modelregistry.install.model_import import DanglingLink, Found, Listing
 from modelregistry.models import Host, ServedModel
 from modelregistry.terminal import clean, clean_lines, format_table
 

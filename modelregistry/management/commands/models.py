@@ -8,10 +8,11 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from modelregistry import overview
+from modelregistry.database_clock import read_now
 from modelregistry.evictions import PastEviction, read_evictions
 from modelregistry.failure_advice import ADVICE, UNKNOWN
-from modelregistry.models import Replica, ServedModel
-from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow
+from modelregistry.models import ModelCopy, Replica, ReplicaShortage, ServedModel
+from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow, ShortageNow
 from modelregistry.terminal import clean, format_table
 
 HEAD = [
@@ -30,9 +31,15 @@ HEAD = [
 ]
 EVICTIONS_HEAD = ["TIME", "HOST", "UNLOADED", "FOR", "CALLS", "WAITED", "DRAINED", "LOADED"]
 MOST_EVICTIONS = 100
-STORED = ("loops", "loop_sensitivity", "sampling")  # settings that no overview has
+STORED = ("loops", "loop_sensitivity", "sampling", "replicas_max")  # settings that no overview has
+REASONS: dict[str, str] = {
+    ReplicaShortage.Cause.NO_HOST: "no host takes models now",
+    ReplicaShortage.Cause.NO_FILES: "no host that takes models has its files",
+    ReplicaShortage.Cause.NO_ROOM: "no host that has its files has room for it",
+    ReplicaShortage.Cause.USELESS: "the last one could not run where it was placed",
+}
 WIDTH = 40  # characters of a device's bar
-UNSUPERVISED = "(no supervisor: may be out of date)"
+UNSUPERVISED = "(no controller: may be out of date)"
 PARTS = {"weights": "#", "cache": "=", "overhead": "-", "others": "~"}
 
 
@@ -51,7 +58,7 @@ class Command(BaseCommand):
         if options["evictions"]:
             found = read_evictions(names=names, limit=MOST_EVICTIONS)
             return _describe_evictions(found, as_json=options["json"])
-        seen = overview.read_overview(timezone.now())
+        seen = overview.read_overview(read_now())
         if names:  # of hosts there is nothing to show then
             seen = replace(seen, hosts=(), models=tuple(model for model in seen.models if model.name in names))
         if options["json"]:
@@ -89,6 +96,7 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
         "engine": model.engine,
         "task": model.task,
         "host": model.host,
+        "bound": model.bound,
         "enabled": model.enabled,
         "retires_on": model.retires_on,
         "pinned": model.pinned,
@@ -96,12 +104,16 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
         "tokens_per_second": model.tokens_per_second,
         "running": model.running,
         "waiting": model.waiting,
+        "shortage": asdict(model.shortage) | {"since": model.shortage.since.isoformat()} if model.shortage else None,
         "memory_bytes": model.memory,
         "predicted_bytes": model.predicted,
         "replicas": [
             {
                 "number": replica.number,
+                "rank": replica.rank,
+                "ranks": replica.ranks,
                 "host": replica.host,
+                "moved_to": replica.moved_to,
                 "supervised": replica.supervised,
                 "state": replica.state,
                 "launcher": replica.launcher,
@@ -128,18 +140,47 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
 
 def _lines(seen: Overview) -> Iterable[str]:
     yield from format_table(HEAD, [row for model in seen.models for row in _rows(model)])
+    for model in seen.models:
+        yield from _describe_scaling(model)
     for replica in (replica for model in seen.models for replica in model.replicas):
         if replica.cause in ADVICE:
-            yield f"{replica.model} #{replica.number}: {ADVICE[replica.cause]}"
+            yield f"{name_replica(replica)}: {ADVICE[replica.cause]}"
         elif replica.state in (Replica.State.FAILED, Replica.State.BACKOFF):
-            yield f"{replica.model} #{replica.number}: {UNKNOWN}"
+            yield f"{name_replica(replica)}: {UNKNOWN}"
             yield from (f"    {clean(line)}" for line in replica.detail.splitlines())
+    yield from map(
+        _describe_copy, ModelCopy.objects.exclude(state=ModelCopy.State.DONE).select_related("model", "host")
+    )
     reporting = [host for host in seen.hosts if host.devices or host.problems or host.strangers]
     if reporting:
         yield ""
         yield " ".join(f"{sign} {part}" for part, sign in PARTS.items()) + " . free"
     for host in reporting:
         yield from _host(host)
+
+
+def _describe_scaling(model: ModelNow) -> Iterable[str]:
+    if model.most > model.wanted:
+        yield f"{model.name}: {model.ready} of {model.wanted}-{model.most} replicas"
+    if model.shortage:
+        yield f"{model.name}: {describe_shortage(model.shortage)}"
+
+
+def _describe_copy(copy: ModelCopy) -> str:
+    share = f"{copy.done / max(copy.total, 1):.0%} of {copy.total / 1e9:.1f} GB"
+    return clean(f"{copy.model.name}: files for {copy.host.name}: {copy.state}, {share}. {copy.detail}", 2000).rstrip()
+
+
+def describe_shortage(one: ShortageNow) -> str:
+    """Return why a model whose calls wait does not have one replica more, in one line."""
+    since = timezone.localtime(one.since).strftime("%m-%d %H:%M:%S")
+    need = f" of about {_gigabytes(one.need)}" if one.need else ""
+    room = f" (most on {clean(one.host)}: {_gigabytes(one.free)}{need})" if one.host else ""
+    return f"{one.wanted} replicas wanted since {since}, as calls wait long: {REASONS[one.cause]}{room}"
+
+
+NO_FILES = "waiting for a host that has its files"
+GANG_UNPLACED = "waiting for {} hosts at a time that answer, are not in maintenance, and have its files"
 
 
 def _rows(model: ModelNow) -> list[list[str]]:
@@ -150,7 +191,15 @@ def _rows(model: ModelNow) -> list[list[str]]:
 
 
 def _describe_state(replica: ReplicaNow) -> str:
-    return f"{replica.state} ({replica.slept})" if replica.slept else replica.state
+    rank = f"#{replica.number}, rank {replica.rank} of {replica.ranks}" if replica.ranks > 1 else ""
+    more = ", ".join(filter(None, [rank, replica.slept]))
+    return f"{replica.state} ({more})" if more else replica.state
+
+
+def name_replica(replica: ReplicaNow) -> str:
+    """Return what a replica, or its part on a host, is called in lines of text."""
+    rank = f", rank {replica.rank} of {replica.ranks} on {replica.host}" if replica.ranks > 1 else ""
+    return f"{replica.model} #{replica.number}{rank}"
 
 
 def _describe_missing(model: ModelNow) -> str:
@@ -158,14 +207,18 @@ def _describe_missing(model: ModelNow) -> str:
         return "disabled"
     if model.host:
         return "waiting for its supervisor"
-    return "waiting for a host" if model.engine == "external" else "waiting for a host that has its files"
+    if model.engine == "external":
+        return "waiting for a host"
+    return GANG_UNPLACED.format(model.nodes) if model.nodes > 1 else NO_FILES
 
 
 def _measures(replica: ReplicaNow) -> list[str]:
     since = timezone.localtime(replica.since).strftime("%m-%d %H:%M:%S")
     # The first line says what happened; the lines after it are of the engine's log.
     detail = replica.detail.partition("\n")[0][:120]
-    if not replica.supervised:
+    if replica.moved_to:
+        detail = f"(moved to {clean(replica.moved_to)})"
+    elif not replica.supervised:
         detail = " ".join([UNSUPERVISED, detail]).strip()
     return [
         _gigabytes(replica.memory) + (f" + {_gigabytes(replica.ram)} RAM" if replica.slept and replica.ram else ""),

@@ -26,11 +26,14 @@ FIELDS = {
     name: name
     for name in (
         *("engine", "launcher", "engine_version", "task", "path", "url", "description_ja", "description_en"),
-        *("replicas", "context", "slots", "overcommit", "tensor_parallel", "idle_after", "hours"),
+        *("replicas", "replicas_max", "context", "slots", "overcommit", "tensor_parallel", "nodes", "idle_after"),
+        "hours",
         *("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "upstream_model", "upstream_key"),
         *("loops", "loop_sensitivity", "licence"),
     )
 } | {"arg": "args", "pin": "pinned", "sleep": "sleep_mode"}
+
+NULLABLE = ("context", "slots", "idle_after", "replicas_max")  # fields of numbers that may be removed
 
 # Options that may be given several times, and their fields; NONE empties them.
 LISTS = {"allow": "allowed_risks", "can": "declared_capabilities"}
@@ -57,12 +60,21 @@ class Command(BaseCommand):
         parser.add_argument("--retires-on", type=_parse_day, metavar="YYYY-MM-DD", help="not served from that day on")
         parser.add_argument("--replicas", type=whole_number)
         parser.add_argument(
+            "--replicas-max",
+            type=_parse_count,
+            metavar="N",
+            help=f"up to so many while calls wait long and there is room; default and {NONE}: no more than --replicas",
+        )
+        parser.add_argument(
             "--context", type=_parse_count, help=f"tokens per request; default and {NONE}: the model's own"
         )
         parser.add_argument("--slots", type=_parse_count, help=f"requests at a time; {NONE}: as the engine sets it")
         parser.add_argument("--gpus", type=_parse_numbers, metavar="0,1", help="GPUs; default: where there is room")
         parser.add_argument(
             "--tensor-parallel", type=whole_number, metavar="N", help="split one replica over so many GPUs"
+        )
+        parser.add_argument(
+            "--nodes", type=whole_number, metavar="N", help="split one replica over so many hosts (vllm only)"
         )
         parser.add_argument("--overcommit", action=BooleanOptionalAction, help="start it even if it does not fit")
         parser.add_argument(
@@ -176,7 +188,7 @@ def _set_fields(model: ServedModel, options: dict[str, Any], preset: Preset | No
         values["args"] = [*preset.args, *options["arg"]]  # engines take the last one of two
     values |= {field: sorted(set(options[option]) - {NONE}) for option, field in LISTS.items() if options[option]}
     for field, value in values.items():
-        setattr(model, field, None if value == NONE and field in ("context", "slots", "idle_after") else value)
+        setattr(model, field, None if value == NONE and field in NULLABLE else value)
     if options["host"]:
         model.host = find_host(options["host"])
     if options["gpus"] is not None:
@@ -272,6 +284,8 @@ def _describe_estimate(model: ServedModel) -> str:
     if found is None:
         return "Its memory cannot be predicted: its files are on another host, or the engine runs elsewhere."
     lines = [_describe_fit(one) for one in found.hosts]
+    if found.nodes > 1:
+        lines.append(f"It needs {found.nodes} hosts at a time that can start such a part; now {found.fitting} can.")
     if not lines:
         lines = ["No host has reported its memory yet, so it is not known whether it fits."]
         lines += [f"  {_describe_memory(found.prediction)}"] if found.prediction else []

@@ -1,5 +1,7 @@
 """Bytes, seconds and rates as operators read them."""
 
+from collections import defaultdict
+
 from django import template
 from django.utils.formats import number_format
 from django.utils.safestring import SafeString, mark_safe
@@ -28,8 +30,26 @@ PROBLEMS = {
         " is corrected."
     ),
     "disk-full": gettext_lazy("Little disk space is left: %(detail)s."),
+    "more-strangers": gettext_lazy(
+        "More processes that are not ours hold memory of its devices than are listed: %(detail)s."
+    ),
+    "unreadable-answer": gettext_lazy(
+        "Its agent answers what cannot be read (%(detail)s), and what is shown of it may be old. Install the same"
+        " version there as here; if it has that, something else may answer in its name."
+    ),
     "remains": gettext_lazy("Processes of stopped engines are still running and may hold memory: %(detail)s."),
     "memory-not-back": gettext_lazy("The driver has not released the memory of a stopped engine: %(detail)s."),
+    "booking-held": gettext_lazy(
+        "Ray cannot book what a replica takes (%(detail)s), because other work on the cluster has booked it. The engine"
+        " runs all the same; either may run out of memory."
+    ),
+    "booking-not-offered": gettext_lazy(
+        "Ray cannot book what a replica takes (%(detail)s): on this host it was started without offering that memory."
+        " Restart the host’s service; engines go on."
+    ),
+    "booking-late": gettext_lazy(
+        "Ray has not booked what a replica takes (%(detail)s), although there is room. The engine runs all the same."
+    ),
     "clock-jumped": gettext_lazy("The clock was changed by %(detail)s: earlier times are off by that much."),
 }
 
@@ -92,7 +112,7 @@ def advice(cause: str) -> str:
 def problem(found: dict[str, str]) -> str:
     """Return a host's problem as a sentence; its own detail if the code is not known here."""
     sentence = PROBLEMS.get(found["code"])
-    return str(sentence) % found if sentence else found["detail"]
+    return str(sentence) % defaultdict(str, found) if sentence else found["detail"]
 
 
 @register.simple_tag

@@ -10,11 +10,11 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from modelregistry.version import VERSION
 from portal.accounts.models import Membership, Tenant, User
 from portal.accounts.timezones import zone_named
 from portal.news.announcements import current_announcements
 from portal.notifications.models import Notice
-from portal.version import VERSION
 from portal.web.templatetags.formatting import in_zone
 
 register = template.Library()

@@ -12,7 +12,10 @@ from portal.use_cases.models import UseCaseCheck
 
 register = template.Library()
 
-GONE = _("its model is gone or switched off")
+FAULTS = {
+    "gone": _("its model is gone or switched off"),
+    "closed": _("not everyone who sees it may call its model"),
+}
 
 
 @register.inclusion_tag("use_cases/_colleagues.html")
@@ -28,4 +31,4 @@ def flag_of(flags: dict[int, str], pk: int) -> str:
 
 @register.filter
 def flag_label(code: str) -> str | Promise:
-    return GONE if code == "gone" else UseCaseCheck.Outcome(code).label
+    return FAULTS[code] if code in FAULTS else UseCaseCheck.Outcome(code).label

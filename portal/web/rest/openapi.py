@@ -4,13 +4,19 @@ Each endpoint describes what it does and returns. Which errors it may return fol
 here.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
+from django.utils.translation import get_language
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.settings import spectacular_settings
 from rest_framework import serializers
+from rest_framework.request import Request
 
 from portal.web.rest.problems import MEDIA_TYPE
+
+KEPT = 32  # descriptions: one for each language and set of operations, of which roles make a few
 
 
 class Fault(serializers.Serializer[Any]):
@@ -61,3 +67,29 @@ class ManagementKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-un
 
     def get_security_definition(self, auto_schema: Any) -> dict[str, str]:
         return {"type": "http", "scheme": "bearer", "bearerFormat": "mdm_…"}
+
+
+class DescriptionGenerator(SchemaGenerator):
+    """Describes the API once for all who may use the same operations and read the same language."""
+
+    kept: ClassVar[dict[tuple[object, ...], dict[str, Any]]] = {}
+
+    def get_schema(self, request: Request | None = None, public: bool = False) -> dict[str, Any]:
+        wanted = (get_language(), public, *self._find_operations(request, public))
+        found = self.kept.get(wanted)
+        if found is None:
+            found = super().get_schema(request, public)  # type: ignore[no-untyped-call]
+            if len(self.kept) >= KEPT:
+                self.kept.clear()
+            self.kept[wanted] = found
+        return found
+
+    def _find_operations(self, request: Request | None, public: bool) -> list[tuple[str, str]]:
+        """Return the paths and methods that the caller may use: what `parse` describes."""
+        self._initialise_endpoints()  # type: ignore[no-untyped-call]
+        found = []
+        for path, _, method, view in self._get_paths_and_endpoints():  # type: ignore[no-untyped-call]
+            view.request = spectacular_settings.GET_MOCK_REQUEST(method, path, view, request)
+            if public or self.has_view_permissions(path, method, view):
+                found.append((path, method))
+        return found

@@ -1,13 +1,12 @@
 """Errors of the API as problem details (RFC 9457), in the person's language."""
 
 from collections.abc import Iterator
-from json import JSONDecodeError
 from typing import Any
 
 from django.core.exceptions import ValidationError as Invalid
 from django.utils.translation import gettext as _
 from rest_framework import status
-from rest_framework.exceptions import APIException, NotAuthenticated, ParseError, ValidationError
+from rest_framework.exceptions import APIException, NotAuthenticated, ValidationError
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
@@ -48,12 +47,9 @@ def _status_of(refused: Refused) -> int:
 def _describe(error: Exception, code: int) -> Response:
     if isinstance(error, ValidationError):
         found = list(_pointers(error.detail))
-        return problem(code, " ".join(one["detail"] for one in found), found)
+        return problem(code, _sum_up(found), found)
     if isinstance(error, NotAuthenticated):
         return problem(code, _("Sign in, or send a management key."))
-    if isinstance(error, ParseError) and isinstance(where := error.__context__, JSONDecodeError):
-        place = {"line": where.lineno, "column": where.colno}
-        return problem(code, _("This is not valid JSON from line %(line)s, column %(column)s on.") % place)
     return problem(code, str(error.detail) if isinstance(error, APIException) else "")
 
 
@@ -63,6 +59,17 @@ def problem(code: int, detail: str, errors: list[dict[str, str]] | None = None) 
     body |= {"detail": detail} if detail else {}
     body |= {"errors": errors} if errors else {}
     return Response(body, status=code, content_type=MEDIA_TYPE)
+
+
+def _sum_up(found: list[dict[str, str]]) -> str:
+    """Return all sentences, each once; one that is about several parts of the request with their names."""
+    places: dict[str, list[str]] = {}
+    for one in found:
+        places.setdefault(one["detail"], []).append(one["pointer"].removeprefix("#").removeprefix("/"))
+    return " ".join(
+        f"{', '.join(names)}: {sentence}" if len(names) > 1 and all(names) else sentence
+        for sentence, names in places.items()
+    )
 
 
 def title(code: int) -> str:

@@ -11,18 +11,28 @@ from typing import Any, NoReturn, TypeVar
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import gettext_noop
 from rest_framework import serializers
+from rest_framework.settings import api_settings
+
+from portal.web.line_breaks import unify_line_breaks
 
 M = TypeVar("M", bound=models.Model)
 
+gettext_noop("Null characters are not allowed.")  # Django's Japanese of it says that something must be entered
+
 
 class CharField(serializers.CharField):
-    default_error_messages = {"invalid": _("This must be a string.")}
+    """Takes strings only, without half of a surrogate pair, which is no character. A line break counts one."""
+
+    default_error_messages = {"invalid": _("This must be a string."), "surrogate": _("This has half of a character.")}
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
             self.fail("invalid")
-        text: str = super().to_internal_value(data)
+        if any("\ud800" <= character <= "\udfff" for character in data):
+            self.fail("surrogate")
+        text: str = super().to_internal_value(unify_line_breaks(data))
         return text
 
 
@@ -67,6 +77,13 @@ class ModelSerializer(serializers.ModelSerializer[M]):
 
 class KnownFields(serializers.Serializer[Any]):
     """Refuses unknown fields: a misspelt one would otherwise be ignored, and the request would seem to succeed."""
+
+    def validate_empty_values(self, data: Any) -> tuple[bool, Any]:
+        """Refuse a body of null as one of another kind: the framework's sentence about it is English alone."""
+        if data is None and self.root is self:
+            raise serializers.ValidationError({api_settings.NON_FIELD_ERRORS_KEY: [_("Send an object with fields.")]})
+        is_empty, value = super().validate_empty_values(data)
+        return is_empty, value
 
     def to_internal_value(self, data: Any) -> Any:
         unknown = sorted(set(map(str, data)) - set(self.fields)) if isinstance(data, Mapping) else []

@@ -76,9 +76,9 @@ def notable(part: int, whole: int) -> bool:
 
 
 @register.filter
-def value_of(values: Mapping[str, int], name: str) -> int:
-    """Return the number of this name; 0 if there is none."""
-    return values.get(name, 0)
+def value_of(values: Mapping[Any, int], key: Any) -> int:
+    """Return the number by this key; 0 if there is none."""
+    return values.get(key, 0)
 
 
 @register.filter

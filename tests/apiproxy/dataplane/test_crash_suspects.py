@@ -143,6 +143,19 @@ def test_g14_vllms_front_that_reports_its_dead_core_counts_as_dead(counter, engi
     assert code(counter.chat(script=script)) == "suspected_poison"
 
 
+@pytest.mark.parametrize("script", [DEADLY, [{"send": unary(500, CORE)}]])
+def test_g14_no_call_is_to_blame_for_the_death_of_a_model_over_several_hosts(counter, engines, script):
+    """A rank on another host may have died before it, of which rank 0 fails with the next call."""
+    counter.model.nodes = 2
+    counter.model.save()
+    counter.wait_for_catalogue()
+    for _ in range(3):
+        answer = counter.chat(script=script)
+        assert (answer.status_code, code(answer)) == (502, "engine_error")
+        assert "x-should-retry" not in answer.headers
+    assert "madoguchi_engine_deaths_total{" not in counter.client.get("/metrics").text
+
+
 def test_g14_an_engine_that_takes_no_more_is_passed_by_and_another_tried(counter, engines):
     """It says that it has not begun, so there is no danger."""
     full = "HTTP/1.1 503 X\r\ncontent-type: application/json\r\nretry-after: 7\r\ncontent-length: 2\r\n\r\n{}"
@@ -164,31 +177,36 @@ def suspects(tmp_path, clock) -> CrashSuspects:
     return CrashSuspects(tmp_path / "suspects", b"k", only_gateway=True, wall=clock)
 
 
+def judge(suspects, body=b"body", *, key=1, replica=1, calls=1, on_trial=False) -> str:
+    suspects.record_death(replica, calls)
+    return suspects.judge(replica, key, body, calls=calls, on_trial=on_trial).verdict
+
+
 def test_g14_gateways_of_one_host_learn_from_each_other(suspects, tmp_path, clock):
     other = CrashSuspects(tmp_path / "suspects", b"k", only_gateway=True, wall=clock)
-    assert suspects.judge(b"body", calls=1, on_trial=False) == "guilty"
-    assert other.deaths(b"body") == 0
+    assert judge(suspects) == "guilty"
+    assert other.deaths(1, b"body") == 0
     other.sweep()
-    assert other.deaths(b"body") >= PROOF
-    assert other.deaths(b"another") == 0
+    assert other.deaths(1, b"body") >= PROOF
+    assert other.deaths(1, b"another") == 0
     assert b"body" not in b"".join(path.read_bytes() for path in (tmp_path / "suspects").iterdir())
 
 
 def test_g14_what_was_remembered_is_forgotten_after_minutes_or_by_an_answer(suspects, clock):
-    suspects.judge(b"one", calls=1, on_trial=False)
-    suspects.judge(b"two", calls=5, on_trial=False)
-    suspects.clear(b"two")
+    judge(suspects, b"one")
+    judge(suspects, b"two", replica=2, calls=5)
+    suspects.clear(1, b"two")
     suspects.sweep()
-    assert (suspects.deaths(b"one"), suspects.deaths(b"two")) == (PROOF, 0)
+    assert (suspects.deaths(1, b"one"), suspects.deaths(1, b"two")) == (PROOF, 0)
     clock.now += MEMORY + 1
     suspects.sweep()
-    assert suspects.deaths(b"one") == 0
+    assert suspects.deaths(1, b"one") == 0
 
 
 def test_g14_with_several_gateways_a_single_call_is_only_suspected_at_first(tmp_path, clock):
     suspects = CrashSuspects(tmp_path, b"k", only_gateway=False, wall=clock)
-    assert suspects.judge(b"body", calls=1, on_trial=False) == "suspect"
-    assert suspects.judge(b"body", calls=7, on_trial=True) == "guilty"
+    assert judge(suspects) == "suspect"
+    assert judge(suspects, replica=2, calls=7, on_trial=True) == "guilty"
 
 
 def test_g14_calls_of_one_death_count_as_open_together(suspects, clock):
@@ -199,10 +217,39 @@ def test_g14_calls_of_one_death_count_as_open_together(suspects, clock):
     assert suspects.record_death(1, 1) == 1
 
 
+def test_g14_a_call_that_was_open_many_times_died_once_with_its_engine(suspects, clock):
+    assert [judge(suspects, calls=9) for _ in range(9)] == ["suspect"] * 9
+    assert suspects.deaths(1, b"body") == 1
+    clock.now += 60
+    assert judge(suspects, calls=9) == "suspect"
+    clock.now += 60
+    assert judge(suspects, calls=9) == "guilty"
+
+
+def test_g14_one_death_says_nothing_of_the_same_body_from_another_key(suspects, clock):
+    assert judge(suspects) == "guilty"
+    assert suspects.deaths(2, b"body") == 0
+    clock.now += 60
+    assert judge(suspects, key=3) == "guilty"
+    assert 0 < suspects.deaths(2, b"body") < PROOF
+    clock.now += 60
+    assert judge(suspects, key=4, calls=2) == "guilty"
+    assert suspects.deaths(2, b"body") >= PROOF
+
+
+def test_g14_one_death_counts_once_however_many_gateways_and_keys_had_the_body_open(tmp_path, clock):
+    gateways = [CrashSuspects(tmp_path, b"k", only_gateway=False, wall=clock) for _ in range(4)]
+    for key, gateway in enumerate(gateways):
+        judge(gateway, key=key, calls=2)
+    for gateway in gateways:
+        gateway.sweep()
+        assert [gateway.deaths(key, b"body") for key in (0, 3, 9)] == [1, 1, 0]
+
+
 def test_g14_no_flood_of_deaths_fills_the_directory(suspects, tmp_path, monkeypatch):
     monkeypatch.setattr("apiproxy.dataplane.crash_suspects.MAX_SUSPECTS", 10)
     for number in range(50):
-        suspects.judge(b"%d" % number, calls=2, on_trial=False)
+        judge(suspects, b"%d" % number, replica=number, calls=2)
     assert len(list((tmp_path / "suspects").iterdir())) == 10
 
 

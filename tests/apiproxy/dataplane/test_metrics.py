@@ -3,9 +3,9 @@ from dataclasses import fields, replace
 import httpx2
 import pytest
 
-from apiproxy.dataplane.metrics import LAYOUT, Metrics, WorkerState
+from apiproxy.dataplane.metrics import LAYOUT, Metrics, WorkerState, escape_label
 from apiproxy.dataplane.mmap_counters import CounterFile
-from portal.version import VERSION
+from modelregistry.version import VERSION
 from tests.apiproxy.exposition import samples
 from tests.clock import Clock
 from tests.engine import DONE, FINISH, SSE, chunk
@@ -77,6 +77,12 @@ def test_what_is_counted_of_a_call_at_once_is_what_is_counted_apart(tmp_path):
     text = at_once.render({"m"}, [])
     assert b"madoguchi_request_seconds_count" in text
     assert sorted(text.splitlines()) == sorted(apart.render({"m"}, []).splitlines())
+
+
+def test_a_text_of_any_characters_is_one_label(workers):
+    label = ("host", escape_label('a "b" \\ c\nd'))
+    text = workers[0].render((), [("g", "A gauge.", (label,), 1)]).decode()
+    assert 'g{host="a \\"b\\" \\\\ c\\nd"} 1' in text.splitlines()
 
 
 def test_one_token_has_nothing_between(workers):
@@ -174,4 +180,4 @@ def test_a_model_that_is_unregistered_leaves_the_metrics(counter):
     assert 'model="fake"' in counter.client.get("/metrics").text
     counter.model.delete()
     counter.wait_for_catalogue()
-    assert 'model="fake"' not in counter.client.get("/metrics").text
+    until(lambda: 'model="fake"' not in counter.client.get("/metrics").text)  # figures of the site are 2 s old at most

@@ -783,6 +783,19 @@ async def test_streams_show_their_place_and_the_expected_wait():
     ]
 
 
+async def test_the_wait_of_interactive_calls_is_reported_without_those_of_batches():
+    hall = Hall(replace(ONE, slots=2))
+    await serve_one(hall, 8)
+    await hall.interactive(ONE, ONE)
+    await hall.come()
+    [model] = hall.scheduler.snapshot(()).models
+    assert (model.waiting, model.expected) == ({"batch": 1}, None)
+    for user in (2, 2, 3):
+        await hall.person(user)
+    [model] = hall.scheduler.snapshot(()).models
+    assert (model.waiting, model.expected) == ({"interactive": 3, "batch": 1}, 12.0)
+
+
 async def test_a_call_that_would_wait_too_long_is_refused_at_once_with_the_time_until_it_would_not():
     hall = Hall(replace(ONE, slots=1))
     for _ in range(FEW):

@@ -55,7 +55,7 @@ def test_p7_a_person_signs_in_and_reads_pages_that_another_process_made(place, b
     assert (page.status_code, page.url.path) == (200, "/start/")
     assert "<h1" in page.text
     assert sum(name.lower() == "date" for name, _ in page.headers.multi_items()) == 1
-    assert place.pid_of("apiproxy.server.front") != place.pid_of("portal_worker")
+    assert place.pid_of("gateway_worker") != place.pid_of("portal_worker")
 
 
 def test_p7_the_portal_knows_whose_connection_it_is_and_believes_no_header_about_it(place, browser):

@@ -73,6 +73,20 @@ def test_a_conversation_goes_on_until_a_new_one_begins(page, serve, engine_):
     assert ApiKey.objects.count() == 1
 
 
+def test_what_is_being_written_outlives_a_change_of_the_language(page, serve):
+    serve()
+    tab = page()
+    open_settings(tab)
+    tab.locator("textarea[data-system]").fill("Be brief.")
+    tab.locator("[data-prompt]").fill("A long question")
+    tab.locator("[name=language]").click()
+    expect(tab.locator("html")).to_have_attribute("lang", "ja")
+    expect(tab.locator("[data-prompt]")).to_have_value("A long question")
+    expect(tab.locator("textarea[data-system]")).to_have_value("Be brief.")
+    tab.reload()
+    expect(tab.locator("[data-prompt]")).to_have_value("")
+
+
 def test_the_page_is_light(page, serve):
     """It is asked for in ten pieces; what only some visits need comes when it is used, half a megabyte in all."""
     serve()

@@ -7,14 +7,14 @@ import pytest
 from django.conf import settings
 
 from modelregistry.cluster import install
-from modelregistry.cluster.host_home import HostHome
+from modelregistry.cluster.node_directory import NodeDirectory
 from modelregistry.engines.registry import installable_engines
 
 
 @pytest.fixture
-def home(tmp_path):
-    made = HostHome(
-        directory=tmp_path / "host",
+def directory(tmp_path):
+    made = NodeDirectory(
+        path=tmp_path / "host",
         name="gpu1",
         address="127.0.0.1",
         cluster="127.0.0.1:6379",
@@ -25,10 +25,10 @@ def home(tmp_path):
     return made
 
 
-def test_what_a_folder_lacks_is_named_and_nothing_is_installed(home, tmp_path, capsys):
-    assert install.main([str(home.directory), "xllamacpp", "--from", str(tmp_path / "stick")]) == 1
+def test_what_a_folder_lacks_is_named_and_nothing_is_installed(directory, tmp_path, capsys):
+    assert install.main([str(directory.path), "xllamacpp", "--from", str(tmp_path / "stick")]) == 1
     assert "xllamacpp==" in capsys.readouterr().err
-    assert not installable_engines()["xllamacpp"].environment().installed(home.engines)
+    assert not installable_engines()["xllamacpp"].environment().installed(directory.engines)
 
 
 def test_a_directory_that_is_no_hosts_is_refused(tmp_path, capsys):
@@ -36,14 +36,22 @@ def test_a_directory_that_is_no_hosts_is_refused(tmp_path, capsys):
     assert "not the directory of a host" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["install", "join", "leave", "keeper", "fence", "agent", "host_server"])
+@pytest.mark.parametrize("command", ["install", "join", "leave", "node_service", "fence", "host_server"])
 def test_what_a_host_runs_needs_neither_django_nor_ray(command):
+    assert import_without("django", "portal", "apiproxy", "ray", "cryptography", command=command) == (0, "")
+
+
+def test_an_agent_which_rays_python_runs_needs_no_django():
+    assert import_without("django", "portal", "apiproxy", "ray", command="agent") == (0, "")
+
+
+def import_without(*packages, command):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "sys.modules.update(dict.fromkeys(('django', 'portal', 'apiproxy', 'ray', 'cryptography')))\n"
+        f"sys.modules.update(dict.fromkeys({packages!r}))\n"
         f"import modelregistry.cluster.{command}"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, str(settings.BASE_DIR)], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    return done.returncode, done.stderr

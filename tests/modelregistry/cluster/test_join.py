@@ -1,18 +1,24 @@
-"""Joining a cluster, through a real door with real certificates: all that is wrong is said, and nothing is kept."""
+"""Joining a cluster, through a real join server with real certificates: all faults are said, and nothing is kept."""
 
 import asyncio
 import contextlib
 import json
 import platform
 import ssl
+import time
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from modelregistry.cluster import certificates, door, host_home, join
-from modelregistry.cluster.door import Door, JoinProblem, Knock
+from modelregistry.cluster import certificates, join, join_server, node_directory
 from modelregistry.cluster.invitation import FILES, Invitation, NoInvitation
 from modelregistry.cluster.join import SENTENCES, NotJoined
+from modelregistry.cluster.join_server import JoinProblem, JoinRequest, JoinServer, Peer
 from modelregistry.cluster.link import ClusterNode, ClusterSilent
+from modelregistry.engines.base import EngineCommand
+from modelregistry.process import process
+from modelregistry.process.process import Runs
 from tests.ports import unused_port
 
 RAY = "2.60.0"
@@ -33,13 +39,13 @@ def port():
 
 @pytest.fixture
 def invite(issue, port):
-    def invite(name="gpu2", **other):
-        secrets = issue(name)
+    def invite(name="gpu2", address="127.0.0.1", *, certified="", **other):
+        secrets = issue(name, certified or "127.0.0.1")
         values = {
             "name": name,
-            "address": "127.0.0.1",
+            "address": address,
             "cluster": "127.0.0.1:6379",
-            "door": port,
+            "join_port": port,
             "ray": RAY,
             "python": platform.python_version(),
             "gpus": 0,
@@ -52,16 +58,18 @@ def invite(issue, port):
 
 @pytest.fixture
 def opened(issue, port):
-    """Return a function that opens a door: `async with opened(ray=…)`."""
+    """Return a function that starts a join server: `async with opened(ray=…)`."""
 
     @contextlib.asynccontextmanager
-    async def opened(*, ray=RAY, python=PYTHON, nodes=(), clock=lambda: NOW):
+    async def opened(*, ray=RAY, python=PYTHON, nodes=(), clock=lambda: NOW, removed=dict):
         async def list_nodes():
             if nodes is None:
                 raise ClusterSilent("no answer within 5 s")
             return nodes
 
-        made = Door(issue("head"), ray=ray, python=python, list_nodes=list_nodes, clock=clock)
+        made = JoinServer(
+            issue("head"), ray=ray, python=python, list_nodes=list_nodes, find_removed=removed, clock=clock
+        )
         async with await made.listen("127.0.0.1", port):
             yield made
 
@@ -82,11 +90,19 @@ async def codes_of(invitation, directory, **how):
 
 async def test_a_machine_with_an_invitation_joins(invite, opened, tmp_path):
     async with opened():
-        home = await try_to_join(invite(), tmp_path / "host")
-    assert host_home.load(tmp_path / "host") == home
-    assert home.cluster == "127.0.0.1:6379"
-    assert {each.name for each in home.secrets.iterdir()} == set(FILES)
-    assert all(each.stat().st_mode & 0o077 == 0 for each in home.secrets.iterdir())
+        directory = await try_to_join(invite(models="/srv/models"), tmp_path / "host")
+    assert node_directory.load(tmp_path / "host") == directory
+    assert str(directory.model_files) == "/srv/models"
+    assert directory.cluster == "127.0.0.1:6379"
+    assert {each.name for each in directory.secrets.iterdir()} == set(FILES)
+    assert all(each.stat().st_mode & 0o077 == 0 for each in directory.secrets.iterdir())
+
+
+async def test_a_machine_joins_into_a_directory_that_was_made_for_its_user(invite, opened, tmp_path):
+    (tmp_path / "host").mkdir(mode=0o700)
+    async with opened():
+        await try_to_join(invite(), tmp_path / "host")
+    assert node_directory.load(tmp_path / "host").name == invite().name
 
 
 async def test_an_invitation_survives_being_printed(invite):
@@ -165,7 +181,7 @@ async def test_an_address_that_leads_elsewhere_is_unreachable(opened, issue):
     other = await asyncio.start_server(answer, "127.0.0.1", 0)
     secrets = issue("gpu2")
     async with opened() as made, other:
-        knock = Knock(
+        request = JoinRequest(
             token=(secrets / "token").read_text().strip(),
             name="gpu2",
             address="127.0.0.1",
@@ -175,7 +191,97 @@ async def test_an_address_that_leads_elsewhere_is_unreachable(opened, issue):
             python=platform.python_version(),
             clock=NOW,
         )
-        assert [problem.code for problem in await made.find_problems(knock, "gpu2")] == ["unreachable"]
+        peer = Peer(name="gpu2", addresses=frozenset({"127.0.0.1"}), fingerprint="", issued_at=0.0)
+        assert [problem.code for problem in await made.find_problems(request, peer)] == ["unreachable"]
+
+
+async def test_a_host_that_was_removed_is_refused_until_it_is_invited_again(invite, opened, tmp_path):
+    before = invite()
+    async with opened(removed=lambda: {"gpu2": time.time() + 1}):
+        assert await codes_of(before, tmp_path / "host") == {"removed"}
+    async with opened(removed=lambda: {"gpu2": time.time() - 60, "gpu3": time.time() + 60}):
+        await try_to_join(before, tmp_path / "host")
+
+
+async def test_a_host_that_has_joined_gets_another_token_and_keeps_what_its_operator_added(invite, opened, tmp_path):
+    async with opened():
+        directory = await try_to_join(invite(), tmp_path / "host")
+    replace(directory, commands={"vllm": "/opt/vllm"}).save()
+    made = invite()
+    new = replace(made, files=made.files | {"token": "n" * 40}, cluster="127.0.0.2:7777")
+    after = join.renew(new, tmp_path / "host")
+    assert after == node_directory.load(tmp_path / "host")
+    assert (after.commands, after.cluster) == ({"vllm": "/opt/vllm"}, "127.0.0.2:7777")
+    assert {each.name: each.read_text() for each in after.secrets.iterdir()} == new.files
+    assert {each.name for each in (tmp_path / "host").iterdir()} == {"secrets", node_directory.FILE}
+
+
+async def test_what_is_no_renewal_changes_nothing(invite, opened, tmp_path):
+    with pytest.raises(NotJoined):
+        join.renew(invite(), tmp_path / "nowhere")
+    async with opened():
+        directory = await try_to_join(invite(), tmp_path / "host")
+    token = (directory.secrets / "token").read_text()
+    made = invite()
+    for wrong in (invite("gpu7"), replace(made, files=made.files | {"token": "short"})):
+        with pytest.raises(NotJoined):
+            join.renew(wrong, tmp_path / "host")
+        assert (directory.secrets / "token").read_text() == token
+
+
+async def test_the_join_server_connects_only_to_the_machine_that_asks(opened, issue):
+    """Else a member of the cluster could have it knock at any address that it reaches."""
+    met = []
+
+    async def answer(_reader, writer):
+        met.append(writer.get_extra_info("peername"))
+        writer.close()
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    secrets = issue("gpu2", "10.0.0.2")
+    async with opened() as made, other:
+        request = JoinRequest(
+            token=(secrets / "token").read_text().strip(),
+            name="gpu2",
+            address="127.0.0.1",
+            port=other.sockets[0].getsockname()[1],
+            nonce="0" * 32,
+            ray=RAY,
+            python=platform.python_version(),
+            clock=NOW,
+        )
+        peer = Peer(name="gpu2", addresses=frozenset({"10.0.0.2"}), fingerprint="", issued_at=0.0)
+        assert [problem.code for problem in await made.find_problems(request, peer)] == ["other-address"]
+    assert met == []
+
+
+async def test_a_name_is_kept_for_who_was_let_in_until_it_is_a_node(invite, opened, tmp_path):
+    other = invite(address="127.0.0.2", certified="127.0.0.2")
+    async with opened():
+        await try_to_join(invite(), tmp_path / "first")
+        assert await codes_of(other, tmp_path / "other") == {"name-taken"}
+        await try_to_join(invite(), tmp_path / "invited-again")
+
+
+async def test_connections_that_say_nothing_keep_no_machine_from_joining(invite, opened, tmp_path, port, issue):
+    secrets = issue("gpu3")
+    context = ssl.create_default_context(cafile=str(secrets / "ca.crt"))
+    context.load_cert_chain(secrets / "host.crt", secrets / "host.key")
+    async with opened():
+        silent = [await asyncio.open_connection("127.0.0.1", port, ssl=context) for _ in range(join_server.AT_A_TIME)]
+        async with asyncio.timeout(join_server.LINE_WITHIN - 1):
+            await try_to_join(invite(), tmp_path / "host")
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_a_connection_without_a_handshake_is_closed(opened, port, monkeypatch):
+    monkeypatch.setattr(join_server, "HANDSHAKE_WITHIN", 0.2)
+    async with opened():
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        writer.close()
 
 
 @pytest.mark.parametrize("apart", [-300, -31, 31, 300])
@@ -206,8 +312,57 @@ async def test_a_machine_joins_once(invite, opened, tmp_path):
     assert [problem.code for problem in refused.value.problems] == ["joined-before"]
 
 
-async def test_a_door_that_is_closed_is_named(invite, tmp_path):
-    assert await codes_of(invite(), tmp_path / "host") == {"no-door"}
+async def test_a_machine_whose_engines_would_be_left_alone_does_not_join_until_it_is_said_what_becomes_of_them(
+    invite, opened, tmp_path, runs
+):
+    runs.start("r1", EngineCommand(argv=("/bin/sleep", "600"), env={}), label={}, grace=1)
+    hosts_own = Runs(tmp_path / "other" / "runs")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / node_directory.FILE).write_text("{}")
+    hosts_own.start("r2", EngineCommand(argv=("/bin/sleep", "600"), env={}), label={}, grace=1)
+
+    def list_mine():  # other tests may run engines
+        return [place for place in join.list_supervised() if place.startswith(str(tmp_path))]
+
+    async def join_with(directory, before):
+        how = {"count_gpus": lambda: 0, "clock": lambda: NOW, "list_supervised": list_mine, "runs_before": before}
+        return await asyncio.to_thread(partial(join.join, invite(), tmp_path / directory, **how))
+
+    try:
+        async with opened():
+            with pytest.raises(NotJoined, match=f"--runs {runs.root}") as refused:
+                await join_with("host", "")
+            assert [(one.code, one.here) for one in refused.value.problems] == [("engines-run", str(runs.root))]
+            assert not (tmp_path / "host").exists()
+            assert (await join_with("adopting", str(runs.root))).runs == runs.root
+            assert (await join_with("another", join.NO_RUNS)).runs == tmp_path / "another" / "runs"
+    finally:
+        for run in hosts_own.all():
+            assert process.stop(run, grace=0)
+
+
+async def test_a_disk_that_is_full_is_named_and_nothing_is_half_joined(invite, opened, tmp_path, monkeypatch):
+    def fail(_directory):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(node_directory.NodeDirectory, "save", fail)
+    async with opened():
+        assert await codes_of(invite(), tmp_path / "host") == {"cannot-keep"}
+        (tmp_path / "made").mkdir()
+        with pytest.raises(NotJoined):
+            await try_to_join(invite(), tmp_path / "made")
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+async def test_a_directory_that_cannot_be_made_is_named(invite, opened, tmp_path):
+    (tmp_path / "file").write_text("")
+    async with opened():
+        with pytest.raises(NotJoined, match="file"):
+            await try_to_join(invite(), tmp_path / "file" / "host")
+
+
+async def test_a_join_server_that_is_closed_is_named(invite, tmp_path):
+    assert await codes_of(invite(), tmp_path / "host") == {"no-join-server"}
 
 
 async def test_a_head_that_does_not_answer_is_named(invite, opened, tmp_path):
@@ -223,7 +378,7 @@ async def test_all_that_is_wrong_is_said_at_once(invite, opened, tmp_path):
 
 
 @pytest.mark.parametrize("line", [b"\n", b"[]\n", b"{}\n", b"x" * 20_000 + b"\n", b'{"token": 1}\n'])
-async def test_a_door_outlives_what_is_no_knock(opened, port, issue, line):
+async def test_a_join_server_outlives_what_is_no_request(opened, port, issue, line):
     secrets = issue("gpu2")
     context = ssl.create_default_context(cafile=str(secrets / "ca.crt"))
     context.load_cert_chain(secrets / "host.crt", secrets / "host.key")
@@ -236,7 +391,7 @@ async def test_a_door_outlives_what_is_no_knock(opened, port, issue, line):
             assert not answer or json.loads(answer)["problems"] == [{"code": "other-form", "here": "", "there": ""}]
 
 
-async def test_a_door_opens_only_with_a_certificate(opened, port, issue):
+async def test_a_join_server_answers_only_with_a_certificate(opened, port, issue):
     context = ssl.create_default_context(cafile=str(issue("gpu2") / "ca.crt"))
     async with opened():
         with pytest.raises((ssl.SSLError, ConnectionResetError)):  # noqa: PT012 - in TLS 1.3 the first read shows it
@@ -250,4 +405,4 @@ def test_every_problem_has_words():
     for code in SENTENCES:
         assert "{" not in join.describe(JoinProblem(code=code, here="this", there="that"))
     assert join.describe(JoinProblem(code="of-a-later-release"))
-    assert door.CLOCKS < 60
+    assert join_server.CLOCKS < 60

@@ -18,6 +18,7 @@ CHAT = Spec(engine="llama.cpp", name="acme/chat", path="/m/chat.gguf", context=4
 ENVIRONMENT = {"PATH": "/bin", "HOME": "/root", "CUDA_VISIBLE_DEVICES": "1", "VLLM_COMMAND": "x"}
 ENVIRONMENT |= {"DATABASE_URL": "postgres://u:p@h/d", "SECRET_KEY": "k", "LDAP_BIND_PASSWORD": "p", "HF_HOME": "/hf"}
 ENVIRONMENT |= {"LLAMA_ARG_CTX_SIZE": "65536"}  # an argument that the planner does not see
+ENVIRONMENT |= {"RAY_AUTH_TOKEN_PATH": "/secrets/token", "RAY_TLS_SERVER_KEY": "/secrets/host.key"}
 
 
 def command(spec, launcher, place=PLACE):
@@ -57,6 +58,7 @@ def test_an_engine_gets_no_secret_of_ours(launcher):
     env = command(CHAT, launcher).env
     assert {"PATH", "HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME"} <= env.keys()
     assert env["PATH"] == "/opt:/bin"
+    assert not [name for name in env if name.startswith("RAY_")]
     assert not {"DATABASE_URL", "SECRET_KEY", "LDAP_BIND_PASSWORD", "VLLM_COMMAND", "LLAMA_ARG_CTX_SIZE"} & env.keys()
 
 
@@ -257,7 +259,7 @@ def test_only_a_model_that_sleeps_opens_the_routes_of_development(level):
 
 def test_a_model_that_is_stopped_when_idle_is_what_it_was_before_there_was_a_choice():
     known = {**asdict(CHAT)}
-    del known["sleep"], known["version"]
+    del known["sleep"], known["version"], known["nodes"], known["rank"], known["hosts"]
     before = sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
     assert CHAT.fingerprint() == before
     assert replace(CHAT, sleep="level1").fingerprint() != before
@@ -492,3 +494,40 @@ def test_e6_slots_are_counted_wherever_they_are_said():
     assert pairs(command(replace(CHAT, args=("-np", "8")), "llama-server").argv)["--ctx-size"] == str(8 * 4096)
     assert launched_by("vllm").slots(replace(CHAT, args=("--max_num_seqs=9",))) == 9
     assert not launched_by("vllm").supports_priority("chat", ["--scheduling_policy", "fcfs"])
+
+
+# --- over several hosts
+
+LARGE = Spec(engine="vllm", name="large", path="/m/large", tensor_parallel=4, nodes=2, hosts=("gpu-1", "gpu-2"))
+MASTER = replace(PLACE, master=("10.0.0.7", 18200))
+
+
+def test_each_rank_knows_its_number_and_where_rank_0_is():
+    first, second = (pairs(command(replace(LARGE, rank=rank), "vllm", MASTER).argv) for rank in (0, 1))
+    where = {"--nnodes": "2", "--master-addr": "10.0.0.7", "--master-port": "18200"}
+    assert where.items() <= first.items()
+    assert where.items() <= second.items()
+    assert (first["--node-rank"], second["--node-rank"]) == ("0", "1")
+
+
+def test_only_rank_0_answers():
+    assert "--headless" not in command(LARGE, "vllm", MASTER).argv
+    assert "--headless" in command(replace(LARGE, rank=1), "vllm", MASTER).argv
+
+
+def test_a_rank_is_reached_at_its_host_s_own_address():
+    assert command(LARGE, "vllm", MASTER).env["VLLM_HOST_IP"] == "10.0.0.7"
+    assert "VLLM_HOST_IP" not in command(replace(LARGE, nodes=1, hosts=()), "vllm").env
+
+
+def test_a_model_on_one_host_has_no_ranks():
+    assert not {"--nnodes", "--node-rank", "--headless"} & set(command(replace(LARGE, nodes=1), "vllm").argv)
+
+
+def test_a_rank_that_moves_is_started_again():
+    marks = {
+        replace(LARGE, rank=rank, hosts=hosts).fingerprint() for rank in (0, 1) for hosts in (("a", "b"), ("a", "c"))
+    }
+    assert len(marks) == 4
+    alone = replace(LARGE, nodes=1)
+    assert replace(alone, rank=1, hosts=("a",)).fingerprint() == alone.fingerprint()

@@ -18,13 +18,15 @@ from modelregistry.engines.version_trials import (
     choose_version,
     explain_difference,
 )
-from modelregistry.hostside.launching import RunMetadata, metadata_of
 from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.run_metadata import RunMetadata, metadata_of
 from modelregistry.models import EngineTrial, Host, ServedModel
 from modelregistry.supervisor import repository
+from modelregistry.supervisor.database import Database
 from modelregistry.supervisor.launching import SupervisorConfig
 from modelregistry.supervisor.loop import Supervisor
 from modelregistry.supervisor.managed_replica import ManagedReplica
+from modelregistry.supervisor.office import Office
 from modelregistry.supervisor.plan import ReplicaState
 from tests.modelregistry.site import FAKE
 from tests.waiting import until
@@ -251,11 +253,12 @@ async def test_e11_what_failed_is_tried_at_once_when_an_engine_was_installed_or_
     cache = tmp_path / "cache"
     config = SupervisorConfig(
         **{"host": "here", "runs": tmp_path / "runs", "cache": cache, "commands": {}, "ports": range(1, 2)},
-        **{"start_limit": 1, "stop_grace": 1, "claim": tmp_path / "claim"},
+        **{"start_limit": 1, "stop_grace": 1},
     )
-    supervisor = Supervisor(config, clock=lambda: 1000.0)
+    office = Office(number="n", holder="this test", term=1)
+    supervisor = Supervisor(config, office=office, database=Database(), clock=lambda: 1000.0)
     order = repository.DesiredModel(
-        **{"spec": base.Spec(engine="vllm", name="m", path="/m"), "enabled": True, "replicas": 1},
+        **{"spec": base.Spec(engine="vllm", name="m", path="/m"), "enabled": True, "numbers": frozenset([0])},
         **{
             "idle_after": None,
             "hours": None,

@@ -3,11 +3,16 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -74,22 +79,31 @@ def test_memory_of_others_is_not_waited_for(run, bystander):
 def test_on_a_gpu_everybody_who_is_not_ours_is_named(run, runs, bystander):
     ours = {run.engine.pid, run.shim.pid}
     named = inspection.find_strangers([held_by(run.engine.pid, bystander.pid)], ours, runs.root)
-    mine = [each for each in named if each["pid"] in {*ours, bystander.pid}]
-    assert [(each["pid"], each["device"], each["bytes"]) for each in mine] == [(bystander.pid, 0, 2_000_000_000)]
-    assert mine[0]["name"].startswith("python")
+    mine = [each for each in named if each.pid in {*ours, bystander.pid}]
+    assert [(each.pid, each.device, each.bytes) for each in mine] == [(bystander.pid, 0, 2_000_000_000)]
+    assert mine[0].name.startswith("python")
+
+
+def test_of_many_strangers_the_largest_are_reported_and_how_many_more_there_are():
+    many = [gpus.Stranger(pid=pid, name="x", device=0, bytes=1) for pid in range(inspection.MOST_STRANGERS + 3)]
+    assert [each["detail"] for each in inspection.report_more(many)] == ["+3"]
+    assert inspection.report_more(many[3:]) == []
 
 
 def test_on_a_host_without_gpus_the_large_ones_are_named(runs):
     large = "x = bytearray(1_100_000_000); x[::4096] = b'1' * len(x[::4096]); print(1, flush=True); input()"
     hog = subprocess.Popen([sys.executable, "-c", large], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    small = subprocess.Popen(["/bin/sleep", "600"])
     try:
         hog.stdout.readline()
         ram = Device(index=-1, uuid="", name="RAM", kind="ram", total=1, used=1, free=0)
-        named = {each["pid"]: each for each in inspection.find_strangers([ram], set(), runs.root)}
-        assert named[hog.pid]["bytes"] > 1_100_000_000
-        assert os.getpid() not in named
-        assert hog.pid not in {each["pid"] for each in inspection.find_strangers([GPU, ram], set(), runs.root)}
+        named = {each.pid: each for each in inspection.find_strangers([ram], set(), runs.root)}
+        assert named[hog.pid].bytes > 1_100_000_000
+        assert small.pid not in named
+        assert hog.pid not in {each.pid for each in inspection.find_strangers([GPU, ram], set(), runs.root)}
     finally:
+        small.kill()
+        small.wait()
         hog.kill()
         hog.communicate()
 
@@ -104,12 +118,39 @@ def test_a_clock_that_was_set_is_reported_once(inspector):
     assert inspector.report_clock_jump(996_430.0, 80.0) == []
 
 
-def test_a_disk_with_little_room_is_reported(tmp_path, monkeypatch):
-    assert inspection.disk_problems([tmp_path]) == []
-    monkeypatch.setattr(inspection, "LITTLE_DISK", 10**18)
-    [problem] = inspection.disk_problems([tmp_path / "not" / "there", tmp_path])
-    assert problem["code"] == "disk-full"
-    assert problem["detail"].startswith(str(tmp_path))
+def test_a_disk_with_little_room_is_reported():
+    disks = [{"path": "/models", "total": 10**13, "free": 2 * 10**9}, {"path": "/var", "total": 10**13, "free": 10**8}]
+    [problem] = inspection.disk_problems(disks)
+    assert (problem["code"], problem["detail"].split(":")[0]) == ("disk-full", "/var")
+
+
+def test_the_disk_of_a_directory_that_is_still_to_be_created_is_that_of_what_is_there(tmp_path):
+    [disk] = inspection.read_disks([tmp_path / "not" / "there", tmp_path])
+    usage = shutil.disk_usage(tmp_path)
+    assert (disk["path"], disk["total"]) == (str(tmp_path), usage.total)
+    assert disk["free"] == pytest.approx(usage.free, rel=0.1)
+
+
+def test_each_disk_is_reported_once_and_one_that_does_not_answer_not_at_all(tmp_path, monkeypatch):
+    shm = Path("/dev/shm")
+    assert [disk["path"] for disk in inspection.read_disks([tmp_path, shm, tmp_path])] == [str(tmp_path), str(shm)]
+    monkeypatch.setattr(inspection.shutil, "disk_usage", Mock(side_effect=OSError("stale file handle")))
+    assert inspection.read_disks([tmp_path, shm]) == []
+
+
+def test_a_disk_that_hangs_keeps_nothing_else_from_being_reported(inspector, tmp_path, monkeypatch):
+    answers = threading.Event()
+
+    def hang(path):
+        answers.wait(30)
+        return SimpleNamespace(total=100, used=90, free=10)
+
+    monkeypatch.setattr(inspection.shutil, "disk_usage", hang)
+    found = inspector.inspect()
+    assert (found.disks, bool(found.devices)) == ([], True)
+    assert inspector.disks.read(patience=0.01) == []
+    answers.set()
+    assert [disk["free"] for disk in inspector.disks.read(patience=30)] == [10]
 
 
 def test_what_is_left_of_an_ended_run_is_reported_if_it_stays(inspector, run):

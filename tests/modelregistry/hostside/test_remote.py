@@ -8,13 +8,21 @@ import pytest
 
 from modelregistry.engines.base import EngineCommand, Spec
 from modelregistry.engines.selection import ChosenEngine
-from modelregistry.hostside import remote
+from modelregistry.hostside import remote, wire
 from modelregistry.hostside.launching import HostConfig
 from modelregistry.hostside.local import LocalHost
 from modelregistry.hostside.remote import METHODS, HostServer, RemoteHost
 from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.sleep_record import NEVER_SLEPT
-from modelregistry.hostside.surface import HostFault, HostSilent, HostSurface, LaunchOrder, LaunchRefused
+from modelregistry.hostside.surface import (
+    HostFault,
+    HostSilent,
+    HostSnapshot,
+    HostSurface,
+    HostUnreadable,
+    LaunchOrder,
+    LaunchRefused,
+)
 from modelregistry.process import process
 from modelregistry.process.process import Life
 from tests.waiting import eventually
@@ -73,6 +81,54 @@ async def ends(runs) -> AsyncIterator[Ends]:
     await local.close()
 
 
+async def test_a_host_gives_up_what_its_sender_waits_for_no_longer(ends, monkeypatch):
+    ended = asyncio.Event()
+
+    async def hang(paths):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(ends.local, "find_existing", hang)
+    server = HostServer(ends.local)  # beyond a wire that knows no end of waiting
+    request = {"method": "find_existing", "arguments": {"paths": ["/m"]}, "within": 0.1}
+    async with asyncio.timeout(20):
+        assert "fault" in json.loads(await server.answer(json.dumps(request).encode()))
+        await ended.wait()
+
+
+async def test_a_request_says_how_long_it_is_waited_for(ends, monkeypatch):
+    sent = []
+    send = ends.wire.send
+
+    async def note(request):
+        sent.append(json.loads(request)["within"])
+        return await send(request)
+
+    monkeypatch.setattr(ends.wire, "send", note)
+    await ends.host.take_snapshot()
+    await ends.host.stop("none", 5.0)
+    assert sent == [LIMITS["take_snapshot"], 5.0 + remote.STOP_BESIDE_GRACE]
+
+
+async def test_an_answer_that_breaks_the_bounds_is_not_taken_and_says_as_little_as_silence(ends):
+    whole = await ends.host.inspect()
+
+    def change(**values):
+        return lambda answer: json.dumps({"value": json.loads(answer)["value"] | values}).encode()
+
+    card = wire.encode(whole.devices[0])
+    ends.wire.change = change(devices=[card] * 3_000)
+    with pytest.raises(HostUnreadable, match="3000"):
+        await ends.host.inspect()
+    ends.wire.change = change(unknown="x" * remote.MOST_ANSWERED["inspect"])
+    with pytest.raises(HostUnreadable):
+        await ends.host.inspect()
+    ends.wire.change = change(unknown="x")
+    assert (await ends.host.inspect()).engines == whole.engines
+
+
 def test_each_request_of_the_protocol_can_be_sent():
     asked = {name for name in vars(HostSurface) if not name.startswith("_")}
     at_once = {"silent_for", "life_of", "oom_kills", "open", "close", "wait_until_heard"}
@@ -110,6 +166,44 @@ async def test_a_run_that_its_host_lacks_is_lost(ends, runs):
     process.stop(run, grace=0)
     await ends.local.forget_run("a")
     await eventually(lambda: ends.host.life_of("a") in (Life.ENDED, Life.LOST))
+
+
+async def test_what_is_remembered_of_runs_that_are_gone_is_bounded(ends, monkeypatch):
+    monkeypatch.setattr(remote, "MOST_GONE", 3)
+    lives = {f"r{number}": Life.ENDED for number in range(10)}
+    given = [HostSnapshot(lives=lives, oom_kills=0)]
+
+    async def take_snapshot() -> HostSnapshot:
+        return given[0]
+
+    monkeypatch.setattr(ends.local, "take_snapshot", take_snapshot)
+    ends.wire.server = HostServer(ends.local)
+    await ends.host.open()
+    await eventually(lambda: ends.host.life_of("r0") is Life.ENDED)
+    given[0] = HostSnapshot(lives={"r9": Life.ENDED}, oom_kills=0)
+    await eventually(lambda: ends.host.life_of("r0") is None)
+    assert [name for name in lives if ends.host.life_of(name)] == ["r6", "r7", "r8", "r9"]
+
+
+async def test_nothing_is_concluded_of_a_run_that_a_host_was_never_heard_to_have(ends):
+    await ends.host.open()
+    await ends.heard()
+    assert ends.host.life_of("never") is None
+
+
+async def test_a_host_whose_disk_is_away_has_lost_no_run(ends, runs):
+    run = runs.start("a", SLEEP, label=LABEL, grace=1)
+    await ends.host.open()
+    await eventually(lambda: ends.host.life_of("a") is Life.RUNNING)
+    other = Ends(LocalHost(ends.local.config))  # an agent that was started since: it knows none of them
+    hidden = runs.root.rename(runs.root.parent / "hidden")
+    ends.wire.server = other.wire.server
+    await eventually(lambda: ends.host.silent_for() > 0)
+    assert ends.host.life_of("a") is None
+    hidden.rename(runs.root)
+    await eventually(lambda: ends.host.life_of("a") is Life.RUNNING)
+    process.stop(run, grace=0)
+    await other.local.close()
 
 
 async def test_an_older_account_says_nothing_of_a_run_that_came_since(ends, runs):

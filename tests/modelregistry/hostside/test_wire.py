@@ -11,16 +11,29 @@ from modelregistry.engines.arguments import ArgumentFault
 from modelregistry.engines.base import CallerIsolation, Spec
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import Choice, Installed, NoVersion, Trial
+from modelregistry.files.metadata import ModelMetadata
 from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.hostside import wire
+from modelregistry.hostside.inspection import MOST_STRANGERS, Inspection
 from modelregistry.hostside.own_address import AddressFault
 from modelregistry.hostside.replicas import ReplicaKey
+from modelregistry.hostside.run_metadata import RunMetadata
 from modelregistry.hostside.sleep_record import SleepRecord
-from modelregistry.hostside.surface import HostedRun, HostSnapshot, LaunchOrder, LaunchRefusal, PlacedReplica, RunEnd
+from modelregistry.hostside.surface import (
+    FileFacts,
+    FilesRead,
+    HostedRun,
+    HostSnapshot,
+    LaunchOrder,
+    LaunchRefusal,
+    PlacedReplica,
+    RunEnd,
+)
 from modelregistry.hostside.wire import WireFault
 from modelregistry.memory.allocation import Allocation, FitResult
 from modelregistry.memory.estimate import Prediction, Unpredictable
 from modelregistry.memory.placement import NoRoom, NoSuchDevice, Room, Space
+from modelregistry.process.gpus import MOST_DEVICES, Device, Stranger
 from modelregistry.process.process import ExitStatus, Life
 
 NEED = Prediction(
@@ -45,6 +58,28 @@ INSTALLED = Installed(launcher="vllm", version="1.2", stamp="7 8", program=("/a/
 SPEC = Spec(engine="vllm", name="モデル", path="/m", args=("--a", "b\udcff"), gpus=(1,), context=None, slots=3)
 ENGINE = ChosenEngine(launcher="vllm", program=INSTALLED.program, choice=Choice(installed=INSTALLED, trial=True))
 RECORD = SleepRecord(answer={"text": "はい", "vector": [0.5, 1.0]}, level="level1", ram=7)
+LABEL = RunMetadata(
+    **{"model": 1, "replica": 3, "name": "m", "task": "chat", "fingerprint": "f", "launcher": "vllm", "slots": None},
+    **{
+        "port": 18100,
+        "url": "http://[::1]:18100",
+        "api_key": "k",
+        "allotment": json.loads(json.dumps(GRANTED.stored())),
+    },
+    **{"rank": 1, "hosts": ("gpu-1", "gpu-2"), "gang": "g"},
+)
+CARD = Device(index=0, uuid="GPU-0", name="NVIDIA 1", kind="gpu", total=2**40, used=1, free=1)
+STRANGER = Stranger(pid=7, name="python", device=0, bytes=None)
+INSPECTION = Inspection(
+    devices=[CARD],
+    strangers=[STRANGER],
+    engines={"vllm": "1.2"},
+    installed={"vllm": ["1.2"]},
+    stamps={"vllm": {"1.2": "7 8"}},
+    default_versions={"vllm": "1.2"},
+    problems=[{"code": "disk-full", "detail": "/"}],
+    disks=[{"path": "/", "total": 2**40, "free": 1}],
+)
 VALUES = [
     LaunchOrder(
         run_id="r",
@@ -56,8 +91,8 @@ VALUES = [
         granted=GRANTED,
         isolation=CallerIsolation(media_domains=("a.example",), shared_cache=True),
     ),
-    HostedRun(run_id="r", label={"model": 1, "list": [1, None]}, pid=7, of_this_boot=True, life=Life.ENDING),
-    HostedRun(run_id="r", label={}, pid=7, of_this_boot=False, life=Life.LOST, sleep_record=RECORD),
+    HostedRun(run_id="r", label=LABEL, pid=7, of_this_boot=True, life=Life.ENDING),
+    HostedRun(run_id="r", label=LABEL, pid=7, of_this_boot=False, life=Life.LOST, sleep_record=RECORD),
     RunEnd(exit=ExitStatus(code=0, signal=9, asked=False), log="最後\n", oom_kills=2),
     RunEnd(exit=None, log="", oom_kills=0),
     PlacedReplica(name="m #0", allocation=GRANTED, run_id="", settled=False),
@@ -65,6 +100,8 @@ VALUES = [
     AddressFault(code="address-slow", address="h", reason="2"),
     Space(needs={0: 5, -1: 7}),
     Trial(launcher="vllm", version="1", stamp="s", state="proven", answer={"best": 1}),
+    INSPECTION,
+    FilesRead(model=1, seen="s", facts=FileFacts(facts=ModelMetadata(architecture="a", layers=2), fault="")),
 ]
 
 
@@ -141,6 +178,58 @@ def test_a_value_with_one_wrong_part_is_refused(data):
     wrong = data.draw(st.sampled_from([1.5, [[]], {"x": 1}]))
     with pytest.raises(WireFault):
         wire.decode(LaunchOrder, whole | {name: wrong} if name != "isolation" or wrong != {"x": 1} else 7)
+
+
+def nested(depth: int) -> object:
+    return {"x": nested(depth - 1)} if depth else 1
+
+
+@pytest.mark.parametrize(
+    ("whole", "wrong"),
+    [
+        (INSPECTION, {"devices": [wire.encode(CARD)] * (MOST_DEVICES + 1)}),
+        (INSPECTION, {"devices": [wire.encode(CARD) | {"name": "x" * 10_000}]}),
+        (INSPECTION, {"devices": [wire.encode(CARD) | {"index": "0"}]}),
+        (INSPECTION, {"devices": [wire.encode(CARD) | {"total": 2**70}]}),
+        (INSPECTION, {"devices": [wire.encode(CARD) | {"processes": [{"pid": 1, "bytes": 1}] * 10_000}]}),
+        (INSPECTION, {"strangers": [wire.encode(STRANGER)] * (MOST_STRANGERS + 1)}),
+        (INSPECTION, {"strangers": [{"pid": 1}]}),
+        (INSPECTION, {"engines": dict.fromkeys(map(str, range(10_000)), "1")}),
+        (INSPECTION, {"engines": {"vllm": "1" * 10_000}}),
+        (INSPECTION, {"engines": {"x" * 10_000: "1"}}),
+        (INSPECTION, {"installed": {"vllm": ["1"] * 10_000}}),
+        (INSPECTION, {"problems": [{"code": "x", "detail": "y" * 10_000}]}),
+        (INSPECTION, {"disks": [{"path": "/", "total": [1]}]}),
+        (INSPECTION, {"problems": [{"detail": "x"}]}),
+        (LABEL, {"replica": "zero"}),
+        (LABEL, {"replica": -1}),
+        (LABEL, {"model": 2**70}),
+        (LABEL, {"rank": 7}),
+        (LABEL, {"rank": -1}),
+        (LABEL, {"hosts": ["h"] * 10_000}),
+        (LABEL, {"hosts": [1]}),
+        (LABEL, {"url": None}),
+        (LABEL, {"allotment": nested(20)}),
+        (LABEL, {"allotment": {"x": [0] * 10_000}}),
+        (RECORD, {"answer": nested(20)}),
+        (RECORD, {"ram": 10**400}),
+        (GRANTED, {"fraction": 10**400}),
+        (RunEnd(exit=None, log="", oom_kills=0), {"log": "x" * 1_000_001}),
+        (HostSnapshot(lives={}, oom_kills=0), {"lives": dict.fromkeys(map(str, range(10_001)), "RUNNING")}),
+        (FileFacts(facts=None, fault=""), {"facts": {"architecture": "a", "layers": "many"}}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else type(value).__name__,
+)
+def test_what_breaks_a_bound_or_a_type_is_refused_in_few_words(whole, wrong):
+    with pytest.raises(WireFault) as refusal:
+        wire.decode(type(whole), wire.encode(whole) | wrong)
+    assert any(word in str(refusal.value) for word in (next(iter(wrong)), "impossible", "a problem"))
+    assert len(str(refusal.value)) < 300
+
+
+def test_an_allotment_of_another_release_is_none():
+    assert LABEL.allocation == GRANTED
+    assert replace(LABEL, allotment={"devices": "x"}).allocation is None
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"{", b'"' + b"[" * 100_000, b"[" * 100_000])

@@ -10,9 +10,10 @@ import pkgutil, sys
 sys.path.insert(0, sys.argv[1])
 for name in ("django", "portal", "apiproxy"):
     sys.modules[name] = None  # importing it raises ImportError
-import modelregistry.hostside
-for found in pkgutil.iter_modules(modelregistry.hostside.__path__, "modelregistry.hostside."):
-    __import__(found.name)
+import modelregistry.hostside, modelregistry.transfer
+for package in (modelregistry.hostside, modelregistry.transfer):
+    for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        __import__(found.name)
 from modelregistry.hostside.remote import HostServer
 print("imported")
 """

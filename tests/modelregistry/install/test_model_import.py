@@ -11,8 +11,9 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from modelregistry.install import model_import
-from modelregistry.install.model_import import CannotImport, Found
+from modelregistry.install import copying, model_import
+from modelregistry.install.copying import CannotImport
+from modelregistry.install.model_import import Found
 from modelregistry.management.commands import importmodel
 from modelregistry.models import Host, HostReport
 from tests.modelregistry import paper_models
@@ -63,7 +64,7 @@ def refusal(found: Found, models: Path, **more) -> tuple[str, Path | None]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != model_import.SUMS]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != copying.SUMS]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -80,7 +81,7 @@ def test_a_directory_is_copied_with_all_that_belongs_to_it(share, tmp_path):
     there = contents(share / "llama")
     del there[".git/config"]
     assert contents(path) == there
-    sums = dict(reversed(line.split("  ")) for line in (path / model_import.SUMS).read_text().splitlines())
+    sums = dict(reversed(line.split("  ")) for line in (path / copying.SUMS).read_text().splitlines())
     assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in there.items()}
 
 
@@ -122,8 +123,8 @@ def broken_off(found: Found, models: Path, monkeypatch, *, after: int) -> None:
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(model_import, "PIECE", 1000)
-    monkeypatch.setattr(model_import, "SAVED_EVERY", 2000)
+    monkeypatch.setattr(copying, "PIECE", 1000)
+    monkeypatch.setattr(copying, "SAVED_EVERY", 2000)
 
 
 def test_what_is_half_made_is_no_model_and_is_gone_on_with(share, tmp_path, monkeypatch, small_pieces):
@@ -170,8 +171,8 @@ def test_what_the_disk_returns_differently_is_noticed_and_copied_again(share, tm
 
 
 def test_it_is_said_before_when_the_disk_has_no_room(share, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=model_import.SPARE + 10)
-    monkeypatch.setattr(model_import.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=copying.SPARE + 10)
+    monkeypatch.setattr(copying.shutil, "disk_usage", lambda path: usage)
     assert refusal(found_in(share)["llama"], tmp_path / "models") == ("no-room", tmp_path / "models")
     assert contents(tmp_path / "models" / ".llama.part") == {}
 
@@ -394,7 +395,7 @@ def test_to_run_it_again_is_advised_only_where_that_may_help(share, tmp_path, mo
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(model_import.os, "fsync", full)
+    monkeypatch.setattr(copying.os, "fsync", full)
     assert refusal(found_in(share)["llama"], tmp_path / "models") == ("interrupted", tmp_path / "models" / "llama")
 
 

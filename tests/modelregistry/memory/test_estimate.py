@@ -1,10 +1,12 @@
 """What engines are predicted to take, beside what they said themselves; and what processes hold."""
 
+import json
 import mmap
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from hashlib import sha256
 
 import pytest
 
@@ -507,3 +509,51 @@ def test_one_that_is_gone_holds_nothing(holder):
 
 def replace_pid(who, pid):
     return Identity(pid, *who[1:])
+
+
+# --- over several hosts
+
+
+def test_each_host_has_its_part_of_the_cards():
+    here = predict(LLAMA_8B, vllm(tensor_parallel=8, nodes=2))
+    alone = predict(LLAMA_8B, vllm(tensor_parallel=8))
+    assert (here.devices, alone.devices) == (4, 8)
+    assert (here.weights, here.cache) == (alone.weights, alone.cache)
+    assert here.host < alone.host
+
+
+def test_a_stage_has_its_layers_and_the_embedding_or_the_output():
+    facts = replace(LLAMA_8B, quantisation="BF16", layers=32, weight_bytes=16 * GIB, embedding_weight_bytes=GIB)
+    whole = predict(facts, vllm(8192, 4, tensor_parallel=2))
+    part = predict(facts, vllm(8192, 4, "--pipeline-parallel-size=2", tensor_parallel=2, stages=2, nodes=2))
+    assert part.devices == 2
+    assert part.weights == (GIB + 15 * GIB // 2) // 2
+    assert part.cache == whole.cache // 2
+
+
+def test_the_largest_of_uneven_stages_counts():
+    facts = replace(LLAMA_8B, quantisation="BF16", layers=32, weight_bytes=32 * GIB, embedding_weight_bytes=0)
+    part = predict(facts, vllm(8192, 4, "--pipeline-parallel-size=3", stages=3, nodes=3))
+    assert part.weights == 11 * GIB
+    assert part.cache == predict(replace(facts, attention=facts.attention[:11]), vllm()).cache
+
+
+def test_cards_of_several_hosts_are_linked_even_where_each_has_one():
+    assert predict(LLAMA_8B, vllm(tensor_parallel=2, nodes=2)).apart == predict(LLAMA_8B, vllm(tensor_parallel=2)).apart
+
+
+def test_what_was_measured_before_models_had_several_hosts_still_counts():
+    demand = vllm()
+    known = {name: value for name, value in asdict(demand).items() if name not in ("stages", "nodes", "rank")}
+    parts = [asdict(LLAMA_8B), known, 5]
+    before = sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    prediction = replace(predict(LLAMA_8B, demand), cache=5)
+    assert estimate.fingerprint(LLAMA_8B, demand, prediction) == before
+    assert estimate.fingerprint(LLAMA_8B, replace(demand, nodes=2), prediction) != before
+
+
+def test_what_one_rank_took_is_not_taken_for_what_another_one_takes():
+    spec = Spec(engine="vllm", name="m", path="/m", tensor_parallel=2, nodes=2)
+    demands = [Demand.of(replace(spec, rank=rank), "vllm", "gpu") for rank in range(2)]
+    prediction = predict(LLAMA_8B, demands[0])
+    assert len({estimate.fingerprint(LLAMA_8B, demand, prediction) for demand in demands}) == 2

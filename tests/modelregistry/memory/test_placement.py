@@ -24,6 +24,7 @@ from modelregistry.memory.placement import (
     kind_of,
     left_after,
     spare_bytes,
+    with_reserved,
     without_ours,
 )
 from modelregistry.process import gpus
@@ -337,3 +338,19 @@ def test_t7_of_several_cards_the_fullest_that_is_needed_decides_what_fits():
 
     assert would(fits)
     assert not would(fits + 1024)
+
+
+def test_what_others_have_reserved_is_taken_also_before_they_hold_it():
+    [device] = with_reserved([card(0, used=30)], [], {0: 50 * GIB})
+    assert (device.used, device.free) == (50 * GIB, card(0, used=50).free)
+
+
+def test_what_others_hold_already_is_not_taken_twice():
+    ours = Commitment(name="m #0", device=0, predicted=20 * GIB, held=20 * GIB)
+    assert with_reserved([card(0, used=60)], [ours], {0: 40 * GIB}) == [card(0, used=60)]
+    assert with_reserved([card(0, used=60)], [ours], {0: 45 * GIB})[0].free == card(0, used=65).free
+
+
+def test_where_more_is_reserved_than_there_is_nothing_is_free():
+    [device] = with_reserved([card(0, used=30)], [], {0: 500 * GIB})
+    assert (device.used, device.free) == (device.total, 0)

@@ -170,3 +170,12 @@ def test_sensors_are_read_where_a_card_has_them():
     assert (first.utilisation, first.temperature, second.utilisation) == (87, 63, 0)
     instance = cards(divided_a100())[0]
     assert (instance.utilisation, instance.temperature, instance.fault) == (None, None, "")
+
+
+def test_power_and_memory_errors_are_read_where_a_card_reports_them():
+    first, second = cards(two_a100(milliwatts=412_900, ecc_errors=3))
+    assert (first.power, first.ecc_errors, second.ecc_errors) == (412, 3, 0)
+    [plain] = cards(two_a100(ecc_errors=None))[:1]
+    assert (plain.power, plain.ecc_errors, plain.fault) == (61, None, "")
+    instance = cards(divided_a100())[0]
+    assert (instance.power, instance.ecc_errors, instance.fault) == (None, None, "")

@@ -47,3 +47,8 @@ async def test_an_engine_that_died_without_a_supervisor_is_a_crash(runs):
     replica, host = await adopt(runs, pid=4711)
     assert (replica.state, replica.run.run_id) == (ReplicaState.STARTING, "old")
     assert replica.observe(host.life_of).ended
+
+
+async def test_the_row_of_a_replica_is_written_again_as_it_may_have_been_doubted_since_it_was_read(runs):
+    replica, _ = await adopt(runs, pid=4711)
+    assert replica.written is None

@@ -2,9 +2,7 @@
 
 import json
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from modelregistry.models import EvictionRecord, Replica, ServedModel, WakeReque
 from modelregistry.process import process
 from modelregistry.supervisor.eviction import MIN_STAY
 from tests.modelregistry import paper_models
+from tests.modelregistry.repeating import repeating
 from tests.modelregistry.site import Site, stream
 from tests.waiting import until
 
@@ -59,27 +58,16 @@ def cards(site) -> Cards:
     return Cards(site)
 
 
-@contextmanager
-def calling(model: ServedModel, calls: int = 1, *, batch: bool = False) -> Iterator[None]:
+def calling(model: ServedModel, calls: int = 1, *, batch: bool = False) -> AbstractContextManager[None]:
     """Renew the request for a model, as a gateway does while calls wait for it."""
-    over = threading.Event()
     wake = WakeUp(model.pk, ("user", 1), None, interactive=not batch)
 
     def renew() -> None:
-        while not over.is_set():
-            with suppress(DatabaseUnavailable):
-                if not Replica.objects.filter(model=model, state="ready").exists():
-                    catalogue_loader.request_wake_up(wake, calls)
-            over.wait(1)
-        connections.close_all()
+        with suppress(DatabaseUnavailable):
+            if not Replica.objects.filter(model=model, state="ready").exists():
+                catalogue_loader.request_wake_up(wake, calls)
 
-    thread = threading.Thread(target=renew)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return repeating(renew)
 
 
 def three_models(cards: Cards, *behave: str) -> dict[str, ServedModel]:

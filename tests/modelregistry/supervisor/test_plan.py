@@ -198,12 +198,19 @@ def test_changed_settings_are_tried_at_once(state):
 
 def test_a_sleeping_model_wakes_for_a_request_only():
     want = replace(WANT, idle_after=60.0)
-    assert next_for(want, observed("asleep")) is None
-    assert next_for(replace(want, wake_requested=True), observed("asleep")) == Start(key=KEY)
+    asleep = observed("asleep", retry_at=NOW)
+    assert next_for(want, asleep) is None
+    assert next_for(replace(want, wake_requested=True), asleep) == Start(key=KEY)
+
+
+def test_a_sleeping_model_whose_start_failed_for_its_other_hosts_waits_until_it_is_tried_again():
+    asleep = observed("asleep", retry_at=NOW + 0.1)
+    assert next_for(WANT, asleep) is None
+    assert next_for(replace(WANT, fingerprint="other"), asleep) == Start(key=KEY)
 
 
 def test_a_model_that_may_no_longer_sleep_is_woken():
-    assert next_for(WANT, observed("asleep")) == Start(key=KEY)
+    assert next_for(WANT, observed("asleep", retry_at=NOW)) == Start(key=KEY)
 
 
 # --- room

@@ -152,8 +152,8 @@ def test_a_restart_ends_the_waiting_of_a_failed_one(site):
 @pytest.mark.django_db
 def test_a_model_is_not_wanted_from_the_day_on_which_it_retires(site, settings):
     settings.TIME_ZONE = "Asia/Tokyo"
-    host = repository.get_or_create_host("here")
-    model = site.model("m", retires_on=timezone.datetime(2026, 4, 1).date(), host_id=host.id)
+    host = Host.objects.create(name="here")
+    model = site.model("m", retires_on=timezone.datetime(2026, 4, 1).date(), host=host)
     with time_machine.travel("2026-03-31T14:59:00Z", tick=False), timezone.override("Asia/Tokyo"):
         assert repository.desired_models(host.id)[model.pk].enabled
     with time_machine.travel("2026-03-31T15:00:00Z", tick=False), timezone.override("Asia/Tokyo"):

@@ -21,8 +21,8 @@ from modelregistry import routes
 from modelregistry.models import Host, WakeRequest
 from modelregistry.process import process
 from modelregistry.supervisor.adoption import ADOPTED
+from modelregistry.supervisor.database import DATABASE_AWAY, DATABASE_BACK
 from modelregistry.supervisor.loop import SHIM_KILLED
-from modelregistry.supervisor.state_sync import DATABASE_AWAY, DATABASE_BACK
 from tests import ports
 from tests.modelregistry import paper_models
 from tests.modelregistry.site import FAKE, REFUSAL, stream
@@ -47,7 +47,7 @@ def test_a_model_is_started_and_offered_once_it_answers(site):
     assert stream(ready, 2).rest().endswith("[DONE]\n\n")
     assert ready.pk == starting.pk
     assert ready.pid == site.run_of(ready).engine.pid
-    until(lambda: site.replica().memory_bytes > 1_000_000)
+    until(lambda: (site.replica().memory_bytes or 0) > 1_000_000)
     assert Host.objects.get(name="here").seen_at
 
 

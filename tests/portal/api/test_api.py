@@ -1,5 +1,6 @@
 """The API as a whole: who calls, with what, and how it describes itself to them."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -7,8 +8,11 @@ from django.contrib.staticfiles.finders import find
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
+from django.core.validators import ProhibitNullCharactersValidator
 from django.test import Client
 from django.utils import timezone
+from django.utils.translation import override
+from drf_spectacular.generators import SchemaGenerator
 from rest_framework.exceptions import ValidationError as WrongField
 
 from portal.accounts.models import User
@@ -21,7 +25,7 @@ from portal.keys.management_keys import usable_scopes
 from portal.keys.models import ManagementKey
 from portal.operations.serializers import Model
 from portal.web.rest import scopes
-from portal.web.rest.strict_fields import CharField
+from portal.web.rest.strict_fields import CharField, KnownFields
 from tests.pages import management_key_of, serve
 from tests.portal.calling import Caller
 from tests.translations import japanese  # noqa: F401 - a fixture
@@ -34,6 +38,56 @@ def _nobody_was_wrong_before():
     cache.clear()
 
 
+def names_within(part) -> set[str]:
+    """Return the names of the components to which a part of the description refers."""
+    values = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    found = {part["$ref"].rpartition("/")[2]} if isinstance(part, dict) and "$ref" in part else set()
+    return found.union(*map(names_within, values))
+
+
+def subclasses(of: type) -> set[type]:
+    return {of}.union(*map(subclasses, of.__subclasses__()))
+
+
+def test_every_body_refuses_fields_that_it_does_not_know():
+    described = SchemaGenerator().get_schema(request=None, public=True)
+    components = described["components"]["schemas"]
+    operations = [one for path in described["paths"].values() for one in path.values() if isinstance(one, dict)]
+    found, left = set(), {name for one in operations for name in names_within(one.get("requestBody", {}))}
+    while left - found:
+        found |= left
+        left = {name for one in left for name in names_within(components[one])}
+    bodies = {
+        name.removeprefix("Patched").removesuffix("Request") for name in found if "properties" in components[name]
+    }
+    assert len(bodies) > 30
+    assert bodies - {one.__name__ for one in subclasses(KnownFields)} == set()
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "prices/"), ("PATCH", "me/settings/")])
+def test_an_unknown_field_is_named(call, olivia, method, path):
+    answer = call(olivia)(method, path, {"kind": "model", "model": "a", "until": "2026-12-01"})
+    assert answer.status_code == 400
+    assert "#/until" in [one["pointer"] for one in answer.json()["errors"]]
+
+
+def test_a_body_of_null_and_a_null_character_are_refused_in_the_language_of_the_request(client, olivia):
+    client.force_login(olivia)
+    found = {}
+    for language in ("en", "ja"):
+        for name, body in (("null", "null"), ("character", r'{"slug": "x", "name": "a\u0000b"}')):
+            sent = {"content_type": "application/json", "headers": {"accept-language": language}}
+            answer = client.post("/api/v1/tenants/", body, **sent)
+            assert answer.status_code == 400
+            found[name, language] = {one["detail"] for one in answer.json()["errors"]}
+    for name in ("null", "character"):
+        assert all(map(str.isascii, found[name, "en"]))
+        assert not any(map(str.isascii, found[name, "ja"]))
+    with override("ja"):
+        assert str(ProhibitNullCharactersValidator.message) in found["character", "ja"]
+    assert "何か文字を入力してください。" not in found["character", "ja"]  # Django's translation
+
+
 def key_for(user: User, *held: str, days: float = 30) -> str:
     """Return the text of a new management key."""
     return management_key_of(user, *held, life=timedelta(days=days))[1]
@@ -44,6 +98,41 @@ def with_key(text: str) -> Client:
 
 
 # --- with what
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (b"{bad", ["1", "2"]),
+        (b'{"name": 1,\n "a" 2}', ["2", "6"]),
+        (b'{"name": "\x82\xa0"}', ["8", "11"]),
+        (b"\xff\xfe{", ["8", "1"]),
+        (b'{"name": NaN}', []),
+        (b'{"name": ' + b"9" * 5000 + b"}", []),
+        (b"[" * 50_000, []),
+        (b'{"name": "\\ud800"}', []),
+    ],
+)
+@pytest.mark.parametrize("charset", ["", "; charset=utf-16"])
+def test_what_is_wrong_with_a_body_is_said_in_the_readers_words_with_the_place(olivia, body, language, place, charset):
+    client = with_key(key_for(olivia))
+    answer = client.generic(
+        *("POST", "/api/v1/keys/", body),
+        content_type=f"application/json{charset}",
+        headers={"accept-language": language},
+    )
+    assert (answer.status_code, answer["content-type"]) == (400, "application/problem+json")
+    detail = answer.json().get("errors", [answer.json()])[0]["detail"]
+    assert sorted(re.findall(r"\d+", detail)) == sorted(place)
+    foreign = set(re.findall("[A-Za-z]+", detail)) - {"JSON", "UTF", "NaN"}
+    assert bool(foreign) is (language == "en")
+
+
+def test_a_body_may_begin_with_a_byte_order_mark(olivia):
+    body = b'\xef\xbb\xbf{"name": "k"}'
+    answer = with_key(key_for(olivia)).generic("POST", "/api/v1/keys/", body, content_type="application/json")
+    assert [fault["pointer"] for fault in answer.json()["errors"]] == ["#/tenant"]
 
 
 @pytest.mark.parametrize("bracket", ["[", '{"a":'])
@@ -185,6 +274,7 @@ def test_who_tries_many_wrong_keys_is_told_to_wait_and_a_right_one_still_works(o
     assert told == [401] * management_key_throttle.MAX_WRONG + [429]
     answer = client.get("/api/v1/hosts/")
     assert (answer["retry-after"], answer["content-type"]) == ("60", "application/problem+json")
+    assert re.findall(r"\d+", answer.json()["detail"]) == ["60"]  # the waiting time is said once
     assert with_key(text).get("/api/v1/hosts/").status_code == 200
     elsewhere = Client(REMOTE_ADDR="10.9.8.7", headers={"authorization": "Bearer mdm_wrong"})
     assert elsewhere.get("/api/v1/hosts/").status_code == 401
@@ -246,6 +336,17 @@ def test_everybody_reads_of_what_is_theirs(alice, olivia):
     assert {"hosts", "models", "replicas"} <= paths(olivia)
     assert not {"hosts", "models", "replicas", "overview", "presets"} & paths(alice)
     assert "hosts" not in paths(None, with_key(key_for(olivia, "usage:read")))
+
+
+@pytest.mark.usefixtures("japanese")
+def test_the_description_is_in_the_language_of_who_reads_it(alice):
+    client = Client()
+    client.force_login(alice)
+    english, translated, again = (
+        client.get("/api/schema/", headers={"accept-language": language}).json()["info"]["description"]
+        for language in ("en", "ja", "en")
+    )
+    assert english == again != translated
 
 
 def test_the_description_is_for_who_is_signed_in(alice):

@@ -37,6 +37,7 @@ def form_of(model: ServedModel, **more) -> dict[str, object]:
         "url": model.url,
         "replicas": 1,
         "tensor_parallel": 1,
+        "nodes": 1,
         "args": "[]",
         "gpus": "[]",
         "allowed_risks": "[]",

@@ -71,7 +71,7 @@ class TestCards:
         cards = all_of(read(as_alice, "/models/"), "li.model")
         assert {card["data-model"].removeprefix("m-"): card["data-state"] for card in cards} == {
             **{"ready": "up", "asleep": "asleep", "starting": "starting"},
-            **dict.fromkeys(["unhealthy", "draining", "stopped", "backoff", "failed"], "down"),
+            **dict.fromkeys(["joined", "unhealthy", "draining", "stopped", "backoff", "failed"], "down"),
         }
 
     def test_badges_are_from_arguments_files_names_and_operators(self, as_alice):

@@ -17,6 +17,7 @@ from django.db.models import Count, F, Sum
 from django.utils import timezone
 
 from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.overview import ModelState
 from modelregistry.supervisor import repository
 from portal.accounts.models import Membership, Tenant, User
 from portal.adoption.models import COMPANY, AdoptionJourney, AdoptionSummary
@@ -32,6 +33,7 @@ from portal.lessons.models import Seminar, StepDone
 from portal.news.models import Announcement
 from portal.notifications.models import Notice
 from portal.notifications.types import KINDS
+from portal.operations.overview import read_overview
 from portal.prices import price_list
 from portal.prices.models import TenantBudget, TokenPrice
 from portal.quotas.models import Quota, QuotaRequest
@@ -303,7 +305,34 @@ def test_a_supervisor_of_this_machine_starts_none_of_its_models(filled, settings
     mine = Host.objects.create(name=settings.HOST_NAME)
     assert Replica.objects.filter(state="ready").count() > 10
     assert repository.desired_models(mine.pk) == {}
-    assert not ServedModel.objects.filter(host=None).exists()
+    free = ServedModel.objects.filter(host=None)
+    assert free.exists()
+    assert not free.filter(placements=None).exists()
+
+
+def test_one_host_is_silent_and_what_ran_there_was_moved(filled):
+    seen = read_overview(NOW, {})
+    (silent,) = seen.silent
+    (remainder,) = silent.placed
+    assert remainder[1].now.moved_to
+    (model,) = [model for model in seen.models if model.name == remainder[0].name]
+    assert (model.state, model.troubled) == (ModelState.READY, None)
+    assert seen.controller is not None
+    assert seen.controller.alive
+    assert {"host-silent", "replicas-moved"} <= set(Notice.objects.values_list("kind", flat=True))
+
+
+def test_one_model_is_split_over_two_hosts_and_another_has_no_room_for_what_other_work_has_booked(filled):
+    seen = read_overview(NOW, {})
+    (split,) = [model for model in seen.models if model.now.nodes > 1]
+    assert (split.state, split.troubled) == (ModelState.READY, None)
+    assert [(one.now.rank, one.now.state) for one in split.replicas] == [(0, "ready"), (1, "joined")]
+    assert len(split.hosts) == 2
+    (short,) = seen.short
+    (shared,) = [host for host in seen.hosts if any(one.others for one in host.now.bookings)]
+    (booked,) = [one for one in shared.now.bookings if one.others]
+    assert short.now.shortage.host == shared.name
+    assert short.now.shortage.free == booked.offered - booked.others < short.now.shortage.need
 
 
 def test_the_command_fills_an_empty_database_and_no_other(empty, settings, tmp_path):
@@ -317,4 +346,5 @@ def test_the_command_fills_an_empty_database_and_no_other(empty, settings, tmp_p
         call_command("demodata", stdout=out)
     assert isinstance(caught.value.__cause__, company.NotEmpty)
     assert UsageRecord.objects.count() == calls
-    assert set(ServedModel.objects.filter(host=None).values_list("name", flat=True)) == {"smollm2", "minilm"}
+    real = ServedModel.objects.filter(host=None, placements=None)  # the others were placed on hosts that do not exist
+    assert set(real.values_list("name", flat=True)) == {"smollm2", "minilm"}

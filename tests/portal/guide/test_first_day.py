@@ -106,6 +106,11 @@ class TestRules:
         assert one_of(response, "[name=rules_ja]").text == "私の"
         assert HouseRules.objects.get().rules_ja == "**顧客名**は不可"
 
+    def test_what_is_sent_twice_is_saved_once(self, as_olivia):
+        for _again in range(2):
+            send(as_olivia, "/start/rules/", **self.FORM)
+        assert HouseRules.objects.get().edition == 1
+
     def test_a_text_beyond_the_bound_is_refused_and_kept_in_the_form(self, as_olivia):
         text = "あ" * (MAX_LENGTH + 1)
         response = as_olivia.post("/start/rules/", {**self.FORM, "rules_ja": text})

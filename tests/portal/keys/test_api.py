@@ -316,10 +316,13 @@ def test_me(call, alice, bob, olivia, research):
 
 def test_settings(call, alice):
     assert call(alice).get("me/settings/") == {"language": "", "wants_mail": True, "wants_tips": True}
-    answer = call(alice)("PATCH", "me/settings/", {"language": "ja", "wants_mail": False, "is_staff": True})
+    answer = call(alice)("PATCH", "me/settings/", {"language": "ja", "wants_mail": False})
     assert answer.json() == {"language": "ja", "wants_mail": False, "wants_tips": True}
     alice.refresh_from_db()
-    assert (alice.language, alice.wants_mail, alice.is_staff) == ("ja", False, False)
+    assert (alice.language, alice.wants_mail) == ("ja", False)
+    assert call(alice)("PATCH", "me/settings/", {"language": "en", "is_staff": True}).status_code == 400
+    alice.refresh_from_db()
+    assert (alice.language, alice.is_staff) == ("ja", False)
     assert call(alice)("PATCH", "me/settings/", {"language": "fr"}).status_code == 400
 
 

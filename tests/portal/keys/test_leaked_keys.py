@@ -16,10 +16,10 @@ def key(alice, research) -> str:
     return issue_key(tenant=research, user=alice, name="laptop")[1]
 
 
-def paste(client, who, text: str) -> str:
+def paste(client, who, text: str, *, status: int = 200) -> str:
     client.force_login(who)
     response = client.post("/keys/found/", {"text": text})
-    assert response.status_code == 200
+    assert response.status_code == status
     return response.content.decode()
 
 
@@ -35,7 +35,7 @@ def test_a_stranger_ends_it_and_its_owner_sees_why(client, charlie, alice, key):
 
 def test_it_is_never_sent_back_nor_kept(client, charlie, key):
     assert key not in paste(client, charlie, key)
-    assert key not in paste(client, charlie, key + "x" * 100_000)
+    assert key not in paste(client, charlie, key + "x" * 100_000, status=400)
     event = AuditEvent.objects.filter(action="key.revoke").get()
     assert (event.actor, event.after["revoked_because"]) == (charlie, "leaked")
     assert key not in str(AuditEvent.objects.values_list("before", "after"))
@@ -55,11 +55,11 @@ def test_a_key_that_was_revoked_before_keeps_its_reason(client, charlie, key):
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
-    [("nothing here", "[data-none]"), ("mdg_abcdefgh", "[data-none]"), ("", "#id_text_error")],
+    ("text", "shown", "status"),
+    [("nothing here", "[data-none]", 200), ("mdg_abcdefgh", "[data-none]", 200), ("", "#id_text_error", 400)],
 )
-def test_what_is_no_key_is_said_to_be_none(client, charlie, key, text, shown):
-    assert has(paste(client, charlie, text), shown)
+def test_what_is_no_key_is_said_to_be_none(client, charlie, key, text, shown, status):
+    assert has(paste(client, charlie, text, status=status), shown)
     assert ApiKey.objects.get().revoked_at is None
 
 

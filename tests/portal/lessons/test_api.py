@@ -1,5 +1,6 @@
 """Courses and seminars in the API."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -135,6 +136,14 @@ class TestSeminars:
         refused = post(as_bob, "seminars/", plan(title=title), 400)
         assert [one["pointer"] for one in refused["errors"]] == ["#/title"]
 
+    def test_what_is_missing_is_named_and_said_once(self, as_bob, research):
+        refused = post(as_bob, "seminars/", {}, 400)
+        names, sentences = zip(*((one["pointer"][2:], one["detail"]) for one in refused["errors"]), strict=True)
+        assert len(names) > 2
+        assert len(set(sentences)) == 1
+        assert refused["detail"].count(sentences[0]) == 1
+        assert all(name in refused["detail"] for name in names)
+
     def test_what_is_left_out_is_as_the_page_suggests(self, as_bob, research):
         made = post(as_bob, "seminars/", plan(), 201)
         suggested = {name: field.initial for name, field in PlanForm.base_fields.items()}
@@ -201,8 +210,11 @@ class TestSeminars:
 
     def test_people_are_invited_by_name(self, as_bob, alice, charlie, seminar):
         found = post(as_bob, f"seminars/{seminar.pk}/people/", {"people": ["alice", "charlie"]})
-        assert found == {"invited": ["alice"], "unknown": ["charlie"], "ambiguous": []}
+        of_others = {"let_back": [], "unknown": ["charlie"], "ambiguous": []}
+        assert found == {**of_others, "invited": ["alice"], "already": []}
         assert notified("seminar-invited") == ["alice"]
+        again = post(as_bob, f"seminars/{seminar.pk}/people/", {"people": ["alice", "charlie"]})
+        assert again == {**of_others, "invited": [], "already": ["alice"]}
 
     def test_each_name_is_one_however_long_they_are_together(self, as_bob, research, seminar):
         one = person("jones", research)
@@ -227,8 +239,17 @@ class TestSeminars:
             row = post(as_bob, f"seminars/{seminar.pk}/take-back/", body)
             assert (row["username"], row["has_key"]) == ("alice", False)
         assert notified("key-revoked") == ["alice"]
+        for body in ({"code": seminars.code_of(seminar)}, {"seminar": seminar.pk}):
+            assert "key" not in post(client_of(alice), "seminars/join/", body, 409)
         with pytest.raises(seminars.KeyOfTheSeminar):
             lifecycle.rotate_key(participant.key, timedelta(0), by=alice)
+
+    def test_who_is_invited_again_joins_again(self, as_bob, alice, seminar):
+        seminars.join_seminar(alice, seminars.code_of(seminar), timezone.now())
+        post(as_bob, f"seminars/{seminar.pk}/take-back/", {"person": "alice"})
+        found = post(as_bob, f"seminars/{seminar.pk}/people/", {"people": ["alice"]})
+        assert (found["invited"], found["let_back"], found["already"]) == (["alice"], ["alice"], [])
+        assert post(client_of(alice), "seminars/join/", {"seminar": seminar.pk}, 201)["has_key"]
 
     def test_a_person_joins_by_code_and_gets_the_key_once(self, as_alice, alice, seminar):
         joined = post(as_alice, "seminars/join/", {"code": seminars.code_of(seminar).lower()}, 201)
@@ -236,7 +257,9 @@ class TestSeminars:
         assert joined["seminar"]["id"] == seminar.pk
         assert "code" not in joined["seminar"]
         again = post(as_alice, "seminars/join/", {"code": seminars.code_of(seminar)})
-        assert (again["key"], again["text"]) == (joined["key"], None)
+        assert (again["key"], again["has_key"], again["text"]) == (joined["key"], True, None)
+        lifecycle.revoke_key(ApiKey.objects.get(user=alice), "lost", by=alice)
+        assert post(as_alice, "seminars/join/", {"code": seminars.code_of(seminar)})["has_key"] is False
         by_number = post(as_alice, "seminars/join/", {"seminar": seminar.pk})
         assert (by_number["key"], by_number["text"]) == (joined["key"], None)
 
@@ -257,6 +280,7 @@ class TestSeminars:
         code = seminars.code_of(seminar)
         refused = as_alice.post("/api/v1/seminars/join/", {"code": code}, JSON)
         assert (refused.status_code, refused["Retry-After"]) == (429, str(code_throttle.PERIOD))
+        assert re.findall(r"\d+", refused.json()["detail"]) == [str(code_throttle.PERIOD // 60)]
         assert as_alice.post("/lessons/join/", {"code": code}).status_code == 429
         cache.clear()
         assert post(as_alice, "seminars/join/", {"code": code}, 201)["text"]

@@ -9,7 +9,7 @@ import time_machine
 from django.conf import settings
 from django.core.cache import cache
 from django.core.exceptions import PermissionDenied
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import transaction
 from django.utils import timezone
 
@@ -23,6 +23,7 @@ from portal.lessons import code_throttle, invitations, progress, seminars
 from portal.lessons.courses import all_courses
 from portal.lessons.models import Seminar, SeminarParticipant, StepDone
 from portal.lessons.seminars import SeminarRefused
+from portal.quotas import administration, policy
 from portal.quotas.models import Quota, QuotaRequest
 from portal.usage.client_classes import DIFY, OPEN_WEBUI
 from portal.usage.models import UsageRecord
@@ -34,6 +35,11 @@ from tests.portal.browsing import WHOLE_KEY, client_of, read
 from tests.portal.recorded import notified
 from tests.seminars import seminar_of
 from tests.use_cases import use_case
+
+# What `setquota` takes away a guest's limit with.
+REMOVAL = ("--tenant=research", "--user=charlie", "--unit=tokens", "--per=day", "--amount=none")
+
+FULL_WIDTH = 0xFEE0  # from a letter, digit or hyphen to that of Japanese input
 
 pytestmark = pytest.mark.django_db
 
@@ -69,7 +75,16 @@ class TestCode:
     def test_two_seminars_have_two_codes(self, seminar, research, bob):
         assert seminars.code_of(seminar) != seminars.code_of(seminar_of(research, bob))
 
-    @pytest.mark.parametrize("typed", [str.lower, lambda code: code.replace("-", " "), lambda code: f" {code}\t"])
+    @pytest.mark.parametrize(
+        "typed",
+        [
+            str.lower,
+            lambda code: code.replace("-", " "),
+            lambda code: f" {code}\t",
+            lambda code: "".join(chr(ord(letter) + FULL_WIDTH) for letter in code),
+            lambda code: f"https://madoguchi.research-and-development.example.co.jp/lessons/join/#{code}",
+        ],
+    )
     def test_it_may_be_typed_comfortably(self, as_alice, seminar, typed):
         assert join(as_alice, typed(seminars.code_of(seminar))).status_code == 200
 
@@ -84,6 +99,7 @@ class TestOpening:
         assert texts(response.content.decode(), "[data-code]") == [seminars.code_of(seminar)]
         sheet = read(as_bob, f"/lessons/seminars/{seminar.pk}/sheet/")
         assert has(sheet, "svg")
+        assert has(sheet, "main a[data-house-rules][href='/start/#rules']")
         assert "style=" not in sheet.partition("<main")[2]
         assert seminars.code_of(seminar) not in sheet.partition("href=")[2].partition("data-code")[0]
 
@@ -244,45 +260,185 @@ class TestJoining:
         join(browser, seminars.code_of(seminar_of(research, olivia, is_company_wide=True)))
         assert ApiKey.objects.filter(user=charlie, tenant=research).count() == 2
 
-    def test_the_playground_of_a_guest_has_the_seminar_s_limit_while_it_runs(self, charlie, research, olivia):
-        def limits() -> list[int]:
-            return list(Quota.objects.filter(key=key).values_list("amount", flat=True))
+    def test_one_limit_binds_the_key_of_a_guest_and_the_playground_together(self, charlie, research, olivia):
+        def limits() -> list[tuple[str, int]]:
+            """Return the limits of the tenant's calls with the playground's key, by what they count."""
+            bound = policy.Policy(Quota.objects.all()).call(tenant=research.pk, user=charlie.pk, key=key.pk)
+            return [(one.scope, one.quota.amount) for one in bound]
 
         both = [seminar_of(research, olivia, is_company_wide=True, tokens=tokens) for tokens in (5000, 2000)]
         browser = client_of(charlie)
         join(browser, seminars.code_of(both[0]))
         assert browser.post("/try/research/key/").status_code == 200
         key = ApiKey.objects.get(user=charlie, is_playground=True)
-        assert list(Quota.objects.filter(key=key).values_list("unit", "window")) == [("tokens", "day")]
-        assert limits() == [5000]
+        assert limits() == [("member", 5000)]  # of the member: with all their keys
         seminars.change_seminar(olivia, both[0], timezone.now(), tokens=700)
-        assert limits() == [700]
+        assert limits() == [("member", 700)]
         join(browser, seminars.code_of(both[1]))
-        assert limits() == [2000]
+        assert limits() == [("member", 2700)]
         seminars.end_seminar(both[1], timezone.now())
-        assert limits() == [700]
+        seminars.close_due_seminars(timezone.now())
+        assert limits() == [("member", 2700)]  # what was used in it counts until midnight
+        with time_machine.travel(timezone.now() + timedelta(days=1)):
+            Seminar.objects.filter(pk=both[0].pk).update(ends_at=timezone.now() + timedelta(hours=1))
+            call_command("endseminars")  # without a visit of the guest
+            assert limits() == [("member", 700)]
         seminars.end_seminar(both[0], timezone.now())
-        Membership.objects.create(user=charlie, tenant=research)
-        assert browser.post("/try/research/key/").status_code == 200
         assert limits() == []
 
-    def test_a_key_of_the_playground_from_before_gets_the_limit_as_well(self, charlie, research, olivia):
-        membership = Membership.objects.create(user=charlie, tenant=research)
-        client_of(charlie).post("/try/research/key/")
-        membership.delete()
+    def test_a_guest_who_becomes_a_member_has_no_limit_by_a_seminar(self, charlie, research, olivia):
         seminar = seminar_of(research, olivia, is_company_wide=True, tokens=5000)
-        seminars.join_seminar(charlie, seminars.code_of(seminar), timezone.now())
-        key = ApiKey.objects.usable().get(user=charlie, is_playground=True)
-        assert [quota.amount for quota in Quota.objects.filter(key=key)] == [5000]
+        browser = client_of(charlie)
+        join(browser, seminars.code_of(seminar))
+        Membership.objects.filter(user=charlie).update(role=Membership.Role.ADMIN)
+        assert browser.post("/try/research/key/").status_code == 200
+        assert not Quota.objects.filter(user=charlie, tenant=research).exists()
 
-    def test_the_playground_of_a_member_has_no_limit_by_a_seminar(self, as_alice, alice, seminar):
+    def test_the_limit_of_a_guest_is_within_what_each_member_has(self, charlie, research, olivia):
+        Quota.objects.create(tenant=research, default_for="member", unit="tokens", window="day", amount=300)
+        join(client_of(charlie), seminars.code_of(seminar_of(research, olivia, is_company_wide=True, tokens=5000)))
+        assert Quota.objects.get(user=charlie, tenant=research).amount == 300
+        default = Quota.objects.get(default_for="member")
+        default.amount = 200
+        default.save()
+        assert Quota.objects.get(user=charlie, tenant=research).amount == 200
+        administration.delete_quota(default)
+        assert Quota.objects.get(user=charlie, tenant=research).amount == 5000
+
+    @pytest.mark.parametrize("change", [{"window": "month"}, {"unit": "requests"}, {"default_for": "service"}])
+    def test_a_default_that_becomes_another_one_limits_no_guest(self, charlie, research, olivia, change):
+        default = Quota.objects.create(tenant=research, default_for="member", unit="tokens", window="day", amount=300)
+        join(client_of(charlie), seminars.code_of(seminar_of(research, olivia, is_company_wide=True, tokens=5000)))
+        for name, value in change.items():
+            setattr(default, name, value)
+        default.save()
+        assert Quota.objects.get(user=charlie, tenant=research).amount == 5000
+
+    def test_a_limit_that_an_admin_gave_stays(self, charlie, research, olivia):
+        own = Quota.objects.create(tenant=research, user=charlie, unit="tokens", window="day", amount=9)
+        seminar = seminar_of(research, olivia, is_company_wide=True, tokens=5000)
+        join(client_of(charlie), seminars.code_of(seminar))
+        seminars.end_seminar(seminar, timezone.now())
+        assert [(one.pk, one.amount) for one in Quota.objects.filter(user=charlie)] == [(own.pk, 9)]
+
+    @pytest.mark.parametrize("by", ["page", "api", "command"])
+    def test_a_limit_of_a_seminar_that_an_admin_changes_is_theirs(self, by, charlie, research, olivia, bob):
+        seminar = seminar_of(research, olivia, is_company_wide=True, tokens=5000)
+        browser, admin = client_of(charlie), client_of(bob)
+        join(browser, seminars.code_of(seminar))
+        limit = Quota.objects.get(user=charlie)
+        if by == "page":
+            address = f"/tenant/research/quotas/give/?of=person:{charlie.pk}&kind=tokens/day&model="
+            assert admin.post(address, {"amount": "60"}).status_code == 302
+        elif by == "api":
+            answer = admin.patch(f"/api/v1/quotas/{limit.pk}/", {"amount": 60}, "application/json")
+            assert answer.status_code == 200
+        else:
+            owner = {"tenant": "research", "user": "charlie", "unit": "tokens", "per": "day"}
+            call_command("setquota", **owner, amount=60)
+        assert browser.post("/try/research/key/").status_code == 200
+        seminars.change_seminar(olivia, seminar, timezone.now(), tokens=700)
+        assert [one.amount for one in Quota.objects.filter(user=charlie)] == [60]
+        seminars.end_seminar(seminar, timezone.now())
+        assert [one.amount for one in Quota.objects.filter(user=charlie)] == [60]
+
+    def test_the_limit_of_a_seminar_is_not_removed_before_it_ends(self, charlie, research, olivia, bob):
+        seminar = seminar_of(research, olivia, is_company_wide=True, tokens=5000)
+        admin = client_of(bob)
+        join(client_of(charlie), seminars.code_of(seminar))
+        limit = Quota.objects.get(user=charlie)
+        refused = admin.delete(f"/api/v1/quotas/{limit.pk}/")
+        assert refused.status_code == 409
+        page = admin.post(f"/tenant/research/quotas/{limit.pk}/remove/", follow=True)
+        assert has(page, "p.notice.error")
+        assert Quota.objects.get(user=charlie).amount == 5000
+        changed = admin.patch(f"/api/v1/quotas/{limit.pk}/", {"amount": 60}, "application/json")
+        assert changed.status_code == 200
+        assert admin.delete(f"/api/v1/quotas/{limit.pk}/").status_code == 204
+        assert Quota.objects.get(user=charlie).amount == 5000  # the seminar's again
+        seminars.end_seminar(seminar, timezone.now())
+        assert not Quota.objects.filter(user=charlie).exists()
+
+    def test_neither_a_command_nor_the_admin_removes_it(self, as_olivia, charlie, research, olivia):
+        seminar = seminar_of(research, olivia, is_company_wide=True, tokens=5000)
+        join(client_of(charlie), seminars.code_of(seminar))
+        limit = Quota.objects.get(user=charlie)
+        with pytest.raises(CommandError) as refused:
+            call_command("setquota", *REMOVAL)
+        assert isinstance(refused.value.__cause__, administration.QuotaRefused)
+        page = as_olivia.post(f"/admin/quotas/quota/{limit.pk}/delete/", {"post": "yes"})
+        assert not has(page, "[name=post]"), "the admin offers to delete it"
+        several = {"action": "delete_selected", "_selected_action": [limit.pk], "post": "yes"}
+        as_olivia.post("/admin/quotas/quota/", several)
+        assert Quota.objects.get(user=charlie) == limit
+
+    @pytest.mark.parametrize("by", ["command", "admin", "admin, several"])
+    def test_where_another_limit_is_removed_the_seminar_s_applies_at_once(
+        self, by, as_olivia, charlie, research, olivia
+    ):
+        join(client_of(charlie), seminars.code_of(seminar_of(research, olivia, is_company_wide=True, tokens=5000)))
+        limit = Quota.objects.get(user=charlie)
+        limit.amount = 60
+        limit.save()
+        if by == "command":
+            call_command("setquota", *REMOVAL)
+        elif by == "admin":
+            assert as_olivia.post(f"/admin/quotas/quota/{limit.pk}/delete/", {"post": "yes"}).status_code == 302
+        else:
+            several = {"action": "delete_selected", "_selected_action": [limit.pk], "post": "yes"}
+            assert as_olivia.post("/admin/quotas/quota/", several).status_code == 302
+        assert Quota.objects.get(user=charlie).amount == 5000
+
+    def test_without_a_limit_of_the_seminar_a_guest_has_none(self, charlie, research, olivia):
+        for tokens in (None, 500):
+            join(
+                client_of(charlie),
+                seminars.code_of(seminar_of(research, olivia, is_company_wide=True, tokens=tokens)),
+            )
+        assert not Quota.objects.filter(user=charlie).exists()
+
+    def test_a_guest_whose_key_is_taken_back_loses_the_playground_too(self, as_olivia, charlie, research, olivia):
+        seminar = seminar_of(research, olivia, is_company_wide=True, tokens=5000)
+        browser = client_of(charlie)
+        join(browser, seminars.code_of(seminar))
+        browser.post("/try/research/key/")
+        assert ApiKey.objects.usable().filter(user=charlie, tenant=research).count() == 2
+        participant = SeminarParticipant.objects.get()
+        address = f"/lessons/seminars/{seminar.pk}/keys/{participant.pk}/"
+        assert has(as_olivia.get(address), "[data-guest]")
+        as_olivia.post(address, {"reason": "passed on"})
+        assert not ApiKey.objects.usable().filter(user=charlie, tenant=research).exists()
+        assert browser.post("/try/research/key/").status_code in (403, 404, 409)
+        assert not Quota.objects.filter(user=charlie, tenant=research).exists()
+        join(browser, seminars.code_of(seminar))  # a second time, with the same code
+        assert not Membership.objects.filter(user=charlie, tenant=research).exists()
+
+    def test_a_guest_of_two_seminars_stays_in_the_other_one_when_a_key_is_taken_back(self, charlie, research, olivia):
+        both = [seminar_of(research, olivia, is_company_wide=True, tokens=tokens) for tokens in (5000, 2000)]
+        for one in both:
+            join(client_of(charlie), seminars.code_of(one))
+        rows = [SeminarParticipant.objects.select_related("seminar__tenant").get(seminar=one) for one in both]
+        seminars.take_back_key(olivia, rows[0])
+        assert ApiKey.objects.usable().filter(user=charlie, tenant=research).count() == 1
+        assert Quota.objects.get(user=charlie, tenant=research).amount == 2000
+        seminars.take_back_key(olivia, rows[1])
+        assert not Membership.objects.filter(user=charlie, tenant=research).exists()
+        for one in both:
+            seminars.end_seminar(one, timezone.now())
+        assert not Quota.objects.filter(user=charlie).exists()
+
+    def test_a_member_whose_key_is_taken_back_stays_a_member(self, as_alice, alice, research, olivia, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        seminars.take_back_key(olivia, SeminarParticipant.objects.select_related("seminar__tenant").get())
+        assert as_alice.post("/try/research/key/").status_code == 200
+
+    def test_the_playground_of_a_member_has_no_limit_by_a_seminar(self, as_alice, alice, research, seminar):
         join(as_alice, seminars.code_of(seminar))
         as_alice.post("/try/research/key/")
-        key = ApiKey.objects.get(user=alice, is_playground=True)
-        own = Quota.objects.create(key=key, unit="tokens", window="day", amount=9)
+        own = Quota.objects.create(user=alice, tenant=research, unit="tokens", window="day", amount=9)
         as_alice.post("/try/research/key/")
         seminars.end_seminar(seminar, timezone.now())
-        assert list(Quota.objects.filter(key=key)) == [own]
+        assert list(Quota.objects.filter(user=alice)) == [own]
 
     def test_a_member_who_joins_makes_keys_as_before(self, as_alice, alice, research, seminar):
         join(as_alice, seminars.code_of(seminar))
@@ -471,9 +627,56 @@ class TestTakingBack:
         assert as_bob.post(path, {"reason": "passed on"}).status_code == 302
         assert not ApiKey.objects.usable().exists()
         assert notified("key-revoked") == ["alice"]
-        assert has(join(as_alice, seminars.code_of(seminar)).content.decode(), "[data-taken-back]")
+        again = join(as_alice, seminars.code_of(seminar))
+        assert (again.status_code, has(again, ".field.wrong .error")) == (400, True)
+        named = as_alice.post(f"/lessons/seminars/{seminar.pk}/join/")
+        assert (named.status_code, has(named, ".notice.error")) == (400, True)
         assert ApiKey.objects.count() == 1
         assert as_bob.get(path).status_code == 302
+
+    def test_its_person_is_not_shown_the_seminar_as_theirs(self, as_alice, as_bob, alice, carol, seminar):
+        as_bob.post(f"/lessons/seminars/{seminar.pk}/people/", {"names": "alice"})
+        join(as_alice, seminars.code_of(seminar))
+        assert has(read(as_alice, "/"), "[data-own-seminar=joined]")
+        take_back(as_bob, seminar)
+        for page in ("/", "/lessons/"):
+            assert not has(read(as_alice, page), "[data-own-seminar]")
+        page = read(as_alice, f"/lessons/seminars/{seminar.pk}/join/")
+        assert has(page, "main .notice.error")
+        assert not has(page, "main form")
+        seminars.change_seminar(seminar.opened_by, seminar, timezone.now(), ends_at=timezone.now() + timedelta(hours=3))
+        seminars.end_seminar(seminar, timezone.now())
+        assert notified("seminar-moved") == notified("seminar-over") == []
+
+    def test_who_revoked_their_key_is_taken_out_on_the_page(self, as_alice, as_bob, alice, bob, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        key, participant = ApiKey.objects.get(), SeminarParticipant.objects.get()
+        lifecycle.revoke_key(key, "lost", by=alice)
+        path = f"/lessons/seminars/{seminar.pk}/keys/{participant.pk}/"
+        assert has(read(as_bob, f"/lessons/seminars/{seminar.pk}/"), f"[data-participant=alice] a[href='{path}']")
+        page = read(as_bob, path)
+        assert has(page, "[data-revoked]")
+        assert not has(page, "[name=reason]")
+        assert as_bob.post(path).status_code == 302
+        assert not has(read(as_bob, f"/lessons/seminars/{seminar.pk}/"), f"a[href='{path}']")
+        assert seminars.count_places_taken(seminar) == 0
+        with pytest.raises(lifecycle.KeyRefused):
+            lifecycle.rotate_key(key, timedelta(), by=alice)
+
+    def test_who_is_out_is_not_counted_and_is_named_so(self, as_alice, as_bob, alice, carol, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        use(ApiKey.objects.get())
+        join(client_of(carol), seminars.code_of(seminar))
+        lifecycle.revoke_key(ApiKey.objects.get(user=carol), "lost", by=carol)
+        take_back(as_bob, seminar)
+        page = read(as_bob, f"/lessons/seminars/{seminar.pk}/")
+        assert [texts(page, f"[{name}]") for name in ("data-joined", "data-with-key", "data-answered")] == [
+            ["1"],
+            ["0"],
+            ["0"],
+        ]
+        assert has(page, "[data-participant=alice] [data-out]")
+        assert not has(page, "[data-participant=carol] [data-out]")
 
     def test_it_cannot_be_replaced_by_its_person(self, as_alice, alice, bob, seminar):
         join(as_alice, seminars.code_of(seminar))
@@ -506,6 +709,23 @@ class TestTakingBack:
         new, _ = lifecycle.rotate_key(key, timedelta(), by=alice)
         assert SeminarParticipant.objects.get().key == new
 
+    def test_who_revoked_it_reads_where_to_replace_it(self, as_alice, alice, seminar):
+        join(as_alice, seminars.code_of(seminar))
+        key = ApiKey.objects.get()
+        lifecycle.revoke_key(key, "lost", by=alice)
+        page = join(as_alice, seminars.code_of(seminar))
+        assert has(page, "[data-revoked]")
+        assert has(page, f"[data-joined-before] [href='/keys/{key.prefix}/']")
+
+    def test_it_frees_the_place(self, as_alice, as_bob, alice, bob, seminar):
+        seminars.change_seminar(bob, seminar, timezone.now(), places=1)
+        join(as_alice, seminars.code_of(seminar))
+        assert join(as_bob, seminars.code_of(seminar)).status_code == 400
+        seminars.take_back_key(bob, SeminarParticipant.objects.get())
+        assert join(as_bob, seminars.code_of(seminar)).status_code == 200
+        rows = seminars.read_participants(seminar)
+        assert [(row.person.username, row.has_key) for row in rows] == [("bob", True), ("alice", False)]
+
     def test_after_the_end_nothing_is_taken_back(self, as_alice, as_bob, bob, seminar):
         join(as_alice, seminars.code_of(seminar))
         participant = SeminarParticipant.objects.get()
@@ -528,6 +748,59 @@ class TestTakingBack:
         assert as_bob.post(f"/lessons/seminars/{other.pk}/keys/{participant.pk}/").status_code == 404
         with pytest.raises(PermissionDenied):
             seminars.take_back_key(alice, participant)
+
+
+class TestLettingBack:
+    @pytest.fixture
+    def company_wide(self, research, olivia) -> Seminar:
+        return seminar_of(research, olivia, is_company_wide=True, tokens=5000, places=1)
+
+    def test_who_is_invited_again_joins_with_a_new_key(self, as_olivia, charlie, research, company_wide):
+        browser, people = client_of(charlie), f"/lessons/seminars/{company_wide.pk}/people/"
+        join(browser, seminars.code_of(company_wide))
+        old = ApiKey.objects.get()
+        take_back(as_olivia, company_wide)
+        answer = as_olivia.post(people, {"names": "charlie"}, follow=True)
+        assert has(answer, "[data-notice=let-back]")
+        assert has(answer, "[data-awaited=charlie]")
+        assert seminars.count_places_taken(company_wide) == 1
+        assert notified("seminar-invited") == ["charlie"]
+        assert has(read(browser, "/"), "[data-own-seminar=named]")
+        assert WHOLE_KEY.search(browser.post(f"/lessons/seminars/{company_wide.pk}/join/").content.decode())
+        row = SeminarParticipant.objects.select_related("key").get()
+        assert (row.key.replaces, row.key.state, row.added_to_tenant) == (old, "active", True)
+        assert row.joined_at == row.key.created_at
+        assert Quota.objects.get(user=charlie, tenant=research).amount == 5000
+        with pytest.raises(lifecycle.KeyRefused):  # the old one stays without another successor
+            lifecycle.rotate_key(old, timedelta(), by=charlie)
+        assert has(as_olivia.post(people, {"names": "charlie"}, follow=True), "[data-notice=already]")
+
+    def test_an_invitation_from_before_lets_no_one_back(self, as_olivia, olivia, charlie, company_wide):
+        browser = client_of(charlie)
+        for _again in range(2):  # also not the one that let them back
+            invitations.name_people(olivia, company_wide, [charlie])
+            assert join(browser, seminars.code_of(company_wide)).status_code == 200
+            take_back(as_olivia, company_wide)
+            assert join(browser, seminars.code_of(company_wide)).status_code == 400
+            assert browser.post(f"/lessons/seminars/{company_wide.pk}/join/").status_code == 400
+        assert not ApiKey.objects.usable().filter(user=charlie).exists()
+        assert not Membership.objects.filter(user=charlie, tenant=company_wide.tenant).exists()
+
+    def test_the_invitation_may_be_withdrawn(self, as_olivia, olivia, charlie, company_wide):
+        join(client_of(charlie), seminars.code_of(company_wide))
+        take_back(as_olivia, company_wide)
+        invitations.name_people(olivia, company_wide, [charlie])
+        invitations.withdraw_name(olivia, company_wide, charlie)
+        assert join(client_of(charlie), seminars.code_of(company_wide)).status_code == 400
+        assert seminars.count_places_taken(company_wide) == 0
+
+    def test_their_place_may_be_another_s(self, as_olivia, olivia, alice, charlie, company_wide):
+        join(client_of(charlie), seminars.code_of(company_wide))
+        take_back(as_olivia, company_wide)
+        join(client_of(alice), seminars.code_of(company_wide))
+        with pytest.raises(SeminarRefused) as refused:
+            invitations.name_people(olivia, company_wide, [charlie])
+        assert refused.value.code == "places"
 
 
 class TestAudit:
@@ -752,3 +1025,19 @@ class TestProgress:
 def called_with(text: str) -> ApiKey:
     """Return the key that a gateway would find for the text."""
     return ApiKey.objects.usable().get(digest=digest_of(text, settings.API_KEY_SECRET))
+
+
+def take_back(browser, seminar: Seminar) -> None:
+    """Take the key of the first participant back, on the page."""
+    first = seminar.participants.earliest("pk")
+    assert browser.post(f"/lessons/seminars/{seminar.pk}/keys/{first.pk}/", {"reason": "passed on"}).status_code == 302
+
+
+def test_a_seminar_keeps_its_code_while_the_secret_is_replaced(settings, seminar, alice):
+    settings.API_KEY_SECRET, settings.API_KEY_SECRET_FALLBACKS = "the new one", [settings.API_KEY_SECRET]
+    code = seminars.code_of(seminar)
+    participant, text = seminars.join_seminar(alice, code, timezone.now())
+    assert (participant.user, bool(text)) == (alice, True)
+    settings.API_KEY_SECRET_FALLBACKS = []
+    with pytest.raises(SeminarRefused):
+        seminars.join_seminar(alice, code, timezone.now())

@@ -3,6 +3,7 @@
 import pytest
 
 from portal.audit.models import AuditEvent
+from portal.news import announcements
 from portal.news.models import Announcement
 from tests.news import HOUR, announce
 
@@ -85,6 +86,21 @@ def test_maintenance_at_the_same_time_is_refused(call, olivia):
     assert (answer.status_code, Announcement.objects.count()) == (400, 1)
     row = Announcement.objects.get()
     assert call(olivia)("PATCH", f"news/{row.pk}/", {"title_ja": "工事"}).status_code == 200
+
+
+def test_two_operators_who_write_at_once_lose_nothing(call, olivia, monkeypatch):
+    """What another one has written while this one waited for the lock is read after it."""
+    row = announce()
+    lock = announcements.lock_announcements
+
+    def wait_for_another() -> None:
+        Announcement.objects.filter(pk=row.pk).update(title_en="Theirs")
+        lock()
+
+    monkeypatch.setattr(announcements, "lock_announcements", wait_for_another)
+    assert call(olivia)("PATCH", f"news/{row.pk}/", {"title_ja": "工事"}).status_code == 200
+    row.refresh_from_db()
+    assert (row.title_ja, row.title_en) == ("工事", "Theirs")
 
 
 def test_the_queries_of_a_list_do_not_grow(call, olivia, sales, django_assert_max_num_queries):

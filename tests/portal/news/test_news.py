@@ -6,10 +6,10 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.utils import timezone, translation
 
+from modelregistry.version import VERSION
 from portal.audit.models import AuditEvent
 from portal.news import announcements, changelog
 from portal.news.models import Announcement, ClosedBanner
-from portal.version import VERSION
 from tests.html import all_of, has, one_of, texts
 from tests.news import HOUR, announce
 from tests.portal.browsing import client_of, read, send

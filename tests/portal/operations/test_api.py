@@ -59,6 +59,7 @@ ADDRESSES = [
     ("GET", "models/1/loops/"),
     ("GET", "models/1/evictions/"),
     ("GET", "hosts/1/evictions/"),
+    ("GET", "hosts/1/moves/"),
     ("GET", "models/1/canary/"),
     ("POST", "models/1/canary/"),
     ("POST", "models/predict/"),

@@ -11,10 +11,20 @@ from django.utils.html import escape
 
 from modelregistry import sampling
 from modelregistry.engines.registry import engine_named
-from modelregistry.failure_advice import ADVICE
+from modelregistry.failure_advice import ADVICE, UNKNOWN
 from modelregistry.fit import estimate
 from modelregistry.hostside.own_address import AddressFault
-from modelregistry.models import Host, LogSubscription, LogTail, Replica, ServedModel
+from modelregistry.models import (
+    ControllerClaim,
+    Host,
+    HostReport,
+    LogSubscription,
+    LogTail,
+    Replica,
+    ReplicaMove,
+    ReplicaPlacement,
+    ServedModel,
+)
 from modelregistry.sampling import check_sampling
 from portal.audit.models import AuditEvent
 from portal.operations import model_history
@@ -76,13 +86,13 @@ class TestWhoMaySeeThem:
 class TestOverview:
     def test_its_cost_does_not_grow_with_models_and_hosts(self, as_olivia, django_assert_num_queries):
         serve("qwen-0")
-        # session, user, the bar on top, news; usage; models, replicas, aliases; hosts; unrecorded; loops
-        with django_assert_num_queries(12):
+        # session, user, the bar on top, news; usage; models, replicas, aliases; hosts; controller; unrecorded; loops
+        with django_assert_num_queries(13):
             as_olivia.get("/operations/")
         fleet()
         for number in range(1, 20):
             serve(f"qwen-{number}")
-        with django_assert_num_queries(12):
+        with django_assert_num_queries(13):
             as_olivia.get("/operations/")
 
     def test_hosts_are_shown_with_who_holds_their_memory(self, as_olivia):
@@ -181,7 +191,7 @@ def files(tmp_path):
 def form_for(files: str) -> dict[str, str]:
     return {
         **{"name": "ezo", "engine": "vllm", "task": "chat", "path": files, "context": "4096", "slots": "2"},
-        **{"replicas": "1", "tensor_parallel": "1"},
+        **{"replicas": "1", "tensor_parallel": "1", "nodes": "1"},
     }
 
 
@@ -574,6 +584,16 @@ class TestHosts:
         assert 'data-maintained="gpu-01"' in page
         assert 'href="#attention"' in page
 
+    def test_a_model_over_several_hosts_needs_attention_for_the_one_in_maintenance(self, as_olivia):
+        cards = [host(name, gpu(0, "NVIDIA RTX 4090", 25.8, 20.0)) for name in ("gpu-01", "gpu-02")]
+        wide = model("wide", nodes=2)
+        for index, card in enumerate(cards):
+            replica(wide, card, "stopped", index=index)
+        Host.objects.filter(name="gpu-02").update(maintenance=True)
+        page = read(as_olivia, "/operations/")
+        assert 'data-maintained="gpu-02"' in page
+        assert 'data-maintained="gpu-01"' not in page
+
     @pytest.mark.parametrize("code", ["address-unknown", "address-missing", "address-slow"])
     @pytest.mark.parametrize("language", ["ja", "en"])
     def test_an_address_that_the_machine_does_not_have_is_told_in_the_readers_language(self, as_olivia, code, language):
@@ -607,6 +627,115 @@ class TestHosts:
 
     def test_a_host_in_maintenance_that_is_switched_off_needs_nobody(self, as_olivia):
         card = host("gpu-01", silent=timedelta(minutes=9))
+        Host.objects.filter(pk=card.pk).update(watched_at=timezone.now(), silent_since=card.seen_at)
         assert 'href="/operations/#host-gpu-01"' in read(as_olivia, "/operations/")
         Host.objects.filter(pk=card.pk).update(maintenance=True)
         assert 'href="/operations/#host-gpu-01"' not in read(as_olivia, "/operations/")
+
+
+class TestCluster:
+    """A cluster of two hosts, one of them silent for three minutes, whose replica was moved to the other one."""
+
+    @pytest.fixture
+    def silent(self) -> Host:
+        silent, other = host("gpu-01", silent=timedelta(minutes=3)), host("gpu-02")
+        now = timezone.now()
+        agent = {"version": "1.4.2", "python": "3.11.2", "boot": "6f1d5a20-4cc7", "fenced": True}
+        Host.objects.update(clustered=True, watched_at=now, agent=agent)
+        Host.objects.filter(pk=silent.pk).update(silent_since=now - timedelta(minutes=3))
+        ControllerClaim.objects.create(number="n", term=7, holder="site-1, process 9, /var", seen_at=now, since=now)
+        model = ServedModel.objects.create(name="qwen", engine="vllm", path="/qwen")
+        Replica.objects.create(model=model, host=silent, state="unhealthy")
+        Replica.objects.create(model=model, host=other, state="ready")
+        ReplicaPlacement.objects.create(model=model, number=0, host=other, at=now)
+        ReplicaMove.objects.create(
+            model=model, number=0, source="gpu-01", target="gpu-02", cause="silent", at=now - timedelta(minutes=2)
+        )
+        return silent
+
+    def test_a_silent_host_says_so_and_its_moved_replica_is_no_trouble_of_its_model(self, as_olivia, silent):
+        page = read(as_olivia, "/operations/")
+        assert one_of(page, "#host-gpu-01 [data-reach]")["data-reach"] == "silent"
+        assert one_of(page, "#host-gpu-02 [data-reach]")["data-reach"] == "online"
+        assert [one["data-silent"] for one in all_of(page, "#attention [data-silent]")] == ["gpu-01"]
+        assert not all_of(page, "#attention .state.broken")
+        assert one_of(page, "[data-live='state-qwen'] .state")["class"] == "state fine"
+        assert one_of(page, "[data-term]")["data-term"] == "7"
+        facts = one_of(page, "#host-gpu-01 .host-facts").text
+        assert all(fact in facts for fact in ("1.4.2", "3.11.2", "6f1d5a20"))
+
+    def test_what_is_booked_in_ray_is_shown_and_what_could_not_be_is_a_problem(self, as_olivia, silent):
+        late = {"code": "booking-held", "replica": "qwen #0", "detail": "qwen #0, GPU 0: 60.0 GB"}
+        found = {"offered": {"0": 80 * 10**9, "-1": 10**9}, "booked": {"0": 10**9}, "others": {"0": 10**10}}
+        Host.objects.filter(name="gpu-02").update(bookings={**found, "late": [late]})
+        page = read(as_olivia, "/operations/")
+        assert [one["data-booked"] for one in all_of(page, "#host-gpu-02 [data-booked]")] == ["0", "-1"]
+        assert len(all_of(page, "#host-gpu-02 [data-others]")) == 1
+        assert "qwen #0, GPU 0" in one_of(page, "#host-gpu-02 .notice.warning").text
+        assert not all_of(page, "#host-gpu-01 [data-booked]")
+
+    def test_the_page_of_a_host_shows_its_state_agent_cards_bookings_and_replicas(self, as_olivia, silent):
+        online = Host.objects.get(name="gpu-02")
+        HostReport.objects.filter(host=online).update(devices=[gpu(0, "NVIDIA H100", 85.0, 10.0)])
+        bookings = {"offered": {"0": 80 * 10**9}, "booked": {"0": 10**9}, "others": {}, "late": []}
+        Host.objects.filter(pk=online.pk).update(bookings=bookings)
+        page = read(as_olivia, f"/operations/hosts/{online.pk}/")
+        assert one_of(page, "[data-host-now] [data-reach]")["data-reach"] == "online"
+        assert [one["data-placed"] for one in all_of(page, "[data-host-now] [data-placed]")] == ["qwen"]
+        assert [one["data-booked"] for one in all_of(page, "[data-host-now] [data-booked]")] == ["0"]
+        assert "NVIDIA H100" in one_of(page, "[data-host-now]").text
+        assert "6f1d5a20" in one_of(page, "[data-host-now] .host-facts").text
+        page = read(as_olivia, f"/operations/hosts/{silent.pk}/")
+        assert one_of(page, "[data-host-now] [data-reach]")["data-reach"] == "silent"
+
+    def test_a_host_of_the_cluster_is_asked_for_no_address_and_keeps_its_own(self, as_olivia, silent):
+        online = Host.objects.get(name="gpu-02")
+        assert not all_of(read(as_olivia, f"/operations/hosts/{online.pk}/"), "#id_address")
+        change = {"address": "10.9.9.9", "maintenance": "on", "confirmed": "yes"}
+        as_olivia.post(f"/operations/hosts/{online.pk}/", change)
+        row = Host.objects.get(pk=online.pk)
+        assert (row.address, row.maintenance) == (online.address, True)
+
+    @pytest.mark.parametrize(("cause", "said"), [("host-silent", 0), ("no-answer", 1), ("bad-answer", 1), ("", 1)])
+    def test_what_the_check_of_an_engine_got_is_not_called_its_log(self, as_olivia, silent, cause, said):
+        ReplicaPlacement.objects.all().delete()
+        detail = "All connection attempts failed"
+        Replica.objects.filter(host=silent).update(cause=cause, detail=detail)
+        page = read(as_olivia, "/operations/models/qwen/")
+        assert not all_of(page, "[data-live=failure] [data-last-lines]")
+        checks = all_of(page, "[data-live=failure] [data-check]")
+        assert [detail in one.text for one in checks] == [True] * said
+        text = one_of(page, "[data-live=failure]").text
+        assert (str(UNKNOWN) in text, str(ADVICE.get(cause, "?")) in text) == (False, bool(cause))
+
+    def test_the_model_shows_where_its_replicas_are_and_what_was_moved(self, as_olivia, silent):
+        page = read(as_olivia, "/operations/models/qwen/")
+        assert len(all_of(page, "[data-moved]")) == 1
+        assert {one["data-bound"] for one in all_of(page, "[data-bound]")} == {"no"}
+        assert not all_of(page, "[data-live='failure'] .notice")
+        assert one_of(page, "[data-move]")["data-cause"] == "silent"
+        ServedModel.objects.update(host=Host.objects.get(name="gpu-02"))
+        page = read(as_olivia, "/operations/models/qwen/")
+        assert {one["data-bound"] for one in all_of(page, "[data-bound]")} == {"yes"}
+
+    def test_without_a_controller_the_page_says_that_and_blames_no_host(self, as_olivia, silent):
+        long_ago = timezone.now() - timedelta(minutes=5)
+        ControllerClaim.objects.update(seen_at=long_ago)
+        Host.objects.update(seen_at=long_ago, watched_at=long_ago)
+        page = read(as_olivia, "/operations/")
+        assert {one["data-reach"] for one in all_of(page, "[data-reach]")} == {"unwatched"}
+        assert len(all_of(page, "#attention [data-leaderless]")) == 1
+        assert not all_of(page, "#attention [data-silent]")
+        assert not all_of(page, "#attention [data-unwatched-host]")
+
+    def test_a_host_that_the_controller_does_not_look_at_is_named(self, as_olivia, silent):
+        host("old", silent=timedelta(days=2))
+        page = read(as_olivia, "/operations/")
+        assert [one["data-unwatched-host"] for one in all_of(page, "#attention [data-unwatched-host]")] == ["old"]
+
+    def test_it_is_removed_only_while_it_is_silent(self, as_olivia, silent):
+        online = Host.objects.get(name="gpu-02")
+        assert "data-needed" in read(as_olivia, f"/operations/hosts/{online.pk}/")
+        as_olivia.post(f"/operations/hosts/{online.pk}/remove/")
+        as_olivia.post(f"/operations/hosts/{silent.pk}/remove/")
+        assert [one.name for one in Host.objects.all()] == ["gpu-02"]

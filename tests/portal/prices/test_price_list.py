@@ -1,5 +1,6 @@
 """Prices that are wrong, or do not fit the others of their model, are refused with an error of a name."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,7 @@ from modelregistry.models import ServedModel
 from portal.prices import price_list
 from portal.prices.models import PriceOptions, TenantBudget, TokenPrice
 from portal.prices.price_list import PriceList
+from tests.html import all_of, texts
 from tests.pages import serve
 from tests.portal.recorded import audited
 
@@ -157,13 +159,15 @@ class TestPages:
         as_olivia.post(f"/prices/{one.pk}/", {**self.FORM, "output_price": "2.25"})
         one.refresh_from_db()
         assert one.output_price == Decimal("2.25")
+        [folded] = all_of(as_olivia.get(f"/prices/{one.pk}/"), "details.danger")
+        assert (len(folded.all("button")), "open" in folded.attributes) == (1, False)  # not pressed by accident
         as_olivia.post(f"/prices/{one.pk}/remove/")
         assert not TokenPrice.objects.exists()
 
     @pytest.mark.parametrize(("change", "code"), [({"model": "gwen"}, "no-model"), ({"output_price": "1000"}, "dear")])
     def test_what_may_not_be_meant_is_asked_once(self, as_olivia, change, code):
         answer = as_olivia.post("/prices/", {**self.FORM, **change})
-        assert answer.context["form"].caution.code == code
+        assert [one["data-caution"] for one in all_of(answer, "#caution [data-caution]")] == [code]
         assert not TokenPrice.objects.exists()
         confirmed = {"confirmed": answer.context["form"].confirmation()}
         other = {"input_price": "1000"} if code == "dear" else {"model": "owen"}
@@ -178,7 +182,8 @@ class TestPages:
     def test_an_answer_is_about_one_day_and_kind(self, as_olivia, other):
         dear = {**self.FORM, "output_price": "1000"}
         confirmed = {"confirmed": as_olivia.post("/prices/", dear).context["form"].confirmation()}
-        assert as_olivia.post("/prices/", {**dear, **other, **confirmed}).context["form"].caution.code == "dear"
+        answer = as_olivia.post("/prices/", {**dear, **other, **confirmed})
+        assert [one.code for one in answer.context["form"].cautions] == ["dear"]
         assert not TokenPrice.objects.exists()
 
     def test_a_day_too_long_ago_is_refused_with_the_first_year(self, as_olivia):
@@ -186,12 +191,11 @@ class TestPages:
         assert "2000" in str(answer.context["form"].errors["first_day"])
 
     def test_of_two_cautions_both_are_said(self, as_olivia):
-        single = [{"model": "gwen"}, {"output_price": "1000"}]
-        sentences = [
-            as_olivia.post("/prices/", {**self.FORM, **change}).context["form"].caution.sentence for change in single
-        ]
-        both = as_olivia.post("/prices/", {**self.FORM, **single[0], **single[1]}).context["form"].caution
-        assert (both.code, both.sentence) == ("no-model", " ".join(sentences))
+        plain = as_olivia.get("/prices/")
+        page = as_olivia.post("/prices/", {**self.FORM, "model": "gwen", "output_price": "1000"})
+        assert [one["data-caution"] for one in all_of(page, "#caution [data-caution]")] == ["no-model", "dear"]
+        button = "#add-price button.primary"
+        assert texts(page, button) != texts(plain, button), "the button does not say that it saves all the same"
 
     @pytest.mark.parametrize(
         "wrong", [{"input_price": "-1"}, {"first_day": "x"}, {"output_price": "1e9"}, {"model": ""}]
@@ -223,7 +227,7 @@ class TestApi:
         send = call(olivia)
         new = {"model": "qwen", "first_day": "2026-04-01", "input_price": "0.5", "output_price": "1.5"}
         answer = send("POST", "prices/", new)
-        assert (answer.status_code, answer.json()["caution"]) == (201, "")
+        assert (answer.status_code, answer.json()["cautions"]) == (201, [])
         number = answer.json()["id"]
         assert send("POST", "prices/", new).status_code == 400
         wrong = send("PATCH", f"prices/{number}/", {"last_day": "2026-03-01"}).json()["errors"]
@@ -231,11 +235,32 @@ class TestApi:
         assert send("PATCH", f"prices/{number}/", {"output_price": "3"}).json()["output_price"] == "3.000000"
         assert send("DELETE", f"prices/{number}/").status_code == 204
 
-    @pytest.mark.parametrize(("change", "code"), [({"model": "gwen"}, "no-model"), ({"output_price": "1000"}, "dear")])
-    def test_what_may_not_be_meant_is_saved_and_named(self, call, olivia, change, code):
+    def test_two_operators_who_change_one_price_at_once_lose_nothing(self, call, olivia, monkeypatch):
+        new = {"model": "qwen", "first_day": "2026-04-01", "input_price": "0.5", "output_price": "1.5"}
+        number = call(olivia)("POST", "prices/", new).json()["id"]
+        lock = price_list.lock_prices
+
+        def wait_for_another() -> PriceOptions:
+            TokenPrice.objects.filter(pk=number).update(input_price="0.25")
+            return lock()
+
+        monkeypatch.setattr(price_list, "lock_prices", wait_for_another)
+        assert call(olivia)("PATCH", f"prices/{number}/", {"output_price": "3"}).status_code == 200
+        price = TokenPrice.objects.get()
+        assert (price.input_price, price.output_price) == (Decimal("0.25"), Decimal(3))
+
+    @pytest.mark.parametrize(
+        ("change", "codes"),
+        [
+            ({"model": "gwen"}, ["no-model"]),
+            ({"output_price": "1000"}, ["dear"]),
+            ({"model": "gwen", "output_price": "1000"}, ["no-model", "dear"]),
+        ],
+    )
+    def test_what_may_not_be_meant_is_saved_and_named(self, call, olivia, change, codes):
         new = {"model": "qwen", "first_day": "2026-04-01", "input_price": "0.5", "output_price": "1.5"}
         answer = call(olivia)("POST", "prices/", {**new, **change})
-        assert (answer.status_code, answer.json()["caution"]) == (201, code)
+        assert (answer.status_code, answer.json()["cautions"]) == (201, codes)
 
     def test_budgets_and_the_display_are_set(self, call, olivia, research):
         answer = call(olivia)("PATCH", "prices/settings/", {"tenant": "research", "yen": 7, "shown_to_people": True})
@@ -257,6 +282,17 @@ def test_the_command_sets_and_removes_a_price():
         call_command("setprice", **known, input_price=Decimal(-1), output_price=Decimal(4), stdout=StringIO())
     call_command("setprice", **known, remove=True, stdout=StringIO())
     assert not TokenPrice.objects.exists()
+
+
+def test_the_command_names_all_that_may_not_be_meant():
+    warnings = StringIO()
+    call_command(
+        *("setprice", "--model", "gwen", "--from", "2026-04-01", "--input", "1000", "--output", "1"),
+        stdout=StringIO(),
+        stderr=warnings,
+    )
+    assert re.findall(r"\((.*?)\)", warnings.getvalue())[:1] == ["no-model"]
+    assert "(dear)" in warnings.getvalue()
 
 
 def test_a_list_without_prices_is_false():

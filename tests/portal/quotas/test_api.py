@@ -176,7 +176,7 @@ def test_a_wish_has_the_amount_that_applies_now(call, alice, bob, quota_request)
     Quota.objects.filter(user=alice).delete()
     assert call(alice).get(path)["current_amount"] is None
     granted = call(bob)("POST", path + "grant/", {"amount": 170}).json()
-    assert (granted["current_amount"], granted["caution"]) == (170, "")
+    assert (granted["current_amount"], granted["cautions"]) == (170, [])
 
 
 def test_who_has_left_the_tenant_no_longer_reads_what_applies_in_it(call, alice, bob, research, quota_request):
@@ -193,7 +193,7 @@ def test_who_has_left_the_tenant_no_longer_reads_what_applies_in_it(call, alice,
 def test_an_amount_that_may_be_a_slip_is_granted_and_named(call, bob, alice, quota_request, research):
     Quota.objects.filter(user=alice).update(amount=1)
     granted = call(bob)("POST", f"quota-requests/{quota_request['id']}/grant/").json()
-    assert (granted["granted"], granted["caution"]) == (200, "leap")
+    assert (granted["granted"], granted["cautions"]) == (200, ["leap"])
 
 
 def test_wishes_are_listed_by_the_same_queries(call, bob, quota_request, research, django_assert_max_num_queries):

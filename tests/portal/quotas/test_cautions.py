@@ -5,8 +5,9 @@ from django.core.management import call_command
 
 from portal.quotas import administration
 from portal.quotas.administration import QuotaKind, QuotaTarget
-from portal.quotas.cautions import find_caution
+from portal.quotas.cautions import find_cautions
 from portal.quotas.models import Quota
+from tests.html import all_of
 from tests.pages import serve
 
 pytestmark = pytest.mark.django_db
@@ -16,8 +17,10 @@ MONTHLY = QuotaKind(unit="tokens", window="month")
 
 
 def code_of(to: QuotaTarget, what: QuotaKind, amount: int) -> str:
-    caution = find_caution(to, what, amount)
-    return caution.code if caution else ""
+    """Return the code of the only caution; "": there is none."""
+    codes = [one.code for one in find_cautions(to, what, amount)]
+    assert len(codes) <= 1
+    return codes[0] if codes else ""
 
 
 def test_0_is_asked_about_where_it_blocks_more_than_one_person(alice, research):
@@ -57,6 +60,35 @@ def test_a_member_and_a_default_have_no_more_than_the_tenant(olivia, alice, rese
         assert code_of(to, DAILY, 999) == ""
 
 
+class TestOfTwoCautions:
+    """Each door names both."""
+
+    BOTH = ("never-reached", "leap")
+    BODY = {"tenant": "research", "unit": "tokens", "window": "day", "amount": 60_000}
+
+    @pytest.fixture(autouse=True)
+    def quotas(self, olivia, research) -> None:
+        administration.set_quota(olivia, QuotaTarget(tenant=research), MONTHLY, 50_000)
+        administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 10)
+
+    def test_the_page_asks_about_both(self, client, olivia):
+        client.force_login(olivia, "portal.accounts.backends.LocalBackend")
+        asked = client.post(
+            "/tenant/research/quotas/give/?of=tenant", {"kind": "tokens/day", "model": "", "amount": "60000"}
+        )
+        assert [one["data-caution"] for one in all_of(asked, "#caution [data-caution]")] == [*self.BOTH]
+
+    def test_the_api_names_both(self, client, olivia):
+        client.force_login(olivia, "portal.accounts.backends.LocalBackend")
+        saved = client.post("/api/v1/quotas/", self.BODY, content_type="application/json")
+        assert (saved.status_code, saved.json()["cautions"]) == (201, [*self.BOTH])
+
+    def test_the_command_warns_of_both(self, capsys):
+        call_command("setquota", tenant="research", unit="tokens", per="day", amount=60_000)
+        warnings = capsys.readouterr().err.splitlines()
+        assert [line.partition("(")[2].partition(")")[0] for line in warnings] == [*self.BOTH]
+
+
 def test_a_hundred_times_as_much_as_before_is_asked_about(olivia, research):
     to = QuotaTarget(tenant=research)
     administration.set_quota(olivia, to, DAILY, 50)
@@ -70,10 +102,10 @@ def test_the_command_obeys_and_warns(research, capsys):
     assert Quota.objects.get().amount == 0
 
 
-def test_the_api_obeys_and_names_the_caution(olivia, client, research):
+def test_the_api_obeys_and_names_its_cautions(olivia, client, research):
     client.force_login(olivia, "portal.accounts.backends.LocalBackend")
     body = {"tenant": "research", "unit": "tokens", "window": "day", "amount": 0}
     saved = client.post("/api/v1/quotas/", body, content_type="application/json")
-    assert (saved.status_code, saved.json()["caution"]) == (201, "blocks-all")
+    assert (saved.status_code, saved.json()["cautions"]) == (201, ["blocks-all"])
     again = client.post("/api/v1/quotas/", body, content_type="application/json")
-    assert again.json()["caution"] == "", "nothing changed"
+    assert again.json()["cautions"] == [], "nothing changed"

@@ -9,6 +9,7 @@ from django.test import RequestFactory
 from django.utils import timezone, translation
 from django.views.defaults import server_error
 
+from modelregistry.models import Host
 from portal.audit.models import AuditEvent
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
@@ -361,3 +362,21 @@ def test_signed_out_pages_offer_both_languages(client):
     for shown, offered in (("en", "ja"), ("ja", "en")):
         page = read(client, "/sign-in/", accept_language=shown)
         assert one_of(page, f"[name=language][value={offered}]").text == dict(django_settings.LANGUAGES)[offered]
+
+
+def test_the_admin_says_why_a_host_cannot_be_deleted(client, olivia):
+    client.force_login(olivia, "portal.accounts.backends.LocalBackend")
+    model = serve("qwen")
+    host = Host.objects.get()
+    model.host = host
+    model.save()
+    Host.objects.filter(pk=host.pk).update(seen_at=timezone.now() - timedelta(days=1))
+    address = f"/admin/modelregistry/host/{host.pk}/change/"
+    page = read(client, address)
+    assert not has(page, ".deletelink")
+    assert "qwen" in one_of(page, "#removal-obstacle").text
+    model.delete()
+    page = read(client, address)
+    assert has(page, ".deletelink")
+    assert not has(page, "#removal-obstacle")
+    assert not has(read(client, "/admin/modelregistry/host/add/"), ".field-removal")

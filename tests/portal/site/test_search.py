@@ -136,6 +136,16 @@ def test_the_link_to_more_has_no_secret_part(as_alice, alice, research):
     assert "xxx" not in one_of(page, "[data-more=keys]")["href"]
 
 
+def test_from_one_kind_a_link_leads_to_every_kind_also_where_nothing_was_found(as_alice):
+    serve("qwen")
+    for kind, sections in (("models", ["models"]), ("keys", [])):
+        page = as_alice.get("/search/", {"q": "qwen", "kind": kind})
+        assert [section["data-kind"] for section in all_of(page, "[data-kind]")] == sections
+        everything = as_alice.get("/search/" + one_of(page, "[data-every-kind]")["href"])
+        assert has(everything, "[data-kind=models]")
+        assert not has(everything, "[data-every-kind]")
+
+
 @pytest.mark.parametrize("kind", ["", "x", "people'", "%"])
 def test_an_unknown_kind_is_every_kind(as_alice, kind):
     serve("qwen")

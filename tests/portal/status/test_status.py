@@ -8,6 +8,7 @@ from django.core.management import call_command
 from django.utils import timezone
 
 from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.overview import MADE_UP
 from portal.keys.model_access import available_models
 from portal.keys.models import ModelAccess
 from portal.notifications.models import Notice
@@ -55,6 +56,18 @@ class TestRecording:
         assert kinds() == [("down", "failed", True)]
         row = StatusInterval.objects.get(kind="down")
         assert row.ended_at - row.began_at == HOUR
+
+    @pytest.mark.parametrize("in_maintenance", ["gpu-01", "gpu-02"])
+    def test_maintenance_is_the_reason_from_when_engines_drain_for_it(self, clock, in_maintenance):
+        ServedModel.objects.filter(pk=serve().pk).update(nodes=2)
+        second = Host.objects.create(name="gpu-02", seen_at=timezone.now())
+        Replica.objects.create(model=ServedModel.objects.get(), host=second, index=1, state="ready")
+        Host.objects.filter(name=in_maintenance).update(maintenance=True)
+        for state in ("draining", "stopped"):
+            for row in Replica.objects.order_by("index"):
+                row.state = state
+                row.save()
+            assert kinds() == [("down", "maintenance", False)]
 
     @pytest.mark.parametrize("state", ["asleep", "starting"])
     def test_sleeping_and_waking_are_available(self, clock, state):
@@ -250,6 +263,17 @@ class TestPage:
         assert len(all_of(page, "[data-model=qwen] .days rect")) == availability.DAYS
         assert has(page, "[data-model=qwen] a[href='/models/qwen/']")
         assert has(page, "[data-legend=off] .off")
+
+    def test_it_says_whether_others_work_as_far_as_they_do(self, as_alice):
+        serve("down", state="failed")
+        assert one_of(as_alice.get("/status/"), "#summary")["data-working"] == "0"
+        serve("sample").replica_set.update(host=Host.objects.create(name="made-up", seen_at=MADE_UP))
+        alone = one_of(as_alice.get("/status/"), "#summary")
+        assert alone["data-working"] == "0"
+        serve("up")
+        summary = one_of(as_alice.get("/status/"), "#summary")
+        assert (summary["data-troubled"], summary["data-working"]) == ("1", "1")
+        assert summary.text != alone.text
 
     def test_more_models_cost_no_more_queries(self, as_alice, django_assert_num_queries):
         serve("a")

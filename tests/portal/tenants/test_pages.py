@@ -15,7 +15,7 @@ from portal.quotas.models import Quota, QuotaRequest
 from tests.conftest import person
 from tests.html import all_of, has, one_of, parse, texts
 from tests.pages import key_of, serve, service_key_of, use, use_each
-from tests.portal.browsing import read, send
+from tests.portal.browsing import read, send, send_wrong
 
 pytestmark = pytest.mark.django_db
 
@@ -130,7 +130,7 @@ class TestPeople:
 
     @pytest.mark.parametrize("name", ["nobody.here", "alice", ""])
     def test_what_cannot_be_added_is_said_at_the_field(self, as_bob, alice, name):
-        page = send(as_bob, "/tenant/research/people/add/", username=name, role="admin")
+        page = send_wrong(as_bob, "/tenant/research/people/add/", username=name, role="admin")
         assert has(page, ".field.wrong #id_username_error")
         assert Membership.objects.count() == 2
 
@@ -220,7 +220,8 @@ class TestQuotas:
 
     @pytest.mark.parametrize("written", ["", "many", "-1", "1.5", "99999999999999999999999999"])
     def test_what_is_no_amount_is_explained_and_kept(self, as_bob, bob, written):
-        page = send(as_bob, "/tenant/research/quotas/give/?of=members", kind="tokens/day", model="", amount=written)
+        address = "/tenant/research/quotas/give/?of=members"
+        page = send_wrong(as_bob, address, kind="tokens/day", model="", amount=written)
         assert has(page, ".field.wrong")
         assert f'value="{written}"' in page or not written
         assert not Quota.objects.exists()
@@ -244,7 +245,7 @@ class TestQuotas:
         administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
         path = f"/tenant/research/quotas/give/?of=person:{alice.pk}"
         assert "1,000" in " ".join(texts(read(as_bob, path), "form .hint li"))
-        wrong = send(as_bob, path, kind="tokens/day", model="", amount="1001")
+        wrong = send_wrong(as_bob, path, kind="tokens/day", model="", amount="1001")
         assert "1,000" in " ".join(texts(wrong, ".error"))
         assert Quota.objects.count() == 1
 
@@ -254,7 +255,7 @@ class TestQuotas:
         assert has(page, "[data-of=tenant][data-left='1000'][data-amount='1000']")
         assert "give/?of=tenant" not in page
         assert 'id="not-allowed"' in read(as_bob, "/tenant/research/quotas/give/?of=tenant")
-        send(as_bob, "/tenant/research/quotas/give/?of=tenant", kind="tokens/day", model="", amount="9")
+        send_wrong(as_bob, "/tenant/research/quotas/give/?of=tenant", kind="tokens/day", model="", amount="9")
         send(as_bob, f"/tenant/research/quotas/{quota.pk}/remove/")
         assert Quota.objects.get().amount == 1000
         assert "give/?of=tenant" in read(as_olivia, "/tenant/research/quotas/")
@@ -300,7 +301,7 @@ class TestQuotas:
     def test_what_blocks_everyone_is_asked_once_and_keeps_what_was_typed(self, as_bob, bob, research):
         path, form = "/tenant/research/quotas/give/?of=members", {"kind": "tokens/day", "model": "", "amount": "0"}
         asked = send(as_bob, path, **form)
-        assert has(asked, "#caution[data-caution=blocks-all]")
+        assert has(asked, "#caution [data-caution=blocks-all]")
         assert has(asked, "input[name=amount][value='0']")
         assert not Quota.objects.exists()
         confirmed = one_of(asked, "input[name=confirmed]")["value"]
@@ -347,7 +348,7 @@ class TestRequests:
         send(as_alice, f"/more/{row.pk}/", amount="150", reason="a report")
         row.refresh_from_db()
         assert (row.amount, row.reason) == (150, "a report")
-        assert has(send(as_alice, f"/more/{row.pk}/", amount="50", reason=""), "#id_amount_error")
+        assert has(send_wrong(as_alice, f"/more/{row.pk}/", amount="50", reason=""), "#id_amount_error")
         send(as_alice, f"/more/{row.pk}/withdraw/")
         row.refresh_from_db()
         assert row.state == "withdrawn"
@@ -397,7 +398,7 @@ class TestRequests:
         path = f"/tenant/research/requests/{row.pk}/"
         form = {"verdict": "grant", "amount": "10,000", "note": "as agreed"}
         asked = one_of(send(as_bob, path, **form), f"#request-{row.pk}")
-        assert asked.one("#caution")["data-caution"] == "leap"
+        assert asked.one("#caution [data-caution]")["data-caution"] == "leap"
         assert (asked.one("[name=amount]")["value"], asked.one("[name=note]")["value"]) == ("10,000", "as agreed")
         confirmed = asked.one("[name=confirmed]")["value"]
         other = send(as_bob, path, **{**form, "amount": "20,000"}, confirmed=confirmed)

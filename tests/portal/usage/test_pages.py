@@ -165,6 +165,18 @@ def exported(client, query: str = "") -> list[dict[str, str]]:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("by", ["", "&by=model", "&by=user", "&by=key", "&by=detail"])
+def test_a_file_without_rows_has_the_same_head(by, as_bob, alice, research):
+    def head() -> str:
+        address = f"/usage/export/?of=tenant:research&period=90{by}"
+        return as_bob.get(address).getvalue().decode("utf-8-sig").splitlines()[0]
+
+    empty = head()
+    use(key_of(alice, research))
+    assert head() == empty
+
+
+@pytest.mark.django_db
 class TestScopes:
     """Bob administers Alice's tenant, Charlie is of another one, Olivia operates."""
 

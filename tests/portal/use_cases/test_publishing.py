@@ -1,6 +1,10 @@
 """The life of a use case: who may do what with it, what others see meanwhile, and who is notified."""
 
+import importlib
+
 import pytest
+from django.apps import apps
+from django.db import connection
 
 from portal.accounts.models import Membership
 from portal.audit.models import AuditEvent
@@ -135,7 +139,7 @@ def test_only_ones_own_draft_is_overwritten(alice, bob, research):
     publishing.propose(alice, case)
     publishing.save_version(bob, case, case_content(text_content(title="By Bob")))
     publishing.save_version(alice, case, case_content(text_content(title="By Alice")))
-    assert states(case) == [State.REPLACED, State.DRAFT, State.DRAFT]
+    assert states(case) == [State.PROPOSED, State.DRAFT, State.DRAFT]
     assert list(case.versions.order_by("number").values_list("author__username", flat=True)) == [
         "alice",
         "bob",
@@ -166,16 +170,153 @@ def test_a_draft_over_which_another_was_published_stays_its_author_s_alone(alice
     newest = gallery.newest_version(bob, case)
     assert newest is not None
     assert gallery.find_overtaken(newest) == draft.number
-    assert list(gallery.overtaken_drafts(bob)) == [draft]
+    assert list(gallery.overtaken_versions(bob)) == [draft]
     later = publishing.save_version(bob, case, case_content(text_content(title="Again")))
     assert draft not in gallery.versions_for(alice, case)
     assert draft in gallery.versions_for(bob, case)
-    assert (list(gallery.own_versions(bob)), list(gallery.overtaken_drafts(bob))) == ([later], [])
+    assert (list(gallery.own_versions(bob)), list(gallery.overtaken_versions(bob))) == ([later], [])
     publishing.publish(bob, case)
     shown = [one.version.number for one in read_history(alice, case, all_states=True)]
     assert draft.number not in shown
     assert later.number in shown
-    assert list(gallery.overtaken_drafts(bob)) == [draft]
+    assert list(gallery.overtaken_versions(bob)) == [draft]
+
+
+def test_a_draft_ends_no_proposal(alice, bob, champion, olivia, research):
+    case = use_case(alice, research)
+    draft = publishing.save_version(champion, case, case_content(text_content(title="Secret")), seen=1)
+    assert states(case) == [State.PROPOSED, State.DRAFT]
+    for reader in (alice, bob, champion, olivia):
+        assert gallery.readable(reader).filter(pk=case.pk).exists()
+    assert [one.number for one in gallery.own_versions(alice)] == [1]
+    assert [one.number for one in gallery.waiting_versions(bob)] == [1]
+    case.refresh_from_db()
+    assert case.name == "Reply to a mail"
+    publishing.publish(bob, case, seen=1)
+    draft.refresh_from_db()
+    assert (draft.state, states(case)) == (State.DRAFT, [State.PUBLISHED, State.DRAFT])
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_a_proposal_waits_until_a_newer_version_is_proposed_or_published(alice, bob, research, decides):
+    case = use_case(alice, research)
+    author, verb = (bob, publishing.publish) if decides else (alice, publishing.propose)
+    publishing.save_version(author, case, case_content(text_content(title="Newer")))
+    assert states(case) == [State.PROPOSED, State.DRAFT]
+    verb(author, case)
+    case.refresh_from_db()
+    assert (case.name, states(case)) == ("Newer", [State.REPLACED, "published" if decides else "proposed"])
+
+
+@pytest.mark.parametrize("decides", [False, True])
+@pytest.mark.parametrize("is_published", [False, True])
+def test_the_author_of_a_proposal_that_others_replace_is_notified_and_keeps_it(
+    alice, bob, champion, research, decides, is_published
+):
+    case = use_case(alice, research, publisher=bob if is_published else None)
+    if is_published:
+        publishing.save_version(alice, case, case_content(text_content(title="Better")))
+        publishing.propose(alice, case)
+    Notice.objects.all().delete()
+    publishing.save_version(champion, case, case_content(text_content(title="Mine")))
+    (publishing.publish if decides else publishing.propose)(champion, case)
+    notice = Notice.objects.get(user=alice)
+    assert (notice.kind, notice.path) == ("use-case-replaced", f"/use-cases/{case.pk}/?version=mine")
+    assert notice.facts == {
+        "title": "Better" if is_published else "Reply to a mail",
+        "by": str(champion),
+        "state": "published" if decides else "proposed",
+    }
+    [kept] = gallery.overtaken_versions(alice)
+    assert (kept.number, kept.state) == (1 + is_published, State.REPLACED)
+    newest = gallery.newest_version(alice, case)
+    assert newest is not None
+    assert gallery.find_overtaken(newest) == kept.number
+    assert not gallery.overtaken_versions(champion).exists()
+
+
+def test_who_replaces_their_own_proposal_or_wrote_a_newer_version_is_shown_no_old_one(alice, bob, research):
+    case = use_case(alice, research)
+    publishing.save_version(alice, case, case_content(text_content(title="Second")))
+    publishing.propose(alice, case)
+    assert "use-case-replaced" not in kinds_of(alice)
+    assert not gallery.overtaken_versions(alice).exists()
+    publishing.save_version(bob, case, case_content(text_content(title="By Bob")))
+    publishing.publish(bob, case)
+    assert [one.number for one in gallery.overtaken_versions(alice)] == [2]
+    third = publishing.save_version(alice, case, case_content(text_content(title="Third")))
+    assert (list(gallery.overtaken_versions(alice)), list(gallery.own_versions(alice))) == ([], [third])
+    newest = gallery.newest_version(alice, case)
+    assert newest is not None
+    assert gallery.find_overtaken(newest) is None
+
+
+def test_a_discarded_draft_leaves_the_proposal_waiting(alice, bob, research):
+    case = use_case(alice, research)
+    for author in (alice, bob):
+        draft = publishing.save_version(author, case, case_content(text_content(title="Other")))
+        publishing.discard_draft(author, case, draft.number)
+        assert states(case) == [State.PROPOSED]
+    assert [one.number for one in gallery.waiting_versions(bob)] == [1]
+
+
+def test_who_has_a_draft_opens_it_whatever_became_of_the_rest(alice, champion, research):
+    case = use_case(alice, research)
+    draft = publishing.save_version(champion, case, case_content(text_content(title="Other")))
+    case.versions.filter(state=State.PROPOSED).update(state=State.REPLACED)  # as earlier releases did
+    assert gallery.readable(champion).filter(pk=case.pk).exists()
+    assert list(gallery.own_versions(champion)) == [draft]
+
+
+def test_what_earlier_releases_let_a_draft_replace_waits_again(alice, bob, champion, research):
+    drafted, decided, proposed = (use_case(alice, research) for _ in range(3))
+    publishing.publish(bob, decided)
+    for case in (decided, proposed):
+        publishing.save_version(alice, case, case_content(text_content(title="Second")))
+        publishing.propose(alice, case)
+    for case in (drafted, decided):
+        publishing.save_version(champion, case, case_content(text_content(title="Other")))
+    before = {case: states(case) for case in (decided, proposed)}
+    drafted.versions.filter(state=State.PROPOSED).update(state=State.REPLACED)  # as they did
+    migration = importlib.import_module("portal.use_cases.migrations.0004_proposals_below_drafts")
+    migration.restore_proposals(apps, connection.schema_editor())
+    assert states(drafted) == [State.PROPOSED, State.DRAFT]
+    assert {case: states(case) for case in (decided, proposed)} == before
+    assert drafted.pk in [one.use_case_id for one in gallery.waiting_versions(bob)]
+
+
+def test_who_decides_need_not_discard_a_draft_that_they_began_over_a_proposal(alice, champion, research):
+    published, returned = (use_case(alice, research) for _ in range(2))
+    drafts = [
+        publishing.save_version(champion, case, case_content(text_content(title="Mine")))
+        for case in (published, returned)
+    ]
+    publishing.publish(champion, published, seen=1)
+    publishing.send_back(champion, returned, "Shorter, please", seen=1)
+    assert states(published) == [State.PUBLISHED, State.DRAFT]
+    assert states(returned) == [State.RETURNED, State.DRAFT]
+    publishing.publish(champion, published, seen=drafts[0].number)  # later, and knowing of the other
+    assert states(published) == [State.REPLACED, State.PUBLISHED]
+
+
+def test_of_a_proposal_that_was_replaced_meanwhile_nothing_is_decided(alice, champion, research):
+    case = use_case(alice, research)
+    publishing.save_version(champion, case, case_content(text_content(title="Mine")))
+    publishing.save_version(alice, case, case_content(text_content(title="Newer")))
+    publishing.propose(alice, case)
+    for verb in (publishing.publish, lambda by, case, seen: publishing.send_back(by, case, "no", seen=seen)):
+        with pytest.raises(publishing.UseCaseChanged):
+            verb(champion, case, seen=1)
+    assert states(case) == [State.REPLACED, State.DRAFT, State.PROPOSED]
+
+
+def test_what_was_published_once_is_not_proposed_again_by_discarding_a_draft(alice, bob, research):
+    case = use_case(alice, research, publisher=bob)
+    publishing.save_version(bob, case, case_content(text_content(title="Second")))
+    publishing.publish(bob, case)
+    publishing.save_version(alice, case, case_content(text_content(title="Third")))
+    publishing.discard_draft(alice, case, 3)
+    assert states(case) == [State.REPLACED, State.PUBLISHED]
 
 
 def test_a_proposal_comes_before_a_draft_that_who_decides_began(alice, bob, research):
@@ -221,6 +362,42 @@ def test_a_hidden_case_is_gone_for_people_and_comes_back(alice, bob, research):
     assert list(gallery.hidden_cases(bob)) == [case]
     publishing.show_again(bob, case)
     assert sees(alice, case)
+
+
+def test_what_others_hid_before_publication_its_author_does_not_show_again(alice, bob, research):
+    case = use_case(alice, research)
+    publishing.hide(bob, case)
+    notice = Notice.objects.get(user=alice)
+    assert (notice.kind, notice.path) == ("use-case-hidden", f"/use-cases/{case.pk}/")
+    publishing.hide(alice, case)  # what is hidden already
+    with pytest.raises(publishing.UseCaseForbidden):
+        publishing.show_again(alice, case)
+    assert list(gallery.hidden_cases(bob)) == [case]
+    assert not gallery.waiting_versions(bob).exists()
+    publishing.show_again(bob, case)
+    assert [one.use_case for one in gallery.waiting_versions(bob)] == [case]
+
+
+def test_what_its_author_hid_before_publication_they_show_again_until_others_hide_it(alice, bob, research):
+    case = use_case(alice, research)
+    publishing.hide(alice, case)
+    assert not gallery.hidden_cases(bob).exists()
+    publishing.show_again(alice, case)
+    publishing.hide(alice, case)
+    publishing.hide(bob, case)
+    with pytest.raises(publishing.UseCaseForbidden):
+        publishing.show_again(alice, case)
+
+
+def test_what_was_hidden_by_earlier_releases_its_author_still_shows_again(alice, bob, research):
+    never, once = use_case(alice, research), use_case(alice, research, publisher=bob)
+    for case in (never, once):
+        publishing.hide(bob, case)
+    migration = importlib.import_module("portal.use_cases.migrations.0005_hidden_by_author")
+    migration.keep_what_authors_may(apps, connection.schema_editor())
+    publishing.show_again(alice, never)
+    with pytest.raises(publishing.UseCaseForbidden):
+        publishing.show_again(alice, once)
 
 
 def test_one_does_not_propose_for_a_tenant_of_others(alice, sales):
@@ -275,6 +452,18 @@ def test_hiding_makes_no_room_without_end(alice, research, monkeypatch):
     publishing.show_again(alice, cases[0])  # is shown
     publishing.hide(alice, cases[0])
     publishing.show_again(alice, cases[2])
+
+
+def test_who_shows_a_case_again_reads_whose_cases_are_too_many(alice, bob, research, monkeypatch):
+    monkeypatch.setattr(publishing, "MOST_OPEN", 1)
+    hidden = use_case(alice, research)
+    publishing.hide(alice, hidden)
+    publishing.create_case(alice, research, case_content())
+    for by, code in ((alice, "many"), (bob, "many-of-author")):
+        with pytest.raises(UseCaseRefused) as refusal:
+            publishing.show_again(by, hidden)
+        assert refusal.value.code == code
+        assert (str(alice) in refusal.value.sentence) is (by != alice)
 
 
 def test_one_person_has_only_so_many_that_are_not_published(alice, bob, research, monkeypatch):

@@ -30,7 +30,7 @@ def test_missing_and_older_catalogues_are_found(tmp_path, texts):
 
 def test_up_warns_before_it_starts(tmp_path, texts, monkeypatch):
     monkeypatch.setattr(settings, "LOCALE_PATHS", [tmp_path])
-    for step in ("check_port", "prepare_state", "check_schema"):
+    for step in ("prepare_state", "check_schema", "compare_secrets"):
         monkeypatch.setattr(up, step, lambda *_: None)
 
     def stop() -> None:

@@ -8,7 +8,7 @@ from asgiref.sync import async_to_sync
 from django.test import AsyncRequestFactory, RequestFactory
 
 from portal.web.static_files import PIECE, Files
-from portal.web.streaming import AT_ONCE, stream_file
+from portal.web.streaming import AT_ONCE, CHARACTERS, stream_file
 
 
 @pytest.fixture
@@ -35,6 +35,23 @@ def test_the_first_part_is_sent_before_the_last_is_made(pieces, made):
 
     assert first().startswith(b"0\n1\n2\n")
     assert len(made) == AT_ONCE
+
+
+def test_of_large_pieces_fewer_are_made_before_the_first_is_sent(made):
+    """Twenty thousand requests in pieces of 500 were all read before the first byte of their file was sent."""
+
+    def large() -> Iterator[str]:
+        for number in range(AT_ONCE):
+            made.append(number)
+            yield CHARACTERS // 2 * "x"
+
+    response = stream_file(AsyncRequestFactory().get("/"), large(), "a.csv", "text/csv")
+
+    @async_to_sync
+    async def sizes() -> list[tuple[int, int]]:
+        return [(len(part), len(made)) async for part in response]
+
+    assert sizes() == [(CHARACTERS, number) for number in range(2, AT_ONCE + 1, 2)]
 
 
 def test_nothing_is_lost_or_sent_twice(pieces):

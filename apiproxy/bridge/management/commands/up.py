@@ -1,13 +1,12 @@
 """Gateway, portal and this host's supervisor, in the foreground: each in processes of its own.
 
-Gateways have the port and hand pages on to the portal's processes (`apiproxy.server.portal_proxy`). These share a Unix
-socket that is bound here and outlives them: while one restarts, pages wait in its queue. With `--portal-port` they
-listen there too, for an nginx that sends pages to them directly.
+Gateways have the port and hand pages on to the portal's processes (`apiproxy.server.portal_proxy`) by a Unix socket.
+With `--portal-port` these listen there too, for an nginx that sends pages to them directly.
 
-Several gateways share the port by SO_REUSEPORT: each binds it for itself, and the system spreads connections over those
-that listen. Measured with 1,000 connections on two workers: 489 to 511 each; over one inherited socket 419 to 581,
-because the worker that wakes first takes what is there. A worker listens when it is ready, so no connection waits for
-one that starts.
+All sockets are bound here, or by `apiproxy.server.handover` that started this, and outlive the processes that accept on
+them: while one restarts, connections wait in the queue or are accepted by the others. Several gateways share a socket.
+Sockets of their own (SO_REUSEPORT) would spread connections more evenly (of 1,000 on two workers 489 to 511, here 419
+to 581), but what is in the queue of one that ends is reset by the kernel, which fails calls.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ import socket
 import sys
 from argparse import ArgumentParser
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,9 +28,19 @@ from typing import Any, Literal
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError, connection
 
 from apiproxy.bridge import checks
 from apiproxy.server.portal_proxy import short_socket_path
+from apiproxy.server.succession import (
+    GROUP,
+    READY,
+    RETIRE,
+    STOP_SECONDS,
+    inherit_listeners,
+    listening_port,
+    report_ready,
+)
 from modelregistry.plain_numbers import whole_number
 from modelregistry.schema import check_schema
 from portal.environment import make_private_directory
@@ -39,8 +48,6 @@ from portal.web.catalogues import find_uncompiled
 
 log = logging.getLogger("madoguchi.up")
 
-# Seconds that open answers may go on after SIGTERM before they are cut off.
-DRAIN_SECONDS = 10
 PR_SET_PDEATHSIG = 1
 START_SECONDS = 60.0  # seconds that the portal may take to start; a cold cache of a slow disk took 12
 MAX_PAUSE = 30.0
@@ -89,25 +96,30 @@ class Command(BaseCommand):
         self, *, port: int, portal_port: int | None, bind: str, workers: int, no_supervisor: bool, **options: Any
     ) -> None:
         check_workers(workers)
-        check_port(bind, port)
-        if portal_port is not None:
-            check_port(bind, portal_port)
         prepare_state()
         check_schema()
+        compare_secrets()
         for texts in find_uncompiled(map(Path, settings.LOCALE_PATHS)):
             self.stderr.write(f"warning: {texts} is not compiled, so pages are partly in English. Run `make setup`.")
         raise_file_limit()
-        with portal_sockets(settings.PORTAL_SOCKET, bind, portal_port) as listeners:
+        given = inherit_listeners(os.environ)
+        with ExitStack() as stack:
+            calls = stack.enter_context(given.get("gateway") or open_port(bind, port))
+            socket_of_pages = stack.enter_context(portal_socket(settings.PORTAL_SOCKET))
+            pages = [socket_of_pages.listener]
+            if "portal" in given or portal_port is not None:
+                pages.append(stack.enter_context(given.get("portal") or open_port(bind, portal_port or 0)))
+                pages[-1].listen(SOCKET_QUEUE)
             programs = [
-                *(Program(name, gateway_command(bind, port), GATEWAY) for name in number_names("gateway", workers)),
+                *(Program(name, gateway_command(calls), GATEWAY, [calls]) for name in number_names("gateway", workers)),
                 *(
-                    Program(name, portal_command(listeners), PORTAL, [listener.fileno() for listener in listeners])
+                    Program(name, portal_command(pages), PORTAL, pages)
                     for name in number_names("portal", settings.PORTAL_WORKERS)
                 ),
             ]
             if not no_supervisor:
                 programs.append(Program("supervisor", supervisor_command(), SUPERVISOR))
-            if not asyncio.run(Parent(programs, bind, port, settings.PORTAL_SOCKET).run()):
+            if not asyncio.run(Parent(programs, calls, socket_of_pages.publish).run()):
                 sys.exit(1)
 
 
@@ -118,30 +130,16 @@ class Program:
     name: str
     command: list[str]
     kind: Kind
-    files: Sequence[int] = ()  # descriptors that it is given
+    listeners: Sequence[socket.socket] = ()  # that it is given
 
 
 def number_names(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name} {number}" for number in range(1, count + 1)]
 
 
-def gateway_command(bind: str, port: int) -> list[str]:
-    """Return the command of one gateway."""
-    options = {
-        "host": bind,
-        "port": port,
-        "workers": 1,
-        "loop": "uvloop",
-        "http": "apiproxy.server.protocol:Protocol",
-        "ws": "apiproxy.server.portal_proxy:Tunnel",
-        "lifespan": "on",
-        "log-level": "warning",
-        "timeout-graceful-shutdown": DRAIN_SECONDS,
-        "timeout-keep-alive": 75,  # longer than nginx keeps an idle one (60 s), so that it never finds it closed
-    }
-    flags = ["--no-access-log", "--no-server-header", "--no-proxy-headers"]
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "uvicorn", "apiproxy.server.front:application", *words, *flags]
+def gateway_command(listener: socket.socket) -> list[str]:
+    """Return the command of one gateway; it is to be given this socket."""
+    return [sys.executable, "-m", "apiproxy.server.gateway_worker", str(listener.fileno())]
 
 
 def portal_command(listeners: Sequence[socket.socket]) -> list[str]:
@@ -153,28 +151,39 @@ def supervisor_command() -> list[str]:
     return [sys.executable, str(settings.BASE_DIR / "manage.py"), "supervise", "--stop-engines"]
 
 
-@contextmanager
-def portal_sockets(path: Path, bind: str, port: int | None) -> Iterator[list[socket.socket]]:
-    """Provide listening sockets for the portal's processes: the Unix one, and one on its own port if that is wanted.
+@dataclass(frozen=True, slots=True)
+class PortalSocket:
+    """The Unix socket of the portal's processes. It listens, but gateways find it only when it is published."""
 
-    Raises CommandError if a process answers on the Unix socket.
-    """
+    listener: socket.socket
+    bound: Path
+    path: Path
+
+    def publish(self) -> None:
+        """Have gateways connect to this one; who connected to the one before still has that."""
+        self.bound.rename(self.path)
+
+
+@contextmanager
+def portal_socket(path: Path) -> Iterator[PortalSocket]:
+    """Provide the portal's Unix socket. Raises CommandError if the processes of another Madoguchi answer there."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    short = short_socket_path(path)
-    if is_listening(socket.AF_UNIX, short):
+    if not os.environ.get(GROUP) and is_listening(socket.AF_UNIX, short_socket_path(path)):
         raise CommandError(f"another Madoguchi runs with this state directory: its portal answers on {path}")
-    path.unlink(missing_ok=True)
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+    bound = path.with_suffix(f".{os.getpid()}")
+    bound.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
         with private_umask():
-            listener.bind(short)
-        stack.callback(partial(path.unlink, missing_ok=True))
-        listeners = [listener]
-        if port is not None:
-            listeners.append(stack.enter_context(listening_port(bind, port)))
-        for listener in listeners:
-            listener.listen(SOCKET_QUEUE)
-        yield listeners
+            listener.bind(short_socket_path(bound))
+        listener.listen(SOCKET_QUEUE)
+        mine = bound.stat().st_ino
+        try:
+            yield PortalSocket(listener, bound, path)
+        finally:
+            for name in (bound, path):
+                with suppress(FileNotFoundError):
+                    if name.stat().st_ino == mine:
+                        name.unlink()
 
 
 @contextmanager
@@ -222,37 +231,14 @@ def next_pause(before: float, lived: float) -> float:
     return min(MAX_PAUSE, before * 2) if before and lived <= LIVED_WELL else 1.0
 
 
-def check_port(bind: str, port: int) -> None:
-    """Raise CommandError if the port cannot be listened on."""
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((bind, port))
-        except (OSError, OverflowError) as error:
-            raise CommandError(
-                f"cannot listen on {bind} port {port}: {error}. Choose another: PORT=8001 make run"
-            ) from error
-
-
-def shared_port(bind: str, port: int) -> socket.socket:
-    """Return a socket that is bound, but not listening: the worker that is given it listens when it is ready.
-
-    Ours is closed then, so that the system does not send connections to a worker that has ended.
-    """
-    return listening_port(bind, port, socket.SO_REUSEPORT)
-
-
-def listening_port(bind: str, port: int, *more: int) -> socket.socket:
-    """Return a socket that is bound, but not listening. `more`: options of the socket to turn on."""
-    listener = socket.socket(socket.AF_INET6 if ":" in bind else socket.AF_INET)
-    for option in (socket.SO_REUSEADDR, *more):
-        listener.setsockopt(socket.SOL_SOCKET, option, 1)
-    # Connections inherit it. uvicorn takes what it is given for a Unix socket, on which uvloop would not set it: tokens
-    # would wait for the acknowledgement of the one before.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.bind((bind, port))
-    return listener
+def open_port(bind: str, port: int) -> socket.socket:
+    """Return a socket for this port, not listening. Raises CommandError."""
+    try:
+        return listening_port(bind, port)
+    except (OSError, OverflowError) as error:
+        raise CommandError(
+            f"cannot listen on {bind} port {port}: {error}. Choose another: PORT=8001 make run"
+        ) from error
 
 
 def prepare_state() -> None:
@@ -265,29 +251,78 @@ def prepare_state() -> None:
         raise CommandError(f"cannot write to the state directory {settings.VAR} (MADOGUCHI_VAR): {error}") from error
 
 
+def compare_secrets() -> None:
+    """Compare the secrets of this machine with its site's. Raises CommandError.
+
+    Passes if the database does not answer, as `check_schema` does: gateways compare theirs once it does.
+    """
+    from portal.keys.site_secrets import OtherSecret, check_secrets  # has models, and this module is imported without
+
+    try:
+        check_secrets()
+    except OtherSecret as error:
+        raise CommandError(str(error)) from error
+    except DatabaseError as error:
+        log.warning("the secrets of this machine are not compared with those of its site yet: %s", error)
+    finally:
+        connection.close()
+
+
 def die_with_parent() -> None:
     """Ask the kernel, in the child, for SIGTERM when `up` is killed, so that nothing goes on without it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Running:
+    """A process of a program. `ready` is set when it reports that it can accept connections, `begin` has it do so."""
+
+    def __init__(self, process: asyncio.subprocess.Process, reports: socket.socket) -> None:
+        self.process = process
+        self.ready = asyncio.Event()
+        self._reports = reports
+        self._begun = False
+        reports.setblocking(False)
+        asyncio.get_running_loop().add_reader(reports, self._on_report)
+
+    def begin(self) -> None:
+        """Have it accept connections, now or as soon as it can."""
+        self._begun = True
+        if self.ready.is_set():
+            self._reports.close()
+
+    def _on_report(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._reports)
+        with suppress(ConnectionResetError):
+            if self._reports.recv(100):  # otherwise it has ended
+                self.ready.set()
+        if self._begun or not self.ready.is_set():
+            self._reports.close()
 
 
 class Parent:
     """Keeps programs running; `run` returns when it was asked to stop, or when they could not start.
 
     Gateways are stopped first: answers under way need their engines, and a page that a person has requested needs its
-    portal.
+    portal. On RETIRE there is another portal: gateways and portal processes end when they have nothing more to do.
     """
 
-    def __init__(self, programs: Sequence[Program], bind: str, port: int, portal: Path) -> None:
+    def __init__(self, programs: Sequence[Program], calls: socket.socket, publish: Callable[[], None]) -> None:
+        """`publish` is called when the portal's processes accept."""
         self._programs = programs
         self._gateways = [program for program in programs if program.kind == GATEWAY]
-        self._address = (bind, port)
+        self._calls = calls
+        bind, port = calls.getsockname()[:2]
+        self._url = f"http://{url_host(bind)}:{port}"
         self._settings = {
             "GATEWAY_WORKERS": str(len(self._gateways)),
             "GATEWAY_URL": settings.GATEWAY_URL or f"http://{url_host(reachable_host(bind))}:{port}",
         }
-        self._portal = short_socket_path(portal)
+        self._publish = publish
+        self._retiring = False
         self._stop = asyncio.Event()
+        self._portal_stop = asyncio.Event()  # no gateway needs the portal any more
         self._gateways_gone = asyncio.Event()  # no gateway is left
+        self._hurry = asyncio.Event()  # open answers have STOP_SECONDS
         self._kill_now = asyncio.Event()
 
     async def run(self) -> bool:
@@ -295,11 +330,12 @@ class Parent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(RETIRE, self._on_retire)
         fronts = [program for program in self._programs if program.kind != SUPERVISOR]
         processes = {program: await self._start(program) for program in fronts}
         keepers = {
             program: asyncio.create_task(
-                self._keep_running(program, self._stop if program in self._gateways else self._gateways_gone, process)
+                self._keep_running(program, self._stop if program in self._gateways else self._portal_stop, process)
             )
             for program, process in processes.items()
         }
@@ -307,85 +343,103 @@ class Parent:
         for program in self._programs:
             if program.kind == SUPERVISOR:
                 keepers[program] = asyncio.create_task(self._keep_running(program, self._gateways_gone))
+        await self._stop.wait()
+        self._calls.close()  # who calls from now on is refused, unless another accepts there as well
         await asyncio.gather(*(keepers[program] for program in self._gateways))
         self._gateways_gone.set()
+        self._portal_stop.set()
         await asyncio.gather(*keepers.values())
         return started
 
-    async def _wait_until_serving(self, processes: list[asyncio.subprocess.Process]) -> bool:
-        """Wait until gateway and portal answer, and print where. If one ends before, stop everything."""
-        deadline = asyncio.get_running_loop().time() + START_SECONDS
-        while not self._stop.is_set() and asyncio.get_running_loop().time() < deadline:
-            if await self._is_serving():
-                bind, port = self._address
-                print(f"Madoguchi answers on http://{url_host(bind)}:{port}  (Ctrl-C stops it)", flush=True)
-                return True
-            if any(process.returncode is not None for process in processes):
-                log.error("the gateway or the portal could not start")
-                break
-            await asyncio.sleep(0.1)
+    async def _wait_until_serving(self, processes: list[Running]) -> bool:
+        """Wait until all accept connections, and print where. If one ends before, stop everything."""
+        reports = [partial(one.ready.wait) for one in processes]
+        ends = [partial(one.process.wait) for one in processes]
+        await wait_for_first(
+            lambda: asyncio.gather(*(report() for report in reports)),
+            *ends,
+            self._stop.wait,
+            partial(asyncio.sleep, START_SECONDS),
+        )
+        if all(one.ready.is_set() for one in processes):
+            for one in processes:
+                one.begin()
+            self._publish()
+            print(f"Madoguchi answers on {self._url}  (Ctrl-C stops it)", flush=True)
+            report_ready(os.environ)
+            return True
         stopped = self._stop.is_set()
+        if not stopped:
+            log.error("the gateway or the portal could not start")
         self._stop.set()
         return stopped
 
-    async def _is_serving(self) -> bool:
-        bind, port = self._address
-        host = reachable_host(bind)
-        return await answers(partial(asyncio.open_connection, host, port)) and await answers(
-            partial(asyncio.open_unix_connection, self._portal)
-        )
-
     def _on_signal(self) -> None:
-        if self._stop.is_set():
+        if self._hurry.is_set():
             self._kill_now.set()
+        self._hurry.set()
         self._stop.set()
 
-    async def _start(self, program: Program) -> asyncio.subprocess.Process:
-        # A session of its own: Ctrl-C in the terminal reaches `up` alone, which stops the others in order.
-        spawn = partial(
-            asyncio.create_subprocess_exec,
-            *program.command,
-            cwd=settings.BASE_DIR,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-            env={**os.environ, **SETTINGS[program.kind], **self._settings},
-        )
-        if program.kind != GATEWAY or len(self._gateways) == 1:
-            return await spawn(pass_fds=program.files)
-        with shared_port(*self._address) as listener:
-            number = listener.fileno()
-            return await spawn("--fd", str(number), pass_fds=[number])
+    def _on_retire(self) -> None:
+        self._retiring = True
+        self._stop.set()
+        self._portal_stop.set()
 
-    async def _keep_running(
-        self, program: Program, stop: asyncio.Event, process: asyncio.subprocess.Process | None = None
-    ) -> None:
+    async def _start(self, program: Program) -> Running:
+        reports, theirs = socket.socketpair()
+        try:
+            # A session of its own: Ctrl-C in the terminal reaches `up` alone, which stops the others in order.
+            process = await asyncio.create_subprocess_exec(
+                *program.command,
+                cwd=settings.BASE_DIR,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+                env={**os.environ, **SETTINGS[program.kind], **self._settings, READY: str(theirs.fileno())},
+                pass_fds=[theirs.fileno(), *(listener.fileno() for listener in program.listeners)],
+            )
+        except BaseException:
+            reports.close()
+            raise
+        finally:
+            theirs.close()
+        return Running(process, reports)
+
+    async def _keep_running(self, program: Program, stop: asyncio.Event, running: Running | None = None) -> None:
         """Restart a program whenever it ends by itself, after `next_pause`; stop it when asked to."""
         pause = 0.0
         while not stop.is_set():
-            process = process or await self._start(program)
+            if running is None:
+                running = await self._start(program)
+                running.begin()
+            process = running.process
             begun = asyncio.get_running_loop().time()
             await wait_for_first(process.wait, stop.wait)
             if process.returncode is None:
-                break
+                await self._stop_process(program, process)
+                return
             if stop.is_set():
                 return
             pause = next_pause(pause, asyncio.get_running_loop().time() - begun)
             log.error("the %s ended (%s); it restarts in %.0f s", program.name, process.returncode, pause)
             await wait_for_first(stop.wait, partial(asyncio.sleep, pause))
-            process = None
-        if process is not None and process.returncode is None:
-            await self._stop_process(program.name, process)
+            running = None
 
-    async def _stop_process(self, name: str, process: asyncio.subprocess.Process) -> None:
+    async def _stop_process(self, program: Program, process: asyncio.subprocess.Process) -> None:
         """Send SIGTERM, wait, and send SIGKILL after a second Ctrl-C or far too long."""
+        if self._retiring and program.kind != SUPERVISOR:
+            process.send_signal(RETIRE)
+            patience = settings.GATEWAY_DRAIN + STOP_SECONDS
+            await wait_for_first(process.wait, self._hurry.wait, partial(asyncio.sleep, patience))
+            if process.returncode is not None:
+                return
         process.terminate()
-        patience = DRAIN_SECONDS + 5 + settings.ENGINE_STOP_GRACE
+        patience = STOP_SECONDS + 5 + settings.ENGINE_STOP_GRACE
         await wait_for_first(process.wait, self._kill_now.wait, partial(asyncio.sleep, patience))
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)  # the supervisor takes a second one as: at once
             await wait_for_first(process.wait, partial(asyncio.sleep, 5))
         if process.returncode is None:
-            log.error("the %s does not stop; it is killed", name)
+            log.error("the %s does not stop; it is killed", program.name)
             process.kill()
         await process.wait()
 
@@ -408,19 +462,3 @@ async def wait_for_first(*things: Callable[[], Awaitable[Any]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def answers(connect: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]) -> bool:
-    """Return whether an HTTP server answers there."""
-    try:
-        reader, writer = await connect()
-    except OSError:
-        return False
-    try:
-        writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-        line = await asyncio.wait_for(reader.readline(), 5)
-    except (OSError, TimeoutError):
-        return False
-    finally:
-        writer.close()
-    return line.startswith(b"HTTP/1.1 ")

@@ -55,10 +55,10 @@ class Command(BaseCommand):
                 raise CommandError("give --input and --output")
             price = TokenPrice(pk=known.pk if known else None, kind=kind, **values)
             price._state.adding = known is None
-            caution = cautions.find_caution(price)
+            found = cautions.find_cautions(price)
             price_list.save_price(price, by=None, today=timezone.localdate())
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from error
-        if caution:
+        for caution in found:
             self.stderr.write(f"warning ({caution.code}): {caution.sentence}")
         return "set"

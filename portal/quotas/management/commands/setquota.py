@@ -12,8 +12,8 @@ from modelregistry.plain_numbers import whole_number
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
 from portal.keys.secret import PREFIX_LENGTH
-from portal.quotas.administration import MAX_AMOUNT, QuotaKind, QuotaTarget
-from portal.quotas.cautions import find_caution
+from portal.quotas.administration import MAX_AMOUNT, QuotaKind, QuotaRefused, QuotaTarget, delete_quota
+from portal.quotas.cautions import find_cautions
 from portal.quotas.models import Quota
 from portal.quotas.units import UNITS
 
@@ -72,15 +72,17 @@ class Command(BaseCommand):
         """Print what a page would have asked about first."""
         owner = {name: kind[name] for name in ("tenant", "user", "key", "default_for")}
         what = QuotaKind(unit=kind["unit"], window=kind["window"], model=kind["model"])
-        caution = find_caution(QuotaTarget(**owner), what, amount)
-        if caution:
+        for caution in find_cautions(QuotaTarget(**owner), what, amount):
             self.stderr.write(f"warning ({caution.code}): {caution.sentence}")
 
     def remove(self, quotas: QuerySet[Quota]) -> None:
         """Delete them and print which they were. Defaults and quotas of the tenant may limit the owner all the same."""
         for quota in quotas:
             removed = str(quota)
-            quota.delete()  # one by one: the row's signal notifies gateways
+            try:
+                delete_quota(quota)  # one by one: the row's signal notifies gateways
+            except QuotaRefused as refusal:
+                raise CommandError(refusal.sentence) from refusal
             self.stdout.write(f"removed {removed}")
 
     def owner(self, options: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from portal.usage.refusals import prune_refusals
 
 
 class Command(BaseCommand):
-    help = "Deletes refused calls that are older than a week, and the oldest of too many. Their counts stay."
+    help = "Deletes refused calls older than REFUSALS_KEPT_DAYS, and the oldest of too many. Their counts stay."
 
     def handle(self, **options: Any) -> str:
         return f"{prune_refusals(timezone.now())} deleted"

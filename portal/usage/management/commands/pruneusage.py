@@ -1,10 +1,14 @@
-"""Deletes old usage records; the sums of days and hours stay, so no total and no chart changes."""
+"""Deletes old usage records; the sums of days and hours stay, so no total and no chart changes.
+
+With USAGE_KEPT_DAYS the supervisor runs it every day.
+"""
 
 from argparse import ArgumentParser, ArgumentTypeError
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from modelregistry.plain_numbers import whole_number
@@ -26,10 +30,13 @@ class Command(BaseCommand):
     help = "Deletes usage records that are older than so many days. The sums that pages show stay."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--older-than", type=parse_days, required=True, metavar="DAYS")
+        parser.add_argument("--older-than", type=parse_days, metavar="DAYS", help="default: USAGE_KEPT_DAYS")
 
     def handle(self, **options: Any) -> str:
-        before = timezone.now() - timedelta(days=options["older_than"])
+        days = options.get("older_than") or settings.USAGE_KEPT_DAYS
+        if days is None:
+            raise CommandError("give --older-than, or set USAGE_KEPT_DAYS")
+        before = timezone.now() - timedelta(days=days)
         old = UsageRecord.objects.filter(started_at__lt=before)
         pruned = 0
         while batch := list(old.values_list("pk", flat=True)[:BATCH]):

@@ -32,7 +32,7 @@ async def test_a_thousand_parallel_calls_against_a_budget_of_ten_let_ten_through
         try:
             await limits.admit(budget, MODEL, Consumption(100), NOON)
             let += 1
-        except OverQuota:
+        except OverRate:
             pass
     assert let == 10
 
@@ -54,13 +54,13 @@ async def test_t4_a_call_beside_another_passes_no_quota(limits):
     """Only a call that is alone may be larger than what is left."""
     budget = (limit("tokens", 1050),)
     first = await limits.admit(budget, MODEL, Consumption(600), NOON)
-    with pytest.raises(OverQuota):
+    with pytest.raises(OverRate):
         await limits.admit(budget, MODEL, Consumption(600), NOON)
     await limits.admit(budget, MODEL, Consumption(450), NOON)  # but what fits may go
-    with pytest.raises(OverQuota):
+    with pytest.raises(OverRate):
         await limits.admit(budget, MODEL, Consumption(1), NOON)
     first.settle(Consumption(0))
-    with pytest.raises(OverQuota):
+    with pytest.raises(OverRate):
         await limits.admit(budget, MODEL, Consumption(601), NOON)
 
 
@@ -215,8 +215,36 @@ async def test_the_last_part_of_a_quota_can_be_used(limits):
     budget = (limit("tokens", 1000),)
     (await limits.admit(budget, MODEL, Consumption(900), NOON)).settle(Consumption(900))
     await limits.admit(budget, MODEL, Consumption(5000), NOON)
-    with pytest.raises(OverQuota):
+    with pytest.raises(OverRate):
         await limits.admit(budget, MODEL, Consumption(5000), NOON)
+
+
+@pytest.mark.parametrize("window", ["minute", "day", "month"])
+async def test_what_calls_under_way_hold_is_not_said_to_be_used_up(limits, window):
+    budget = (limit("tokens", 2000, window=window),)
+    (await limits.admit(budget, MODEL, Consumption(100), NOON)).settle(Consumption(100))
+    running = [await limits.admit(budget, MODEL, Consumption(800), NOON) for _ in range(2)]
+    with pytest.raises(OverRate) as refused:
+        await limits.admit(budget, MODEL, Consumption(408), NOON)
+    assert (refused.value.text, refused.value.type) == ("held_by_running_requests", "tokens")
+    assert all(refused.value.message(language) for language in ("en", "ja"))
+    expected = {"retry-after": "1", "x-should-retry": "true", "x-ratelimit-remaining-tokens": "300"}
+    assert expected.items() <= refused.value.headers.items()
+    for one in running:
+        one.settle(Consumption(10))
+    (await limits.admit(budget, MODEL, Consumption(408), NOON)).settle(Consumption(1880))
+    with pytest.raises((OverQuota, OverRate)) as refused:
+        await limits.admit(budget, MODEL, Consumption(408), NOON)
+    assert refused.value.text == ("rate_limit_exceeded" if window == "minute" else "insufficient_quota")
+
+
+async def test_a_limit_that_is_used_up_goes_before_one_that_calls_under_way_hold(limits):
+    held, used = limit("tokens", 100, window="month"), limit("requests", 1, scope="key")
+    await limits.admit((held,), MODEL, Consumption(60), NOON)
+    (await limits.admit((used,), MODEL, Consumption(0), NOON)).settle(Consumption(0))
+    with pytest.raises(OverQuota) as refused:
+        await limits.admit((held, used), MODEL, Consumption(60), NOON)
+    assert (refused.value.facts["scope"], refused.value.facts["window"]) == ("key", "day")
 
 
 async def test_a_call_that_uses_none_of_a_unit_is_not_refused_for_those_that_used_it_up(limits):

@@ -2,7 +2,8 @@
 
 {"error": code of nvmlInit or 0, "cards": [{"uuid", "name", "total", "used", "processes": {pid: bytes}, "error"}]}, read
 again at each nvmlInit, so that a test can let a card get lost. With "models", a directory, llama-servers (stand-ins or
-real ones) that run with a file from there hold as many bytes of their card as it has.
+real ones) that run with a file from there hold as many bytes of their card as it has. Stand-ins for vLLM whose
+VLLM_CARDS is that file hold the part of their card that an argument gives them.
 """
 
 import importlib.machinery
@@ -29,8 +30,8 @@ _now: dict[str, Any] = {}
 def nvmlInit() -> Any:
     # Complete before it is seen: threads of a supervisor ask at the same time, and each would add the engines.
     state = json.loads(Path(os.environ["RECORDED_NVML"]).read_text())
-    if not state["error"] and "models" in state:
-        _add_engines(state["cards"], state["models"])
+    if not state["error"]:
+        _add_engines(state["cards"], state.get("models", ""))
     _now.update(state)
     if state["error"]:
         raise NVMLError(state["error"])
@@ -43,6 +44,8 @@ def _add_engines(cards: list[dict[str, Any]], models: str) -> None:
             environ = dict(line.partition("=")[::2] for line in (process / "environ").read_text().split("\0"))
         except (OSError, UnicodeDecodeError):
             continue  # it has ended, or is no engine
+        if environ.get("VLLM_CARDS") == os.environ["RECORDED_NVML"]:
+            _add_rank(cards, process.name, argv, environ.get("CUDA_VISIBLE_DEVICES", ""))
         stand_in = len(argv) > 1 and argv[1].endswith("llama_server.py")
         if not (stand_in or argv[0].endswith("/llama-server")) or "--model" not in argv:
             continue
@@ -51,6 +54,15 @@ def _add_engines(cards: list[dict[str, Any]], models: str) -> None:
             card = cards[int(environ["CUDA_VISIBLE_DEVICES"])]
             card["processes"][process.name] = path.stat().st_size
             card["used"] += path.stat().st_size
+
+
+def _add_rank(cards: list[dict[str, Any]], pid: str, argv: list[str], visible: str) -> None:
+    """Add a stand-in for a vLLM of this host, which holds the part of its card that an argument gives it."""
+    parts = [word.partition("=")[2] for word in argv if word.startswith("--gpu-memory-utilization=")]
+    if parts and visible.isdecimal():
+        held = int(float(parts[0]) * cards[int(visible)]["total"])
+        cards[int(visible)]["processes"][pid] = held
+        cards[int(visible)]["used"] += held
 
 
 def nvmlShutdown() -> Any:

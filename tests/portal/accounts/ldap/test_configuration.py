@@ -295,9 +295,12 @@ class TestDocuments:
         (tmp_path / "password").write_text("x")
         files = {"LDAP_BIND_PASSWORD_FILE": tmp_path / "password", "LDAP_CA_FILE": directory.ca_file}
 
-        def copied(document: str, heading: str) -> company.DirectorySettings | None:
-            text = (portal_settings.BASE_DIR / "deploy" / document).read_text().partition(heading)[2]
-            examples = re.findall(r"```(?:sh|json)\n(.*?)```", text, re.DOTALL)
+        def copied(document: str, heading: str = "") -> company.DirectorySettings | None:
+            text = (portal_settings.BASE_DIR / "deploy" / document).read_text()
+            if heading:
+                examples = re.findall(r"```(?:sh|json)\n(.*?)```", text.partition(heading)[2], re.DOTALL)
+            else:
+                examples = [text.replace("#LDAP_", "LDAP_")]  # as they are once filled in
             lines = next(example for example in examples if "LDAP_" in example)
             lines = "".join(line for line in lines.splitlines(True) if line.startswith("LDAP_"))
             print_all = f"set -a; {lines}\nenv -0"
@@ -315,7 +318,7 @@ class TestDocuments:
         return copied
 
     def test_d3_the_sample_environment_is_complete(self, copied):
-        found = copied("OPERATIONS.md", "`/etc/madoguchi/environment`")
+        found = copied("environment.example")
         assert found.can_look_up
         assert found.ca_file
         assert found.groups == (found.operator_group,)

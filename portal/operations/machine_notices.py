@@ -1,0 +1,102 @@
+"""Notify operators of disks that are nearly full, of certificates that end, and of usage that is not recorded.
+
+The controller has this looked at every few seconds (`controller.watching`). What has lasted for LEAST is notified once;
+again when it has been well for STEADY. Usage that waits on a gateway's disk has done so for ten minutes before it is
+reported. While the database is away nothing is looked at, and usage waits for that alone. Of a host that is silent
+nothing is known: what was found of it stays as it is.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.urls import reverse
+from django.utils import timezone
+
+from modelregistry.database_clock import database_now
+from modelregistry.host_figures import read_disk_figures
+from modelregistry.models import Host
+from modelregistry.overview import HostReach, reach_of
+from portal.accounts.permissions import operators
+from portal.operations.lasting_troubles import continue_trouble, end_trouble
+from portal.operations.models import MachineTrouble
+from portal.usage.models import UsageBacklog
+from portal.web.notify import notify
+
+LEAST, STEADY = timedelta(minutes=5), timedelta(hours=1)
+DAYS_BEFORE = (30, 7)  # days before a certificate ends, each notified once
+REPORTED = timedelta(minutes=5)  # a backlog that was not reported for longer is over, or its worker is
+DISK, CERTIFICATE, SPOOL = "disk-nearly-full", "certificate-ends", "spool-growing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTrouble:
+    """What is wrong with a host now. `kind`: of notices; `subject`: of which there is one trouble at a time."""
+
+    kind: str
+    subject: str
+    host: str
+    facts: Mapping[str, Any]
+
+
+def look(**_: Any) -> None:
+    """Notify of what is due now, as a receiver of `hosts_watched`. Three queries if there is nothing to do."""
+    hosts = list(Host.objects.select_related("report").annotate(now=database_now()))
+    known = list(MachineTrouble.objects.all())
+    for host in hosts:
+        if reach_of(host, host.now) == HostReach.ONLINE:
+            of_host = [row for row in known if row.subject.startswith(f"{host.pk} ")]
+            _compare(find_troubles(host, host.now), of_host, host.now)
+    now = timezone.now()
+    _compare(find_backlogs(now), [row for row in known if row.kind == SPOOL], now)
+
+
+def _compare(troubles: Iterable[HostTrouble], known: Iterable[MachineTrouble], now: datetime) -> None:
+    """Continue what is wrong, and end what was. `known`: all rows that may be of these."""
+    found = {(one.kind, one.subject): one for one in troubles}
+    rows = {(row.kind, row.subject): row for row in known}
+    for key, trouble in found.items():
+        _continue(trouble, rows.get(key), now)
+    for key, row in rows.items():
+        if key not in found:
+            end_trouble(row, now, STEADY)
+
+
+def find_backlogs(now: datetime) -> Iterator[HostTrouble]:
+    """Yield usage that is not recorded, by the machine on whose disk it waits. One query."""
+    sizes: Counter[str] = Counter()
+    for row in UsageBacklog.objects.filter(reported_at__gt=now - REPORTED):
+        sizes[row.worker.rpartition("/")[0]] += row.size
+    for host, size in sizes.items():
+        yield HostTrouble(kind=SPOOL, subject=host, host=host, facts={"megabytes": round(size / 1e6)})
+
+
+def find_troubles(host: Host, now: datetime) -> Iterator[HostTrouble]:
+    """Yield what is wrong with a host now."""
+    report = getattr(host, "report", None)
+    for disk in read_disk_figures(report.disks if report else []):
+        if disk.is_nearly_full:
+            facts = {"directory": disk.path, "free_gb": round(disk.free / 1e9, 1)}
+            yield HostTrouble(kind=DISK, subject=f"{host.pk} {disk.path}", host=host.name, facts=facts)
+    ends = host.agent.get("certificate_ends") if isinstance(host.agent, Mapping) else None
+    if isinstance(ends, int | float) and 0 < ends < datetime.max.replace(tzinfo=UTC).timestamp():
+        at = datetime.fromtimestamp(ends, UTC)
+        if near := [days for days in DAYS_BEFORE if at - now < timedelta(days=days)]:
+            subject = f"{host.pk} {at:%Y-%m-%d} {min(near)}"
+            facts = {"ends_at": timezone.localtime(at)}
+            yield HostTrouble(kind=CERTIFICATE, subject=subject, host=host.name, facts=facts)
+
+
+def _continue(found: HostTrouble, row: MachineTrouble | None, now: datetime) -> None:
+    if row is None:
+        MachineTrouble.objects.get_or_create(kind=found.kind, subject=found.subject, defaults={"began_at": now})
+        return
+
+    def notify_operators() -> None:
+        path = f"{reverse('operations')}#host-{found.host}"
+        at = timezone.localtime(row.began_at)
+        notify(operators(), found.kind, f"trouble {row.pk}", path=path, host=found.host, at=at, **found.facts)
+
+    continue_trouble(row, now, LEAST, notify_operators)
