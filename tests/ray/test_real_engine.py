@@ -48,7 +48,7 @@ async def test_a_real_model_answers_while_agent_raylet_and_head_die():
             began = time.monotonic()
             run = await host.launch(order)
             engine = shim.identify(run.pid)
-            with chatting(made.spaces[0], run.label["url"], run.label["api_key"]) as tokens:
+            with chatting(made.spaces[0], run.label.url, run.label.api_key) as tokens:
                 await eventually(lambda: any(tokens), 90)
                 note("xllamacpp on a host: first answer after", time.monotonic() - began)
                 tokens.clear()
