@@ -11,19 +11,21 @@ import signal
 import sys
 import threading
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from modelregistry.cluster import node
 from modelregistry.cluster.access import ClusterAccess
 from modelregistry.cluster.join_server import PORT, JoinServer
-from modelregistry.cluster.link import ClusterLink
+from modelregistry.cluster.link import ClusterLink, ClusterNode
 from modelregistry.cluster.node import NodeCommand
 from modelregistry.cluster.node_service import NodeService
 from modelregistry.process import shim
 
 FILE, REMOVED = "head.json", "removed.json"
 BEFORE_IT_COULD_BE_CHOSEN = 6379
+LINK_WITHIN = 7.0  # seconds: it takes 2 to 4, and a request to join has 15
 NO_SERVER = "modelregistry.cluster.agent:HostAgent"  # the join server's link creates no agents
 
 
@@ -98,7 +100,7 @@ async def run(directory: HeadDirectory) -> None:
             directory.access.secrets,
             ray=version("ray"),
             python=platform.python_version(),
-            list_nodes=link.list_nodes,
+            list_nodes=partial(list_nodes, link),
             find_removed=directory.removed,
         )
         async with await server.listen(directory.address, PORT):
@@ -107,6 +109,12 @@ async def run(directory: HeadDirectory) -> None:
         await link.close()
         service.stop()
         await asyncio.to_thread(thread.join)
+
+
+async def list_nodes(link: ClusterLink) -> list[ClusterNode]:
+    """Return the nodes, after a start as soon as the link is there: machines join then. Raises ClusterSilent."""
+    await link.wait_until_ready(LINK_WITHIN)
+    return await link.list_nodes()
 
 
 def main(path: Path) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from modelregistry.cluster import limits
 from modelregistry.cluster.access import ClusterAccess
+from modelregistry.cluster.head import list_nodes
 from modelregistry.cluster.link import ClusterLink, ClusterSilent, HostRefused, Renewal
 
 # A host with a frozen clock; an exchange sets it, and whether the host answers renewals from then on.
@@ -23,6 +24,8 @@ for line in sys.stdin:
         answer["result"] = ""
     elif asked["do"] == "describe":
         answer |= {"result": {"name": asked["host"]}, "shown": ["boot", clock]}
+    elif asked["do"] == "nodes":
+        answer["result"] = []
     elif asked["do"] == "renew":
         answer["shown"] = ["boot", clock]
         left = asked["since"] + asked["seconds"] - clock
@@ -49,6 +52,17 @@ async def link(issue):
 async def show(link: ClusterLink, clock: float, *, deaf: bool = False) -> None:
     """Have the host's clock show this, without the link hearing of it."""
     await link.exchange("a", 3, "one", f"[{clock}, {str(deaf).lower()}]", within=10)
+
+
+async def test_a_machine_that_joins_just_after_the_heads_start_is_waited_with(issue):
+    access = ClusterAccess(address="127.0.0.1:6377", secrets=issue("head"))
+    starting = ClusterLink(Path(sys.executable), access=access, server="")
+    starting.argv = (sys.executable, "-c", DRIVER)
+    await starting.open()
+    try:
+        assert await list_nodes(starting) == []
+    finally:
+        await starting.close()
 
 
 async def test_a_renewal_counts_from_when_the_host_was_heard(link):
