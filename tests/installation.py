@@ -1,6 +1,5 @@
 """A whole Madoguchi as operators start it: `manage.py up` in a directory of its own, with real engines."""
 
-import atexit
 import contextlib
 import functools
 import json
@@ -10,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from urllib.request import urlopen
 
 from apiproxy.bridge.management.commands.up import GATEWAY, SETTINGS
 from modelregistry.process import shim
+from tests import made_once
 from tests.ports import unused_port
 from tests.waiting import until
 
@@ -37,6 +36,7 @@ print(issue_key(tenant=Tenant.objects.create(slug="research", name="研究部"),
 """
 
 FRESH = True  # made by the commands that operators run, not as a copy of what they made for another test
+DATABASE = "madoguchi.sqlite3"  # in a state directory
 QUIET = {"MADOGUCHI_CANARY_HOUR": "off"}  # or its calls would be among those that tests count
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -179,13 +179,43 @@ def prepare(installation: Installation) -> None:
     installation.manage("collectstatic", "--noinput", "--verbosity", "0")
 
 
+def kept_environment() -> dict[str, str]:
+    """Return the environment without what would lead processes to other parts than an installation's own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("LDAP_", "DJANGO_", "REDIS_"))}
+
+
+def template(var: Path) -> Installation:
+    """Return an installation with SQLite that is only copied, also where a test has set another database."""
+    kept = {name: value for name, value in kept_environment().items() if name != "DATABASE_URL"}
+    return Installation(var, 0, {**kept, "MADOGUCHI_VAR": str(var)})
+
+
+@functools.cache
+def migrated() -> Path:
+    """Return a migrated SQLite database, made once per run of tests (10 s)."""
+
+    def make(workspace: Path) -> Path:
+        var = workspace / "var"
+        template(var).manage("migrate", "--verbosity", "0")
+        with contextlib.closing(sqlite3.connect(var / DATABASE)) as database:
+            database.execute("pragma wal_checkpoint(truncate)")  # the file is all of it
+        return var / DATABASE
+
+    return made_once.made("migrated.sqlite3", make)
+
+
 @functools.cache
 def prepared() -> Path:
-    """Return a state directory with a migrated SQLite database and static files, made once per test process (7 s)."""
-    root = Path(tempfile.mkdtemp(prefix="madoguchi-prepared-"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    prepare(Installation(root / "var", 0, {**os.environ, "MADOGUCHI_VAR": str(root / "var")}))
-    return root / "var"
+    """Return a state directory with a migrated SQLite database and static files, made once per run of tests."""
+
+    def make(workspace: Path) -> Path:
+        var = workspace / "var"
+        var.mkdir(mode=0o700)
+        shutil.copy(migrated(), var / DATABASE)
+        template(var).manage("collectstatic", "--noinput", "--verbosity", "0")
+        return var
+
+    return made_once.made("prepared", make)
 
 
 @contextlib.contextmanager
@@ -195,8 +225,7 @@ def installed(var: Path, fresh: bool = False, /, **env: str) -> Iterator[Install
     `fresh`: see FRESH.
     """
     port = unused_port()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LDAP_", "DJANGO_", "REDIS_"))}
-    installation = Installation(var, port, {**kept, **QUIET, "MADOGUCHI_VAR": str(var), **env})
+    installation = Installation(var, port, {**kept_environment(), **QUIET, "MADOGUCHI_VAR": str(var), **env})
     if fresh:
         prepare(installation)
     elif "DATABASE_URL" in env:

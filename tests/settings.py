@@ -1,7 +1,8 @@
 """Settings of a test run: ours, in a place of its own, with nothing from the developer's environment.
 
 Not in conftest.py: pytest-django reads the settings before any conftest. Processes that tests start run portal.settings
-on the environment that is made here, and so do the workers of pytest-xdist, each with a database of its own.
+on the environment that is made here, and so do the workers of pytest-xdist, each with a database of its own: a copy of
+the one that is migrated once for all of them.
 """
 
 import atexit
@@ -9,6 +10,9 @@ import os
 import shutil
 import tempfile
 
+from tests import made_once
+
+made_once.directory()  # before there are workers, which share it
 _var = tempfile.mkdtemp(prefix="madoguchi-test-")
 atexit.register(shutil.rmtree, _var, ignore_errors=True)
 os.environ["MADOGUCHI_VAR"] = _var
