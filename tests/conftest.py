@@ -49,7 +49,7 @@ LONG = (
     "browser/walks/test_walks.py",
     "portal/test_page_costs.py",
     # And those of half a minute whose names come last.
-    "portal/access/test_access.py",
+    "portal/test_access.py",
     "portal/usage/test_pages.py",
     "portal/test_leavers.py",
     "release/test_release.py",
@@ -83,7 +83,7 @@ def django_db_keepdb() -> bool:
 
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup, django_db_blocker) -> Iterator[None]:
-    """Have a test whose transactions are real leave the rows that Django makes of models as they were, in 10 ms.
+    """Have a test whose transactions are real leave the rows that Django makes of models as they were.
 
     Django asks about each model once more to make them, after each of 1,500 tests: 100 ms of CPU.
     """
