@@ -38,6 +38,7 @@ NEEDED = ("setpriv", "useradd")
 LDAP = {"debian": "the package libldap-2.5-0", "ubuntu": "the package libldap2"}
 DOCUMENTS = ("deploy", "licences", "README.md", "README.ja.md", "SECURITY.md", "migrations.json", "sbom.json")
 DOCUMENTS += ("bundle.json", "SHA256SUMS")
+Step = tuple[str, Callable[[], object]]
 
 
 def main(words: list[str], here: Path) -> None:
@@ -46,6 +47,9 @@ def main(words: list[str], here: Path) -> None:
     parser.add_argument("bundle", nargs="?", type=Path, default=here, metavar="BUNDLE")
     parser.add_argument("--plan", action="store_true", help="only show what would be done")
     parser.add_argument("--sum", default="", metavar="SHA256", help="of the manifest, as `make release` printed it")
+    parser.add_argument(
+        "--image", action="store_true", help="of a container: put the version in place, and nothing else"
+    )
     parser.add_argument("--no-systemd", dest="systemd", action="store_false", help="restart nothing")
     parser.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="a rehearsal below this directory")
     options = parser.parse_args(words)
@@ -62,12 +66,24 @@ def main(words: list[str], here: Path) -> None:
             show_plan(bundle, layout)
             return
         with layout.locked():
-            install(bundle, layout, systemd=options.systemd)
+            carry_out(
+                steps_of_image(bundle, layout) if options.image else steps_of_host(bundle, layout, options.systemd)
+            )
+    say(f"Version {bundle.version} is installed.")
 
 
-def install(bundle: Bundle, layout: Layout, *, systemd: bool) -> None:
+def steps_of_image(bundle: Bundle, layout: Layout) -> list[Step]:
+    """Return what makes the files of a container's image; settings, database and processes are the container's."""
+    return [
+        ("service user and directories", partial(make_places, layout)),
+        (f"version {bundle.version} and its packages", partial(make_version, bundle, layout)),
+        (f"switch to version {bundle.version}", partial(switch, layout, bundle.version)),
+    ]
+
+
+def steps_of_host(bundle: Bundle, layout: Layout, systemd: bool) -> list[Step]:
     version, before, earlier = bundle.version, layout.linked("current"), layout.linked("previous")
-    steps: list[tuple[str, Callable[[], object]]] = [
+    return [
         ("service user and directories", partial(make_places, layout)),
         ("settings", partial(make_settings, bundle, layout)),
         (f"version {version} and its packages", partial(make_version, bundle, layout)),
@@ -75,10 +91,12 @@ def install(bundle: Bundle, layout: Layout, *, systemd: bool) -> None:
         (f"switch to version {version}", partial(switch, layout, version)),
         ("units, command and services", partial(try_out, layout, version, before, earlier, systemd=systemd)),
     ]
+
+
+def carry_out(steps: list[Step]) -> None:
     for number, (name, step) in enumerate(steps, start=1):
         say(f"[{number}/{len(steps)}] {name}")
         step()
-    say(f"Version {version} is installed.")
 
 
 # --- Before anything is changed ---------------------------------------------------------------------------------

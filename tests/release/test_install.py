@@ -153,6 +153,18 @@ def test_units_and_command_are_in_place_and_name_the_version_in_use(interrupted_
     assert interrupted_host.manage("version").split()[1] == "1.0.0"
 
 
+def test_an_image_has_the_version_and_neither_settings_nor_units(interrupted_host, first, tmp_path):
+    image = Host(tmp_path)
+    image.opt.mkdir(parents=True)
+    (image.opt / "1.0.0").symlink_to(interrupted_host.opt / "1.0.0")
+    done = image.run(first / "deploy" / "install", "--image", "--sum", bundle.sum_of(first / bundle.MANIFEST))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert image.current == "1.0.0"
+    assert not image.environment.exists()
+    assert not (image.root / "etc" / "systemd").exists()
+    assert not list((image.root / "var" / "lib" / "madoguchi").iterdir())
+
+
 def test_what_was_installed_serves_pages_in_both_languages_with_their_files(interrupted_host):
     with serving(interrupted_host) as url:
         for language in ("ja", "en"):
