@@ -169,16 +169,28 @@ class RoomMaker:
         return desired is not None and desired.enabled and key.number in desired.numbers
 
     def find_prior(self, replica: ManagedReplica) -> str:
-        """Return the model here that has no place yet and is called, for longer than this one if that is; "": none."""
+        """Return the model here for which room is made, and is called for longer than this one if that is; "": none."""
         now = self.clock()
         mine = self.sync.demands.since(replica.key.model, now)
         for one in self.replicas.values():
             since = self.sync.demands.since(one.key.model, now)
-            if one.key.model == replica.key.model or since is None or one.run or not one.spaces:
+            if one.key.model == replica.key.model or since is None:
                 continue
-            if (mine is None or since < mine) and self.gangs.awaits_room(one):
+            if (mine is None or since < mine) and (self._is_demanded(one, now) or self._takes_its_room(one, now)):
                 return one.desired.spec.name
         return ""
+
+    def _is_demanded(self, replica: ManagedReplica, now: float) -> bool:
+        """Return whether room is being made for a replica: not if it waits for anything else, as after a crash."""
+        demand = self._demand_of(replica, now)
+        return demand is not None and demand.since is not None
+
+    def _takes_its_room(self, replica: ManagedReplica, now: float) -> bool:
+        """Return whether room was made for a replica that does not have it yet: its start is next, or has begun."""
+        if replica.run is not None or replica.allocation is not None or not replica.spaces:
+            return False
+        next_up = replica.state == ReplicaState.ASLEEP and not replica.without_room and now >= replica.retry_at
+        return (next_up or replica.state == ReplicaState.STARTING) and self.gangs.awaits_room(replica)
 
     def _apply(self, decision: RoomDecision, room: HostRoom, now: float) -> None:
         replica = self.replicas.get(decision.demand.key)

@@ -1,10 +1,12 @@
-"""Room that is held by what is not to run here any more: it is free soon, and is not to be judged as taken."""
+"""Room that changes hands: what is not to run here any more is not judged as taken, and who comes before whom."""
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
 from modelregistry.engines.base import Spec
 from modelregistry.hostside.replicas import ReplicaKey
@@ -23,6 +25,7 @@ from modelregistry.supervisor.office import Office
 from modelregistry.supervisor.plan import ReplicaState
 from modelregistry.supervisor.repository import DesiredModel
 from modelregistry.supervisor.room_maker import RoomMaker
+from modelregistry.supervisor.wake_demand import WakeDemand
 from tests.clock import Clock
 
 CARD = 80
@@ -129,3 +132,71 @@ async def test_a_rank_for_which_others_wait_starts_in_room_that_is_free_although
         del there.replicas[OLD]
         await there.maker.make_room()
     assert not rank.without_room
+
+
+# --- Which model comes before a rank that has its memory set apart
+
+HOSTS = ("gpu-1", "gpu-2")
+SPLIT = Spec(engine="vllm", name="large", path="/large", tensor_parallel=2, nodes=2)
+OTHER = ReplicaKey(2, 0)
+
+
+class Contest:
+    """A rank of a model over two hosts that is called, and another model that has been called for longer."""
+
+    def __init__(self, card: PaperCard) -> None:
+        self.card = card
+        large = desire(1, spec=SPLIT, pinned=False, gangs={0: HOSTS})
+        other = desire(0, spec=Spec(engine="vllm", name="other", path="/other"), pinned=False)
+        card.sync.desired_models = {1: large, 2: other}
+        card.replicas.clear()
+        self.rank = card.replicas[NEW] = replica(NEW, "starting", desired=large.of(1), rank=1, hosts=HOSTS)
+        self.other = card.replicas[OTHER] = replica(
+            OTHER, "starting", desired=other, fingerprint=other.fingerprint(), spaces=SPACES
+        )
+        self.call(large=10, other=60)
+
+    def call(self, **seconds: float) -> None:
+        """Have callers wait for these models for so long."""
+        at, numbers = timezone.now(), {"large": 1, "other": 2}
+        waits = {
+            numbers[name]: WakeDemand(at=at, since=at - timedelta(seconds=one), interactive_at=at)
+            for name, one in seconds.items()
+        }
+        self.card.sync.demands.update({}, self.card.maker.clock())
+        self.card.sync.demands.update(waits, self.card.maker.clock())
+
+    @property
+    def prior(self) -> str:
+        return self.card.maker.find_prior(self.rank)
+
+
+@pytest.fixture
+def contest(card) -> Contest:
+    return Contest(card("ready"))
+
+
+def test_a_rank_lets_a_model_go_first_for_which_room_is_being_made(contest):
+    contest.other.record_no_room(0.0, "", NEED, SPACES, can_come=True)
+    assert contest.prior == "other"
+    contest.call(large=60, other=10)
+    assert contest.prior == ""
+    contest.call(large=10)
+    assert contest.prior == ""
+
+
+def test_a_rank_does_not_wait_for_a_model_that_waits_for_something_else_than_room(contest):
+    contest.other.record_crash(0.0, "ended with exit code 1")
+    assert contest.other.state == ReplicaState.BACKOFF
+    assert contest.prior == ""
+
+
+async def test_a_rank_leaves_the_room_that_was_made_to_the_model_that_is_about_to_start_there(contest):
+    contest.other.record_no_room(0.0, "", NEED, SPACES, can_come=True)
+    await contest.card.maker.make_room()  # there is enough by now
+    assert not contest.other.without_room
+    assert contest.prior == "other"
+    contest.other.begin_start(contest.other.desired, "", contest.card.maker.clock())
+    assert contest.prior == "other"
+    contest.other.allocation = GRANTED
+    assert contest.prior == ""
