@@ -21,6 +21,7 @@ from modelregistry.cluster.join_server import PORT, JoinServer
 from modelregistry.cluster.link import ClusterLink, ClusterNode
 from modelregistry.cluster.node import NodeCommand
 from modelregistry.cluster.node_service import NodeService
+from modelregistry.host_port import join_host_port
 from modelregistry.process import shim
 
 FILE, REMOVED = "head.json", "removed.json"
@@ -43,7 +44,7 @@ class HeadDirectory:
 
     @property
     def access(self) -> ClusterAccess:
-        return ClusterAccess(address=f"{self.address}:{self.port}", secrets=self.path / "secrets")
+        return ClusterAccess(address=join_host_port(self.address, self.port), secrets=self.path / "secrets")
 
     def removed(self) -> dict[str, float]:
         """Return when hosts were removed, by their names: in seconds since 1970."""

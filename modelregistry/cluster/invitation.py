@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from modelregistry.cluster.access import AUTHORITY, CERTIFICATE, KEY, TOKEN
+from modelregistry.host_port import split_host_port
 
 LONGEST = 65_536  # characters
 FILES = (TOKEN, AUTHORITY, CERTIFICATE, KEY)
@@ -51,6 +52,7 @@ class Invitation:
                 files={name: str(found["files"][name]) for name in FILES},
                 models=str(found.get("models", "")),
             )
+            split_host_port(made.cluster)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise NoInvitation("this is not all of what `manage.py addhost` printed") from error
         return made

@@ -25,6 +25,7 @@ from modelregistry.cluster.access import NotSecured, check_secrets
 from modelregistry.cluster.invitation import LONGEST, Invitation, NoInvitation
 from modelregistry.cluster.join_server import JoinProblem, JoinRequest
 from modelregistry.cluster.node_directory import NodeDirectory
+from modelregistry.host_port import join_host_port, split_host_port
 from modelregistry.process import gpus, process
 
 SENTENCES = {
@@ -187,8 +188,8 @@ async def _ask_join_server(invitation: Invitation, draft: Path, clock: Callable[
         server = await asyncio.start_server(say_nonce, invitation.address, port)
     except OSError as error:
         return [JoinProblem(code="address-missing", here=invitation.address, there=error.strerror or str(error))]
-    head = invitation.cluster.rpartition(":")[0]
-    where = f"{head}:{invitation.join_port}"
+    head, _ = split_host_port(invitation.cluster)
+    where = join_host_port(head, invitation.join_port)
     request = JoinRequest(
         token=invitation.files["token"].strip(),
         name=invitation.name,

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from modelregistry.cluster.access import TOKEN, VALID_BEFORE, check_secrets, tls_context
 from modelregistry.cluster.link import ClusterNode, ClusterSilent
+from modelregistry.host_port import join_host_port
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class JoinServer:
             own = ", ".join(sorted(peer.addresses))
             found.append(JoinProblem(code="other-address", here=request.address, there=own))
         elif not await reaches(request.address, request.port, request.nonce):
-            found.append(JoinProblem(code="unreachable", here=f"{request.address}:{request.port}"))
+            found.append(JoinProblem(code="unreachable", here=join_host_port(request.address, request.port)))
         if not found:
             found += self._reserve(request, peer)
         return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from modelregistry.cluster import bookings, node_directory
 from modelregistry.cluster.access import ClusterAccess, ray_environment
 from modelregistry.cluster.node_directory import NodeDirectory
+from modelregistry.host_port import split_host_port
 
 CODE = Path(__file__).resolve().parent.parent.parent  # where `modelregistry` is, for Ray's workers
 OBJECT_STORE = 78_643_200  # bytes: the least that Ray takes; nothing of ours goes through it
@@ -41,7 +42,7 @@ def head_command(
     env = ray_environment(access, CODE)
     if redis:
         env |= {"RAY_REDIS_ADDRESS": redis, "RAY_external_storage_namespace": namespace or "madoguchi"}
-    port = access.address.rpartition(":")[2]
+    _, port = split_host_port(access.address)
     begin = ("--head", f"--port={port}", f"--node-ip-address={address}", "--num-gpus=0", "--include-dashboard=false")
     return NodeCommand((*_ray(python), *begin, *_common(directory, cpus=0)), env)
 

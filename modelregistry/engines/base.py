@@ -17,6 +17,7 @@ from modelregistry.engines import arguments
 from modelregistry.engines.argument_rules import ArgumentRules
 from modelregistry.engines.arguments import ArgparseReader, ArgumentReader, Arguments, Options
 from modelregistry.files.metadata import CHECKPOINT, ModelMetadata
+from modelregistry.host_port import join_host_port
 from modelregistry.memory.estimate import Demand, Prediction, Unpredictable
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ class EngineEndpoint:
 
     @property
     def url(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.port}"
+        return f"http://{join_host_port(self.address, self.port)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 
+from modelregistry.host_port import join_host_port
 from modelregistry.install import copying
 from modelregistry.transfer.checksums import Checksums, stamp_of
 
@@ -70,7 +71,7 @@ class FileServer(ThreadingMixIn, TCPServer):
     @property
     def url(self) -> str:
         host, port = self.server_address[:2]
-        return f"https://{f'[{host!s}]' if ':' in str(host) else host!s}:{port}"
+        return f"https://{join_host_port(str(host), int(port))}"
 
     def add(self, copy: str, served: ServedFiles) -> bool:
         """Add an offer, and return whether it was in time."""

@@ -7,11 +7,12 @@ from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry import addresses
 from modelregistry.cluster.site import NAME, ClusterSite, NoCluster
+from modelregistry.host_port import bracket_host
 from modelregistry.plain_numbers import whole_number
 
 COMMANDS = """\
 Written to {path}: a reader of it can join in the place of {name}. Copy it there, then delete it here and there:
-scp {path} {address}:invitation
+scp {path} {host}:invitation
 # On {name}, as root, where the user madoguchi has a checkout of the same release of Madoguchi (deploy/RAY.md):
 runuser -l madoguchi -c 'make -C /srv/madoguchi host'
 runuser -l madoguchi -c \
@@ -51,4 +52,4 @@ class Command(BaseCommand):
         except (NoCluster, OSError) as error:
             raise CommandError(str(error)) from error
         renew, again = (" --renew", AGAIN) if is_known else ("", "")
-        return COMMANDS.format(name=name, path=path, address=options["address"], renew=renew, again=again)
+        return COMMANDS.format(name=name, path=path, host=bracket_host(options["address"]), renew=renew, again=again)

@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from modelregistry import addresses
 from modelregistry.cluster import head, join_server, node
 from modelregistry.cluster.site import ClusterSite, NoCluster
+from modelregistry.host_port import split_host_port
 from modelregistry.hostside import own_address
 from modelregistry.install.engine_environments import RAY
 from modelregistry.management.commands.removehost import explain_renewal
@@ -52,6 +53,7 @@ class Command(BaseCommand):
         site = ClusterSite(directory=settings.VAR / "cluster", cache=settings.CACHE)
         try:
             _check_address(options["address"])
+            _check_redis(options["redis"])
             before = _find_head(site)
             directory = site.create(options["address"], options["redis"], options["port"])
             has_moved = before not in ("", directory.access.address)
@@ -76,6 +78,15 @@ def _check_address(address: str) -> None:
         raise CommandError(f"No host reaches this machine at {address}: give its address in the network of the hosts.")
     if fault := own_address.find_fault(address):
         raise CommandError(IN_WORDS[fault.code] % {"address": fault.address, "reason": fault.reason})
+
+
+def _check_redis(place: str | None) -> None:
+    """Refuse what names no Redis; "" names none on purpose, None the one of before. Raises CommandError."""
+    try:
+        if place:
+            split_host_port(place)
+    except ValueError as error:
+        raise CommandError(f"--redis: {error}") from error
 
 
 def _find_head(site: ClusterSite) -> str:

@@ -1,6 +1,7 @@
 """Nothing of a cluster starts without its token and certificates."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,15 @@ def test_a_hosts_node_is_secured_and_named(directory):
     assert command.env["RAY_AUTH_MODE"] == "token"
     assert command.env["RAY_USE_TLS"] == "1"
     assert '--resources={"madoguchi-host:gpu1": 1}' in command.argv
+
+
+def test_a_head_at_an_address_of_ipv6_is_where_its_hosts_look_for_it(directory):
+    there = HeadDirectory(path=directory.path, address="::1", redis="[::1]:7001")
+    command = there.command(directory.path / "python")
+    assert {"--port=6377", "--node-ip-address=::1"} <= set(command.argv)
+    assert command.env["RAY_REDIS_ADDRESS"] == "[::1]:7001"
+    host = node.host_command(directory.path / "python", replace(directory, address="::1", cluster=there.access.address))
+    assert {"--address=[::1]:6377", "--node-ip-address=::1"} <= set(host.argv)
 
 
 def test_the_token_is_in_no_environment_and_no_command_line(directory):

@@ -20,10 +20,10 @@ UNIT = Path(__file__).parents[3] / "deploy" / "madoguchi-head.service"
 
 @pytest.fixture(autouse=True)
 def _own_addresses(monkeypatch):
-    """Let this machine have each address of 10.0.0.0/8."""
+    """Let this machine have each address of 10.0.0.0/8 and fd00::/8."""
     find_fault = own_address.find_fault
     monkeypatch.setattr(
-        own_address, "find_fault", lambda address: None if address.startswith("10.") else find_fault(address)
+        own_address, "find_fault", lambda address: None if address.startswith(("10.", "fd")) else find_fault(address)
     )
 
 
@@ -54,6 +54,21 @@ def test_a_host_is_invited_with_all_that_it_needs(site, settings, capsys, tmp_pa
     check_secrets(tmp_path / "host")
     context = ssl.create_default_context(cafile=str(tmp_path / "host" / "ca.crt"))
     context.load_cert_chain(tmp_path / "host" / "host.crt", tmp_path / "host" / "host.key")
+
+
+def test_addresses_of_ipv6_are_in_brackets_where_a_port_or_a_path_follows(site, capsys):
+    call_command("createcluster", "fd00::1", "--redis", "[::1]:7001")
+    assert (head.load(site / "head").address, head.load(site / "head").redis) == ("fd00::1", "[::1]:7001")
+    made = invite(site, "gpu1", "--address", "fd00::2")
+    assert (made.address, made.cluster) == ("fd00::2", "[fd00::1]:6377")
+    assert f"scp {site / 'invitations' / 'gpu1'} [fd00::2]:invitation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("redis", ["10.0.0.1", "::1:7001", "[::1]", "10.0.0.1:redis"])
+def test_what_names_no_redis_is_refused_and_makes_no_cluster(site, redis):
+    with pytest.raises(CommandError, match="--redis"):
+        call_command("createcluster", "10.0.0.1", "--redis", redis)
+    assert not site.exists()
 
 
 def test_the_unit_of_the_head_runs_what_is_printed_with_the_paths_of_an_installed_version():

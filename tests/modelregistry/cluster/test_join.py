@@ -61,16 +61,16 @@ def opened(issue, port):
     """Return a function that starts a join server: `async with opened(ray=…)`."""
 
     @contextlib.asynccontextmanager
-    async def opened(*, ray=RAY, python=PYTHON, nodes=(), clock=lambda: NOW, removed=dict):
+    async def opened(*, ray=RAY, python=PYTHON, nodes=(), clock=lambda: NOW, removed=dict, address="127.0.0.1"):
         async def list_nodes():
             if nodes is None:
                 raise ClusterSilent("no answer within 5 s")
             return nodes
 
         made = JoinServer(
-            issue("head"), ray=ray, python=python, list_nodes=list_nodes, find_removed=removed, clock=clock
+            issue("head", address), ray=ray, python=python, list_nodes=list_nodes, find_removed=removed, clock=clock
         )
-        async with await made.listen("127.0.0.1", port):
+        async with await made.listen(address, port):
             yield made
 
     return opened
@@ -96,6 +96,24 @@ async def test_a_machine_with_an_invitation_joins(invite, opened, tmp_path):
     assert directory.cluster == "127.0.0.1:6379"
     assert {each.name for each in directory.secrets.iterdir()} == set(FILES)
     assert all(each.stat().st_mode & 0o077 == 0 for each in directory.secrets.iterdir())
+
+
+async def test_a_machine_joins_a_head_at_an_address_of_ipv6(invite, opened, tmp_path):
+    async with opened(address="::1"):
+        invitation = invite(address="::1", certified="::1", cluster="[::1]:6377")
+        directory = await try_to_join(Invitation.read(invitation.written()), tmp_path / "host")
+    assert (directory.address, directory.cluster) == ("::1", "[::1]:6377")
+
+
+async def test_a_join_server_that_is_closed_is_named_with_its_address_of_ipv6(invite, tmp_path, port):
+    with pytest.raises(NotJoined) as refused:
+        await try_to_join(invite(address="::1", cluster="[::1]:6377"), tmp_path / "host")
+    assert [(one.code, one.there) for one in refused.value.problems] == [("no-join-server", f"[::1]:{port}")]
+
+
+def test_an_invitation_to_what_is_no_address_of_a_head_is_refused(invite):
+    with pytest.raises(NoInvitation):
+        Invitation.read(invite(cluster="::1:6377").written())
 
 
 async def test_a_machine_joins_into_a_directory_that_was_made_for_its_user(invite, opened, tmp_path):
