@@ -1,4 +1,4 @@
-"""Room that changes hands: what is not to run here any more is not judged as taken, and who comes before whom."""
+"""Room that changes hands: what is not to run here any more is not judged as taken, and which model goes first."""
 
 import asyncio
 from collections.abc import Callable
