@@ -8,14 +8,15 @@ Listeners come from systemd (`FileDescriptorName=` of its socket units) or are b
 by SIGHUP) reads FILE, goes to where DIR leads now, which may be another version, and runs COMMAND there beside the one
 that serves. When the new run accepts connections (`succession.report_ready`), the old one is asked to retire: it takes
 no more of them and ends when its last answer has. A new run that fails changes nothing.
+While no run accepts, callers wait; if that takes too long they are answered with 503 here (`stand_in`).
 
 A socket unit alone would not do: on `systemctl restart` systemd waits for the old process before it starts the new one,
 and an answer may take an hour. Nor do two instances of a unit behind nginx: each version would need a port of its own,
 and nginx a reload.
 
-This process outlives versions, so it imports nothing but the standard library and `succession`. After a reload it
-replaces itself by the new version of itself (exec): its children, its listeners and its process id stay. The new
-version is tried before that (`--can-adopt`): if it cannot go on with these, this process stays as it is.
+This process outlives versions, so it imports nothing but the standard library, `stand_in` and `succession`. After a
+reload it replaces itself by the new version of itself (exec): its children, its listeners and its process id stay. The
+new version is tried before that (`--can-adopt`): if it cannot go on with these, this process stays as it is.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from apiproxy.server.stand_in import PATIENCE, PATIENCE_AFTER_FAILURE, StandIn
 from apiproxy.server.succession import GROUP, LISTENERS, READY, RETIRE, format_listeners, listening_port
 
 log = logging.getLogger("madoguchi.handover")
@@ -58,10 +60,11 @@ class ReloadFailed(Exception):
 
 @dataclass
 class ServerRun:
-    """One run of the command: a process, and whether it was asked to end."""
+    """One run of the command: a process, whether it was asked to end, and whether it has reported that it accepts."""
 
     pid: int
     ending: bool = False
+    ready: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def read_state(text: str) -> State:
     known = json.loads(text)
     if known["form"] != STATE_FORM:
         raise ValueError(f"the state has form {known['form']}, and {STATE_FORM} is read here")
-    return State(known["group"], known["listeners"], [ServerRun(pid, ending) for pid, ending in known["runs"]])
+    return State(known["group"], known["listeners"], [ServerRun(pid, ending, True) for pid, ending in known["runs"]])
 
 
 class Handover:
@@ -100,6 +103,8 @@ class Handover:
         self._control = control
         self._group = secrets.token_hex(8)
         self._runs: list[ServerRun] = []  # the last one that is not ending serves
+        self._failing = False  # the last start failed
+        self._stand_in = StandIn(list(listeners.values()), self._find_patience)
         self._stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._changed = asyncio.Event()  # a run has ended
@@ -116,28 +121,40 @@ class Handover:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the version before blocked them while it became this one
         if state:
             self._adopt(state)
-        async with await self._open_control():
-            if not state:
-                try:
-                    async with self._reloading:
-                        await self._start()
-                except ReloadFailed as error:
-                    log.error("%s", error)
-                    self._control.unlink(missing_ok=True)
-                    await self._end_all()
-                    return 0 if self._stopping.is_set() else 1
-            self._notify("READY=1")
-            await self._keep_serving()
+        async with await self._open_control(), self._stand_in.running():
+            started = bool(state) or await self._start_first()
+            if started:
+                self._notify("READY=1")
+                await self._keep_serving()
         self._control.unlink(missing_ok=True)
-        self._notify("STOPPING=1")
+        if started:
+            self._notify("STOPPING=1")
+        elif not self._stopping.is_set():
+            await self._stand_in.answer_waiting()  # the next process could only let them wait again
         await self._end_all()
-        return 0
+        return 0 if started or self._stopping.is_set() else 1
 
     # --- runs
 
     @property
     def _serving(self) -> ServerRun | None:
         return next((one for one in reversed(self._runs) if not one.ending), None)
+
+    def _find_patience(self) -> float | None:
+        """Return how long callers may wait from the end of a run on; None: one accepts."""
+        if any(run.ready and not run.ending for run in self._runs):
+            return None
+        return PATIENCE_AFTER_FAILURE if self._failing else PATIENCE
+
+    async def _start_first(self) -> bool:
+        """Return whether the first run accepts."""
+        try:
+            async with self._reloading:
+                await self._start()
+        except ReloadFailed as error:
+            log.error("%s", error)
+            return False
+        return True
 
     async def _keep_serving(self) -> None:
         """Replace a run that ends by itself, until this process is to stop."""
@@ -164,6 +181,16 @@ class Handover:
 
     async def _start(self) -> ServerRun:
         """Start a run and return once it accepts connections. Raises ReloadFailed. Only one may start at a time."""
+        try:
+            run = await self._try_to_start()
+        except ReloadFailed:
+            self._failing = True
+            raise
+        self._failing = False
+        run.ready = True
+        return run
+
+    async def _try_to_start(self) -> ServerRun:
         try:
             run, reports = self._launch()
         # A value that no environment can hold, text that is no UTF-8, a loop of links.

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from apiproxy.server.stand_in import PATIENCE_AFTER_FAILURE
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import ROOT
 from tests.redis import redis_server
@@ -98,6 +99,42 @@ async def test_a_killed_gateway_cuts_its_own_answers_and_no_call_that_comes_late
     assert all(one.began <= killed + 0.1 for one in failed)
     assert sum(one.kind == "stream" for one in failed) < STREAMS
     assert sum(one.kind == "call" for one in failed) <= 3
+
+
+def test_pages_stay_when_a_version_is_given_up_after_its_portal_was_published(two, tmp_path):
+    broken = copy_version(tmp_path, NEXT)
+    up = broken / "apiproxy" / "bridge" / "management" / "commands" / "up.py"
+    text = up.read_text()
+    assert text.count("report_ready(os.environ)") == 1
+    up.write_text(text.replace("report_ready(os.environ)", "raise RuntimeError('unfinished')"))
+    before = two.gateways()
+    two.lead_to(broken)
+    assert two.reload().returncode == 1
+    two.lead_to(ROOT)
+    until(lambda: two.gateways() == before)  # those of the other version have ended
+    with httpx2.Client(base_url=two.installation.url) as http:  # the gateways' own port
+        until(lambda: http.get("/sign-in/").status_code == 200, 5)
+
+
+def test_callers_are_refused_in_time_while_no_gateway_starts_and_served_once_one_does(two, tmp_path):
+    """`up` goes on, so what started it knows of nothing."""
+    version = copy_version(tmp_path, NEXT)
+    two.lead_to(version)
+    assert two.reload().returncode == 0
+    until(lambda: len(two.gateways()) == 2)
+    front = version / "apiproxy" / "server" / "front.py"
+    text = front.read_text()
+    front.write_text("raise RuntimeError('broken meanwhile')\n")
+    for pid in two.gateways():
+        os.kill(pid, signal.SIGKILL)
+    with httpx2.Client(base_url=two.nginx.url, verify=two.nginx.trust(), timeout=PATIENCE_AFTER_FAILURE + 20) as http:
+        answer = http.post("/v1/chat/completions", json={"model": "plain", "messages": []})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_unavailable")
+        assert http.get("/sign-in/").status_code == 200
+        front.write_text(text)
+        until(lambda: http.get("/v1/models").status_code == 401, 60)
+    two.lead_to(ROOT)
+    assert two.reload().returncode == 0
 
 
 def load_of_failures(load: Load) -> dict[str, int]:

@@ -4,6 +4,7 @@ FAILS in the environment: it ends before it serves. STARTS_IN: seconds before it
 """
 
 import os
+import select
 import signal
 import sys
 import time
@@ -20,8 +21,12 @@ def main() -> None:
         signal.signal(number, lambda *_: sys.exit(0))
     listener.listen(100)
     report_ready(os.environ)
-    while True:
-        connection, _ = listener.accept()
+    listener.setblocking(False)  # the handover may accept there as well
+    while select.select([listener], [], []):
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            continue
         with connection:
             words = (str(os.getpid()), str(os.getppid()), os.getcwd(), os.environ.get("WORDS", ""))
             connection.sendall("\n".join(words).encode())

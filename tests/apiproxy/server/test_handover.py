@@ -1,6 +1,8 @@
 """What a handover does with any server: it follows a link, reads settings again, and never closes the listener."""
 
 import contextlib
+import http.client
+import json
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from apiproxy.server.handover import RESTART_SECONDS, STATE_FORM, read_environment, take_from_systemd
+from apiproxy.server.stand_in import PATIENCE_AFTER_FAILURE
 from tests.ports import unused_port
 from tests.waiting import until
 
@@ -39,6 +42,13 @@ class Handed:
     port: int
     systemd: socket.socket
     process: "subprocess.Popen[bytes]" = field(init=False)
+
+    def read(self) -> str:
+        """Return what the server says to who connects; "": it does not serve."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=2)
+        with connection, contextlib.suppress(TimeoutError):
+            return connection.makefile().read()
+        return ""
 
     def ask(self) -> Answer:
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
@@ -71,7 +81,8 @@ class Handed:
         """Lead to a version with a handover of its own, which runs these lines first and has these constants."""
         parts = self.lead_to(name) / "apiproxy" / "server"
         parts.mkdir(parents=True)
-        shutil.copy(ROOT / "apiproxy" / "server" / "succession.py", parts)
+        for module in ("stand_in.py", "succession.py"):
+            shutil.copy(ROOT / "apiproxy" / "server" / module, parts)
         text = (ROOT / "apiproxy" / "server" / "handover.py").read_text()
         for constant, value in constants.items():
             text, count = re.subn(rf"^{constant} = .*$", f"{constant} = {value}", text, flags=re.M)
@@ -208,6 +219,48 @@ def test_a_run_is_replaced_once_the_environment_can_be_read_again(handed):
     time.sleep(2 * RESTART_SECONDS)  # it has tried meanwhile
     (handed.place / "environment").write_text("WORDS=other\n")
     assert handed.ask().words == "other"
+
+
+def call(port: int) -> http.client.HTTPResponse:
+    """Return the answer to a call, at most some seconds later."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_AFTER_FAILURE + 10)
+    connection.request("POST", "/v1/chat/completions", b"{}")
+    return connection.getresponse()
+
+
+def test_callers_are_refused_while_no_run_starts_and_served_once_one_does(handed):
+    (before,) = handed.runs()
+    (handed.place / "environment").write_text("FAILS=yes\n")
+    os.kill(before, signal.SIGKILL)
+    until(lambda: before not in handed.runs())
+    answer = call(handed.port)
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert json.load(answer)["error"]["code"] == "server_unavailable"
+    (handed.place / "environment").write_text("WORDS=other\n")
+    assert until(handed.read).endswith("other")
+
+
+def test_who_waits_for_a_first_run_that_fails_is_refused(tmp_path):
+    command = [
+        *(sys.executable, "-m", "apiproxy.server.handover", "--control", tmp_path / "control"),
+        *("--", sys.executable, SERVER),
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def place_listener() -> None:
+            os.dup2(os.dup(listener.fileno()), 3)
+
+        names = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "gateway", "FAILS": "yes", "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            ["sh", "-c", 'LISTEN_PID=$$ exec "$0" "$@"', *command],
+            cwd=ROOT,
+            env={**os.environ, **names},
+            preexec_fn=place_listener,
+            close_fds=False,
+        )
+        assert call(listener.getsockname()[1]).status == 503
+        assert process.wait(20) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import socket
 import sys
 from argparse import ArgumentParser
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from django.db import DatabaseError, connection
 
 from apiproxy.bridge import checks
 from apiproxy.server.portal_proxy import short_socket_path
+from apiproxy.server.stand_in import PATIENCE, PATIENCE_AFTER_FAILURE, StandIn
 from apiproxy.server.succession import (
     GROUP,
     READY,
@@ -55,6 +56,8 @@ MAX_PAUSE = 30.0
 # its supervisor's host taken for gone.
 LIVED_WELL = 10.0
 SOCKET_QUEUE = 2048  # connections that may wait for the portal
+PROBE_SECONDS = 0.5
+PUBLISH_SECONDS = 1.0  # between two looks whether gateways find a portal
 
 Kind = Literal["gateway", "portal", "supervisor"]
 GATEWAY: Kind = "gateway"
@@ -119,7 +122,7 @@ class Command(BaseCommand):
             ]
             if not no_supervisor:
                 programs.append(Program("supervisor", supervisor_command(), SUPERVISOR))
-            if not asyncio.run(Parent(programs, calls, socket_of_pages.publish).run()):
+            if not asyncio.run(Parent(programs, calls, pages, socket_of_pages).run()):
                 sys.exit(1)
 
 
@@ -153,7 +156,11 @@ def supervisor_command() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class PortalSocket:
-    """The Unix socket of the portal's processes. It listens, but gateways find it only when it is published."""
+    """The Unix socket of the portal's processes. It listens, but gateways find it only when it is published.
+
+    It keeps the name `bound`, so that it can be published again: a run that takes over and is given up after that
+    leaves no name, or that of a socket on which no process listens.
+    """
 
     listener: socket.socket
     bound: Path
@@ -161,7 +168,23 @@ class PortalSocket:
 
     def publish(self) -> None:
         """Have gateways connect to this one; who connected to the one before still has that."""
-        self.bound.rename(self.path)
+        linked = self.bound.with_suffix(f"{self.bound.suffix}-linked")
+        linked.unlink(missing_ok=True)
+        linked.hardlink_to(self.bound)
+        linked.rename(self.path)
+        linked.unlink(missing_ok=True)  # it stays if `path` was this one already
+
+    def publish_if_missing(self) -> None:
+        """Publish it again if gateways find no portal."""
+        with suppress(FileNotFoundError):
+            if self.path.samefile(self.bound) or is_listening(socket.AF_UNIX, short_socket_path(self.path)):
+                return
+        try:
+            self.publish()
+        except OSError as error:
+            log.error("no gateway finds the portal, and its socket cannot be published again: %s", error)
+        else:
+            log.warning("the portal's socket led nowhere; it is published again")
 
 
 @contextmanager
@@ -170,6 +193,9 @@ def portal_socket(path: Path) -> Iterator[PortalSocket]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not os.environ.get(GROUP) and is_listening(socket.AF_UNIX, short_socket_path(path)):
         raise CommandError(f"another Madoguchi runs with this state directory: its portal answers on {path}")
+    for left in path.parent.glob(f"{path.stem}.[0-9]*"):  # by processes that were killed
+        if not is_listening(socket.AF_UNIX, short_socket_path(left)):
+            left.unlink(missing_ok=True)
     bound = path.with_suffix(f".{os.getpid()}")
     bound.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -199,8 +225,11 @@ def private_umask() -> Iterator[None]:
 def is_listening(family: socket.AddressFamily, address: Any) -> bool:
     """Return whether a process listens there."""
     with socket.socket(family) as probe:
+        probe.settimeout(PROBE_SECONDS)
         try:
             probe.connect(address)
+        except (TimeoutError, BlockingIOError):  # its queue is full
+            return True
         except OSError:
             return False
     return True
@@ -290,6 +319,10 @@ class Running:
         if self.ready.is_set():
             self._reports.close()
 
+    def accepts(self) -> bool:
+        """Return whether it lives and has reported that it can accept connections."""
+        return self.ready.is_set() and self.process.returncode is None
+
     def _on_report(self) -> None:
         asyncio.get_running_loop().remove_reader(self._reports)
         with suppress(ConnectionResetError):
@@ -306,9 +339,17 @@ class Parent:
     portal. On RETIRE there is another portal: gateways and portal processes end when they have nothing more to do.
     """
 
-    def __init__(self, programs: Sequence[Program], calls: socket.socket, publish: Callable[[], None]) -> None:
-        """`publish` is called when the portal's processes accept."""
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        calls: socket.socket,
+        pages: Sequence[socket.socket],
+        socket_of_pages: PortalSocket,
+    ) -> None:
+        """`socket_of_pages`, one of `pages`, is published when the portal's processes accept."""
         self._programs = programs
+        self._latest: dict[Program, Running] = {}
+        self._failing: set[Kind] = set()  # the last start of one failed, and none accepts
         self._gateways = [program for program in programs if program.kind == GATEWAY]
         self._calls = calls
         bind, port = calls.getsockname()[:2]
@@ -317,7 +358,11 @@ class Parent:
             "GATEWAY_WORKERS": str(len(self._gateways)),
             "GATEWAY_URL": settings.GATEWAY_URL or f"http://{url_host(reachable_host(bind))}:{port}",
         }
-        self._publish = publish
+        self._socket_of_pages = socket_of_pages
+        self._stand_ins = [
+            StandIn([calls], partial(self._find_patience, GATEWAY)),
+            StandIn(pages, partial(self._find_patience, PORTAL)),
+        ]
         self._retiring = False
         self._stop = asyncio.Event()
         self._portal_stop = asyncio.Event()  # no gateway needs the portal any more
@@ -343,13 +388,30 @@ class Parent:
         for program in self._programs:
             if program.kind == SUPERVISOR:
                 keepers[program] = asyncio.create_task(self._keep_running(program, self._gateways_gone))
-        await self._stop.wait()
+        if started:
+            await self._watch()
         self._calls.close()  # who calls from now on is refused, unless another accepts there as well
         await asyncio.gather(*(keepers[program] for program in self._gateways))
         self._gateways_gone.set()
         self._portal_stop.set()
         await asyncio.gather(*keepers.values())
         return started
+
+    async def _watch(self) -> None:
+        """Look after callers and the portal's socket until everything is to stop."""
+        async with AsyncExitStack() as stack:
+            for stand_in in self._stand_ins:
+                await stack.enter_async_context(stand_in.running())
+            while not self._stop.is_set():
+                self._socket_of_pages.publish_if_missing()
+                await wait_for_first(self._stop.wait, partial(asyncio.sleep, PUBLISH_SECONDS))
+
+    def _find_patience(self, kind: Kind) -> float | None:
+        """Return how long callers may wait from the end of the last process of this kind on; None: one accepts."""
+        if any(one.accepts() for program, one in self._latest.items() if program.kind == kind):
+            self._failing.discard(kind)
+            return None
+        return PATIENCE_AFTER_FAILURE if kind in self._failing else PATIENCE
 
     async def _wait_until_serving(self, processes: list[Running]) -> bool:
         """Wait until all accept connections, and print where. If one ends before, stop everything."""
@@ -364,7 +426,7 @@ class Parent:
         if all(one.ready.is_set() for one in processes):
             for one in processes:
                 one.begin()
-            self._publish()
+            self._socket_of_pages.publish()
             print(f"Madoguchi answers on {self._url}  (Ctrl-C stops it)", flush=True)
             report_ready(os.environ)
             return True
@@ -402,7 +464,8 @@ class Parent:
             raise
         finally:
             theirs.close()
-        return Running(process, reports)
+        running = self._latest[program] = Running(process, reports)
+        return running
 
     async def _keep_running(self, program: Program, stop: asyncio.Event, running: Running | None = None) -> None:
         """Restart a program whenever it ends by itself, after `next_pause`; stop it when asked to."""
@@ -419,6 +482,8 @@ class Parent:
                 return
             if stop.is_set():
                 return
+            if not running.ready.is_set():
+                self._failing.add(program.kind)
             pause = next_pause(pause, asyncio.get_running_loop().time() - begun)
             log.error("the %s ended (%s); it restarts in %.0f s", program.name, process.returncode, pause)
             await wait_for_first(stop.wait, partial(asyncio.sleep, pause))
