@@ -16,6 +16,7 @@ from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, 
 from django.db.models import Max, Q, QuerySet, Sum
 from django.utils import timezone
 
+from apiproxy.bridge import machines
 from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
 from apiproxy.bridge.site_gauges import site_gauges_of
 from apiproxy.dataplane.backlog import BacklogReport
@@ -191,6 +192,11 @@ def report_set_aside(lines: int) -> None:
 def report_backlog(worker: str, backlog: BacklogReport) -> None:
     """Report usage that waits on a worker's disk for long, or that none does any more. Raises DatabaseUnavailable."""
     run_query(lambda: usage.report_backlog(worker, size=backlog.bytes, seconds=backlog.seconds))
+
+
+def report_machine() -> None:
+    """Record that this machine has a gateway of this version. Raises DatabaseUnavailable."""
+    run_query(machines.report_machine)
 
 
 def report_queue(worker: str, snapshot: dict[str, Any], minutes: Sequence[dict[str, Any]]) -> None:

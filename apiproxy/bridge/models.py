@@ -30,3 +30,14 @@ class CatalogueChange(models.Model):
 
     def __str__(self) -> str:
         return f"{self.revision}: {self.kind} {self.object_id}"
+
+
+class GatewayMachine(models.Model):
+    """A machine whose gateways answer, and the version that they run. They report both again and again."""
+
+    name = models.CharField(max_length=255, primary_key=True)
+    version = models.CharField(max_length=60)
+    reported_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.version}"

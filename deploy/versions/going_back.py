@@ -1,7 +1,8 @@
 """deploy/rollback [--to VERSION]: goes back to the version before, with the database, as far as migrations can.
 
 Refuses before anything is changed if one of them cannot be undone, and names it: then only a backup goes back. What was
-entered into tables and columns that the version before lacks is deleted. May be run again after an interruption.
+entered into tables and columns that the version before lacks is deleted, so it also refuses while another machine of
+the site runs a version that uses them. May be run again after an interruption.
 """
 
 import argparse
@@ -11,13 +12,19 @@ from typing import Any
 
 from versions.installing import put_in_use
 from versions.layout import Layout, Refused
-from versions.programs import count_migrations, is_real, list_migrations, say, undo_migrations
+from versions.programs import count_migrations, is_real, list_gateways, list_migrations, say, undo_migrations
 
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="deploy/rollback", description=__doc__)
     parser.add_argument("--to", default="", metavar="VERSION", help="another one than the version before")
     parser.add_argument("--plan", action="store_true", help="only show what would be done")
+    parser.add_argument(
+        "--break-other-machines",
+        action="store_true",
+        help="undo migrations although other machines run a version that needs them: their pages fail until they go "
+        "back too, and what people enter there meanwhile is lost",
+    )
     parser.add_argument("--no-systemd", dest="systemd", action="store_false", help="restart nothing")
     parser.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="a rehearsal below this directory")
     options = parser.parse_args(words)
@@ -27,6 +34,8 @@ def main(words: list[str]) -> None:
     with layout.locked():
         target = choose(layout, options.to)
         due = migrations_to_undo(layout, target)
+        if due and not options.break_other_machines:
+            check_other_machines(layout, target)
         if not options.plan:
             go_back(layout, target, due, systemd=options.systemd)
 
@@ -60,6 +69,18 @@ def migrations_to_undo(layout: Layout, target: str) -> list[dict[str, Any]]:
             "backup from before the upgrade. Nothing was changed."
         )
     return due
+
+
+def check_other_machines(layout: Layout, target: str) -> None:
+    """Raise Refused if another machine of the site runs another version than the one to go back to."""
+    running = [row for row in list_gateways(layout, layout.linked("current")) if row["running"] and not row["here"]]
+    if others := [f"{row['name']} ({row['version']})" for row in running if row["version"] != target]:
+        raise Refused(
+            f"Other machines of this site use what would be deleted: {', '.join(others)}. Stop Madoguchi there "
+            "(systemctl stop madoguchi-gateway.socket madoguchi-pages.socket madoguchi-portal), run this again 90 "
+            "seconds later, then deploy/rollback there. --break-other-machines goes back without that: their pages "
+            "fail until they go back too, and what people enter there meanwhile is lost. Nothing was changed."
+        )
 
 
 def go_back(layout: Layout, target: str, due: list[dict[str, Any]], *, systemd: bool) -> None:

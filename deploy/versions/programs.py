@@ -85,13 +85,28 @@ def list_unknown(layout: Layout, version: str) -> list[str]:
     return names
 
 
+def list_gateways(layout: Layout, version: str) -> list[dict[str, Any]]:
+    """Return the machines of the site that have gateways. Raises Refused."""
+    listed: list[dict[str, Any]] = ask(layout, version, "gateways", "--json", what="gateways")
+    return listed
+
+
 def ask_for_migrations(layout: Layout, version: str, *words: str) -> Any:
-    command = manage(layout, version, "migrations", *words)
+    return ask(layout, version, "migrations", *words, what="its migrations")
+
+
+def ask(layout: Layout, version: str, *words: str, what: str) -> Any:
+    """Return what a command of this version prints as JSON. Raises Refused."""
     done = subprocess.run(
-        command, env=command_environment(layout), cwd="/", capture_output=True, text=True, check=False
+        manage(layout, version, *words),
+        env=command_environment(layout),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        raise Refused(f"Version {version} cannot ask the database for its migrations:\n{done.stderr.strip()}")
+        raise Refused(f"Version {version} cannot ask the database for {what}:\n{done.stderr.strip()}")
     return json.loads(done.stdout)
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import resource
 import signal
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from apiproxy.dataplane.ledger import SEGMENT_BYTES
 from apiproxy.server.asgi import LAST_MOVE, STAYS_IN_SPOOL
+from modelregistry.version import VERSION
 from portal.keys import secret
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
@@ -171,6 +173,11 @@ def test_a_limit_that_cannot_be_read_stops_no_call_and_is_hard_again_when_it_can
         place.ids(4)
         database.start()
         until(lambda: place.chat().status_code == 429, 40)
+
+
+def test_a_gateway_reports_its_machine_and_version(place):
+    name = place.installation.env.get("MADOGUCHI_HOST", socket.gethostname())
+    until(lambda: place.installation.read("select name, version from apiproxy_gatewaymachine") == [(name, VERSION)])
 
 
 def test_a_locked_database_stops_no_call(place):

@@ -4,10 +4,12 @@ import fcntl
 import json
 import os
 import shutil
+import sqlite3
 import stat
 import subprocess
 import tarfile
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -16,7 +18,7 @@ import pytest
 from deploy.release import bundle
 from tests.ports import unused_port
 from tests.release.bundles import derive, sign
-from tests.release.hosts import COMMAND, Host
+from tests.release.hosts import COMMAND, DATABASE, Host
 from tests.waiting import until
 
 REVERSIBLE = """
@@ -217,6 +219,33 @@ def test_a_rollback_that_is_only_planned_names_migrations_and_changes_nothing(up
     assert done.returncode == 0
     assert "modelregistry.9000_table" in done.stdout
     assert (upgraded.current, "9000_table" in upgraded.migrations()) == ("1.0.1", True)
+
+
+def report_elsewhere(host: Host, version: str, *, seconds: float = 0.0) -> None:
+    """Have another machine of the site have reported so long ago that it runs this version."""
+    at = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=seconds)
+    with closing(sqlite3.connect(host.root / DATABASE)) as database, database:
+        database.execute("insert into apiproxy_gatewaymachine values ('elsewhere', ?, ?)", (version, str(at)))
+
+
+def test_a_rollback_is_refused_while_another_machine_runs_the_newer_version_unless_that_is_named(upgraded):
+    report_elsewhere(upgraded, "1.0.1")
+    rollback = upgraded.opt / "1.0.1" / "deploy" / "rollback"
+    refused = upgraded.run(rollback)
+    assert refused.returncode != 0
+    assert "elsewhere (1.0.1)" in refused.stderr
+    assert (upgraded.current, "9000_table" in upgraded.migrations()) == ("1.0.1", True)
+    done = upgraded.run(rollback, "--break-other-machines")
+    assert done.returncode == 0, done.stderr
+    assert (upgraded.current, "9000_table" in upgraded.migrations()) == ("1.0.0", False)
+
+
+@pytest.mark.parametrize(("version", "seconds"), [("1.0.0", 0.0), ("1.0.1", 120.0)], ids=["older", "stopped"])
+def test_a_rollback_goes_on_beside_a_machine_that_needs_nothing_of_the_newer_version(upgraded, version, seconds):
+    report_elsewhere(upgraded, version, seconds=seconds)
+    done = upgraded.run(upgraded.opt / "1.0.1" / "deploy" / "rollback")
+    assert done.returncode == 0, done.stderr
+    assert upgraded.current == "1.0.0"
 
 
 def test_without_a_version_before_there_is_no_rollback(host):
