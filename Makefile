@@ -14,12 +14,14 @@ help:
 	@echo 'make test-ray-storm   such a cluster whose parts die at random under load (MINUTES=10; as root)'
 	@echo 'make test-ray-operations   what operators do to such a cluster: upgrades, rotation, copies (as root; 6 minutes)'
 	@echo 'make test-restart  what callers notice of upgrades, restarts and deaths, with streams of 30 s (5 minutes)'
+	@echo 'make test-failover  what people notice when a database, Redis, the directory or a machine fails (8 minutes)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway; pages (50 minutes)'
 	@echo 'make chaos   kill -9 every part at random under load, vLLM included (MINUTES=20, SEED=…)'
 	@echo 'make fuzz    send malformed input to every part (SECONDS=600, SEED=…)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
 	@echo 'make host    set up a GPU host of a cluster (deploy/RAY.md)'
 	@echo 'make release  one file with all that a machine without a network needs (WITH="vllm demo-models": also these)'
+	@echo 'make audit   look for known vulnerabilities in what the lock files pin (needs a network)'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'
 
 setup:
@@ -70,6 +72,10 @@ test-ray-operations: test-setup
 test-restart: test-setup
 	.venv/bin/python -m tests.restart
 
+# Likewise, of a site with two machines, a standby of PostgreSQL, Redis and a directory.
+test-failover: test-setup
+	.venv/bin/python -m tests.failover
+
 # All that a GPU host needs to join a cluster; see deploy/RAY.md.
 host:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py host
@@ -113,6 +119,9 @@ SECONDS ?= 600
 fuzz: test-setup
 	.venv/bin/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
+audit:
+	.venv/bin/python -m tests.audit
+
 # uv resolves for every platform at once, which pip cannot; it is needed here only, so nowhere else.
 OPTIONS = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --quiet
 COMPILE = /bin/uv pip compile pyproject.toml $(OPTIONS)
@@ -127,6 +136,7 @@ lock:
 	"$$uv"/bin/uv pip compile tests/clients/openwebui.in --override tests/clients/openwebui-without.in $(OPTIONS) \
 		--output-file tests/clients/openwebui.lock; \
 	.venv/bin/python -m tests.clients.environment lock; \
+	"$$uv"/bin/uv pip compile tests/audit.in $(OPTIONS) --output-file tests/audit.lock; \
 	"$$uv"/bin/uv pip compile deploy/release/build.in --constraint requirements.lock $(OPTIONS) \
 		--output-file deploy/release/build.lock; \
 	"$$uv"/bin/uv pip compile portal/frontend/node.in $(OPTIONS) --output-file portal/frontend/node.lock; \
@@ -136,4 +146,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 
-.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu test-ray test-ray-storm test-ray-operations test-restart host release check lint types imports schema bench chaos fuzz lock
+.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu test-ray test-ray-storm test-ray-operations test-restart test-failover host release check audit lint types imports schema bench chaos fuzz lock

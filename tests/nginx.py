@@ -73,7 +73,7 @@ def adapted(place: Path, ports: tuple[int, int], servers: list[str], pages: str)
         "/etc/ssl/certs/llm.example.co.jp.pem": str(place / "certificate.pem"),
         "/etc/ssl/private/llm.example.co.jp.key": str(place / "key.pem"),
         "server 127.0.0.1:8000;": upstream,
-        "server 127.0.0.1:8001;": f"server {pages};" if pages else upstream,  # gateways hand pages on as well
+        "server 127.0.0.1:8001;": " ".join(f"server {one};" for one in pages.split()) or upstream,
         "/var/log/nginx/": f"{place}/",
     }.items():
         assert old in text, old
@@ -83,7 +83,10 @@ def adapted(place: Path, ports: tuple[int, int], servers: list[str], pages: str)
 
 @contextlib.contextmanager
 def nginx(*servers: str, pages: str = "") -> Iterator[Nginx]:
-    """Provide nginx before these gateways (host:port), and the portal's own port if `pages` is given."""
+    """Provide nginx before these gateways (host:port).
+
+    `pages`: the portals' own ports, with spaces between them; "": gateways hand pages on.
+    """
     place = Path(tempfile.mkdtemp(prefix="madoguchi-nginx-"))
     running = Nginx(place, unused_port(), unused_port())
     certify(place)

@@ -54,6 +54,11 @@ class Postgres:
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait(30)
 
+    def promote(self) -> None:
+        """Have a standby become a server that takes changes; return when it does."""
+        ((done,),) = self.rows("select pg_promote()")
+        assert done
+
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Stop it without a sign: connections stay open, and nothing is sent on them."""
@@ -77,26 +82,54 @@ class Postgres:
             return connection.execute(query).fetchall()
 
 
+def multi_host_url(*clusters: Postgres) -> str:
+    """Return the setting that names several servers, of which the one is used that takes changes."""
+    hosts, ports = ",".join("127.0.0.1" for _ in clusters), ",".join(str(one.port) for one in clusters)
+    return f"postgres://madoguchi@/postgres?host={hosts}&port={ports}&target_session_attrs=read-write&connect_timeout=3"
+
+
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def new_directory() -> tuple[Path, dict[str, Any]]:
+    """Return a directory for a cluster, and the identity that its processes have."""
+    directory = Path(tempfile.mkdtemp(prefix="madoguchi-postgres-"))
+    if os.geteuid() != 0:
+        return directory, {}
+    person = pwd.getpwnam("postgres")
+    os.chown(directory, person.pw_uid, person.pw_gid)
+    return directory, {"user": person.pw_uid, "group": person.pw_gid, "extra_groups": []}
 
 
 @contextlib.contextmanager
 def postgres(*options: str) -> Iterator[Postgres]:
     """Provide a new cluster, started, with these options (max_connections=30)."""
-    directory = Path(tempfile.mkdtemp(prefix="madoguchi-postgres-"))
-    identity: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        person = pwd.getpwnam("postgres")
-        os.chown(directory, person.pw_uid, person.pw_gid)
-        identity = {"user": person.pw_uid, "group": person.pw_gid, "extra_groups": []}
+    directory, identity = new_directory()
     command = [program("initdb"), "-D", str(directory), "-U", "madoguchi", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run([*command, "--locale", "C"], check=True, capture_output=True, cwd="/", **identity)
-    cluster = Postgres(directory, unused_port(), identity, options=options)
+    with started(Postgres(directory, unused_port(), identity, options=options)) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def standby_of(primary: Postgres) -> Iterator[Postgres]:
+    """Provide a server that receives every change of another one, and answers questions."""
+    directory, identity = new_directory()
+    source = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "madoguchi"]
+    command = [program("pg_basebackup"), "-D", str(directory), "-R", "-X", "stream", "-c", "fast", "--no-sync", *source]
+    subprocess.run(command, check=True, capture_output=True, cwd="/", **identity)
+    with started(Postgres(directory, unused_port(), identity, options=primary.options)) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def started(cluster: Postgres) -> Iterator[Postgres]:
+    """Start a cluster; on leaving, stop it and remove its files."""
     try:
         cluster.start()
         yield cluster
     finally:
         if hasattr(cluster, "process") and cluster.process.poll() is None:
             cluster.stop()
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(cluster.directory, ignore_errors=True)

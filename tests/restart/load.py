@@ -5,8 +5,8 @@ import json
 import ssl
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx2
 
@@ -28,6 +28,9 @@ class Answer:
     @property
     def seconds(self) -> float:
         return self.ended - self.began
+
+
+Call = Callable[[Answer], Awaitable[str]]  # returns why it failed; "": it did not
 
 
 @dataclass
@@ -52,9 +55,13 @@ class Load:
             base_url=self.url, headers=headers, verify=self.trust, limits=limits, timeout=self.stream_seconds + 60
         )
         self._tasks = [asyncio.create_task(self._stream_on(number)) for number in range(self.streams)]
-        self._tasks.append(asyncio.create_task(self._keep_calling(self.rate, self._call)))
-        self._tasks.append(asyncio.create_task(self._keep_calling(2, self._ask_for_page)))
+        for kind, (rate, call) in self._calls().items():
+            self._tasks.append(asyncio.create_task(self._keep_calling(kind, rate, call)))
         return self
+
+    def _calls(self) -> dict[str, tuple[float, Call]]:
+        """Return how often a second each kind of call is made, and how."""
+        return {"call": (self.rate, self._call), "page": (2, self._ask_for_page)}
 
     async def __aexit__(self, *failure: object) -> None:
         """Return when all that was begun has ended."""
@@ -76,11 +83,10 @@ class Load:
         while self._going:
             await self._judge("stream", self._stream)
 
-    async def _keep_calling(self, rate: int, call: Any) -> None:
+    async def _keep_calling(self, kind: str, rate: float, call: Call) -> None:
         calls = set()
         following = time.monotonic()
         while self._going:
-            kind = "page" if call == self._ask_for_page else "call"
             task = asyncio.create_task(self._judge(kind, call))
             calls.add(task)
             task.add_done_callback(calls.discard)
@@ -88,7 +94,7 @@ class Load:
             await asyncio.sleep(max(0.0, following - time.monotonic()))
         await asyncio.gather(*calls)
 
-    async def _judge(self, kind: str, call: Any) -> None:
+    async def _judge(self, kind: str, call: Call) -> None:
         answer = Answer(kind, time.monotonic(), 0.0, "")
         try:
             answer.why = await call(answer)
