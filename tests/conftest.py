@@ -49,7 +49,7 @@ LONG = (
     "browser/walks/test_walks.py",
     "portal/test_page_costs.py",
     # And those of half a minute whose names come last.
-    "portal/test_access.py",
+    "portal/access/test_access.py",
     "portal/usage/test_pages.py",
     "portal/test_leavers.py",
     "release/test_release.py",

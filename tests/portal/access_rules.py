@@ -483,6 +483,11 @@ def clients(alice: User, bob: User, charlie: User, olivia: User) -> dict[str, Cl
 @pytest.fixture
 def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
     """Return what replaces the variable parts of addresses."""
+    return fill(alice, bob, research)
+
+
+def fill(alice: User, bob: User, research: Tenant) -> dict[str, str]:
+    """Make a row of each kind; return what replaces the variable parts of addresses."""
     model = serve("qwen")
     managing, _ = management_key_of(alice, "usage:read")
     notify([alice], "membership-ended", "x", tenant="X", keys=1)
