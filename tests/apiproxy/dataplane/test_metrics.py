@@ -1,9 +1,13 @@
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 
 import httpx2
 import pytest
 
-from apiproxy.dataplane.metrics import LAYOUT, Metrics, WorkerState, escape_label
+from apiproxy.dataplane import metrics as exposition
+from apiproxy.dataplane.metrics import BATCH, LAYOUT, Metrics, WorkerState, escape_label, join_lines
 from apiproxy.dataplane.mmap_counters import CounterFile
 from modelregistry.version import VERSION
 from tests.apiproxy.exposition import samples
@@ -147,7 +151,40 @@ def test_models_that_have_gone_leave_text_and_memory(workers):
     assert len(one.counters.places) < 10
 
 
+def test_a_text_of_many_lines_is_joined_whole_and_in_order():
+    lines = [f"line_{number} 1" for number in range(2 * BATCH + 1)]
+    assert join_lines(lines).decode() == "".join(f"{line}\n" for line in lines)
+    assert join_lines([]) == b""
+
+
 # --- of a running gateway
+
+
+def test_calls_are_answered_while_the_text_is_made(counter, monkeypatch):
+    begun, released, on_loops = threading.Event(), threading.Event(), []
+    format_number = exposition.format_number
+
+    def format_slowly(value: float) -> str:
+        try:
+            asyncio.get_running_loop()
+            on_loops.append(value)
+        except RuntimeError:  # no loop runs in this thread
+            begun.set()
+            assert released.wait(20)
+        return format_number(value)
+
+    monkeypatch.setattr(exposition, "format_number", format_slowly)
+    with ThreadPoolExecutor(1) as others:
+        scraped = others.submit(lambda: httpx2.get(f"{counter.url}/metrics", timeout=30))
+        try:
+            assert begun.wait(20)
+            assert counter.chat().status_code == 200
+            assert not scraped.done()
+        finally:
+            released.set()
+    found = samples(scraped.result().text)
+    assert (found["madoguchi_workers[]"], found["madoguchi_model_replicas[model=fake, state=ready]"]) == (1, 1)
+    assert on_loops == []
 
 
 def test_a_running_gateway_reports_what_its_calls_and_its_neighbours_do(counter):
