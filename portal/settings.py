@@ -325,6 +325,7 @@ BACKUP_MAX_AGE = env.timedelta(
 USAGE_KEPT_DAYS = env.int("USAGE_KEPT_DAYS", None, validate=environs.validate.Range(40, 36500))  # a month, and more
 AUDIT_KEPT_DAYS = env.int("AUDIT_KEPT_DAYS", None, validate=environs.validate.Range(90, 36500))
 REFUSALS_KEPT_DAYS = env.int("REFUSALS_KEPT_DAYS", 7, validate=environs.validate.Range(1, 400))
+HISTORY_KEPT_DAYS = env.int("HISTORY_KEPT_DAYS", 31, validate=environs.validate.Range(2, 400))
 NOTICES_KEPT_DAYS = env.int("NOTICES_KEPT_DAYS", 400, validate=environs.validate.Range(30, 36500))
 
 # --- Canary -----------------------------------------------------------------------------------------------------

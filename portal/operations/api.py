@@ -35,8 +35,9 @@ from portal.accounts.models import DirectoryState
 from portal.accounts.permissions import current_user
 from portal.canary import reports
 from portal.keys.models import ModelAccess
-from portal.operations import actions, directory, live, loops
+from portal.operations import actions, directory, history, live, loops
 from portal.operations import serializers as shapes
+from portal.operations.figure_history import DEVICE_FIGURES, MODEL_FIGURES
 from portal.web.rest.list_pages import ListPagination
 from portal.web.rest.problems import Conflict
 from portal.web.rest.validation import to_plain, validated
@@ -112,6 +113,19 @@ class Hosts(GenericViewSet[Host]):
         """Return the last moves, newest first."""
         return Response([shapes.PastMove(move).data for move in read_moves(host=self.get_object())])
 
+    @extend_schema(
+        summary=gettext_lazy("What a host’s devices did"),
+        parameters=[shapes.HistoryFilter],
+        responses={200: shapes.PastOfDevice(many=True)},
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None)
+    def history(self, request: Request, pk: int) -> Response:
+        """Return what was measured of its devices, oldest first. While it was silent nothing was."""
+        period = validated(shapes.HistoryFilter, request.query_params)["period"]
+        rows = history.read_device_rows(self.get_object().name, read_now(), history.PERIODS[period])
+        return Response([{"device": row.subject, **history.describe_row(row, DEVICE_FIGURES)} for row in rows])
+
     def _host_values(self, hosts: Iterable[Host]) -> Sequence[overview.HostNow]:
         now, rows = read_now(), list(Replica.objects.all())
         return [overview.host_now(host, rows, now) for host in hosts]
@@ -173,6 +187,19 @@ class Models(GenericViewSet[ServedModel]):
         """Remove a model from the catalogue; its engines are drained and stopped."""
         actions.unregister_model(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(
+        summary=gettext_lazy("What a model did"),
+        parameters=[shapes.HistoryFilter],
+        responses={200: shapes.PastOfModel(many=True)},
+        filters=False,
+    )
+    @action(detail=True, pagination_class=None)
+    def history(self, request: Request, pk: int) -> Response:
+        """Return what was measured of a model, oldest first. Its times to the first token are among its usage."""
+        period = validated(shapes.HistoryFilter, request.query_params)["period"]
+        rows = history.read_model_rows(self.get_object().name, read_now(), history.PERIODS[period])
+        return Response([history.describe_row(row, MODEL_FIGURES) for row in rows])
 
     @extend_schema(summary=gettext_lazy("Start a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])

@@ -23,6 +23,7 @@ from portal.audit.models import AuditEvent
 from portal.backups.models import BackupRun
 from portal.backups.watching import read_backup_state
 from portal.notifications.models import Notice
+from portal.operations.models import DeviceBucket, ModelBucket
 from portal.usage.models import RefusedRequest, UsageDay, UsageHour, UsageMonth, UsageRecord
 
 RUNS = 10  # backups that the page lists
@@ -64,6 +65,14 @@ KINDS = (
         time="at",
         setting="REFUSALS_KEPT_DAYS",
         task="prunerefusals",
+    ),
+    KeptKind(
+        name="history",
+        label=gettext_lazy("Figures of hosts and models"),
+        tables=(DeviceBucket, ModelBucket),
+        time="began_at",
+        setting="HISTORY_KEPT_DAYS",
+        task="prunehistory",
     ),
     KeptKind(
         name="audit",

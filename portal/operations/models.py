@@ -93,3 +93,70 @@ class MachineTrouble(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.subject}"
+
+
+class FigureBucket(models.Model):
+    """What was measured in the `length` seconds from `began_at` on, see `figure_history`.
+
+    Of each figure: how many measurements, their sum and the highest; none: it was not known.
+    """
+
+    length = models.PositiveSmallIntegerField(help_text="Seconds: 300 or 3600.")
+    began_at = models.DateTimeField()
+
+    class Meta:
+        abstract = True
+
+
+class DeviceBucket(FigureBucket):
+    """Of a device of a host: in per cent, bytes, °C and watts."""
+
+    host = models.CharField(max_length=100)
+    device = models.SmallIntegerField(help_text="The index of a GPU; -1: the RAM.")
+    utilisation_count = models.PositiveIntegerField(default=0)
+    utilisation_sum = models.FloatField(default=0)
+    utilisation_max = models.FloatField(default=0)
+    memory_count = models.PositiveIntegerField(default=0)
+    memory_sum = models.FloatField(default=0)
+    memory_max = models.FloatField(default=0)
+    temperature_count = models.PositiveIntegerField(default=0)
+    temperature_sum = models.FloatField(default=0)
+    temperature_max = models.FloatField(default=0)
+    power_count = models.PositiveIntegerField(default=0)
+    power_sum = models.FloatField(default=0)
+    power_max = models.FloatField(default=0)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["host", "length", "began_at", "device"], name="one_bucket_of_a_device_at_a_time"
+            )
+        ]
+        indexes: ClassVar = [models.Index(fields=["length", "began_at"], name="device_bucket_by_age")]
+
+    def __str__(self) -> str:
+        return f"{self.host} {self.device} {self.began_at} {self.length}"
+
+
+class ModelBucket(FigureBucket):
+    """Of a model: replicas that are ready, calls that wait in gateways and engines, and tokens per second."""
+
+    model = models.CharField(max_length=100)
+    ready_count = models.PositiveIntegerField(default=0)
+    ready_sum = models.FloatField(default=0)
+    ready_max = models.FloatField(default=0)
+    waiting_count = models.PositiveIntegerField(default=0)
+    waiting_sum = models.FloatField(default=0)
+    waiting_max = models.FloatField(default=0)
+    speed_count = models.PositiveIntegerField(default=0)
+    speed_sum = models.FloatField(default=0)
+    speed_max = models.FloatField(default=0)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["model", "length", "began_at"], name="one_bucket_of_a_model_at_a_time")
+        ]
+        indexes: ClassVar = [models.Index(fields=["length", "began_at"], name="model_bucket_by_age")]
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.began_at} {self.length}"

@@ -331,6 +331,39 @@ class PastMove(serializers.Serializer[Any]):
     cause = serializers.ChoiceField(ReplicaMove.Cause.choices)
 
 
+class HistoryFilter(serializers.Serializer[Any]):
+    period = serializers.ChoiceField(
+        ["day", "month"], default="day", help_text="24 hours by five minutes, or 30 days by the hour."
+    )
+
+
+class MeasuredFigure(serializers.Serializer[Any]):
+    """What was measured of something in some minutes."""
+
+    mean = serializers.FloatField()
+    highest = serializers.FloatField()
+
+
+class PastOfDevice(serializers.Serializer[Any]):
+    """What a device of a host did from `at` on. Figures that were not known are null."""
+
+    at = serializers.DateTimeField()
+    device = serializers.IntegerField(help_text="The index of a GPU; -1: the RAM.")
+    utilisation = MeasuredFigure(allow_null=True, help_text="Per cent.")
+    memory = MeasuredFigure(allow_null=True, help_text="Bytes in use.")
+    temperature = MeasuredFigure(allow_null=True, help_text="°C.")
+    power = MeasuredFigure(allow_null=True, help_text="Watts.")
+
+
+class PastOfModel(serializers.Serializer[Any]):
+    """What a model did from `at` on. Figures that were not known are null."""
+
+    at = serializers.DateTimeField()
+    ready = MeasuredFigure(allow_null=True, help_text="Replicas that were ready.")
+    waiting = MeasuredFigure(allow_null=True, help_text="Calls that waited in gateways and engines.")
+    speed = MeasuredFigure(allow_null=True, help_text="Tokens per second of its engines.")
+
+
 class PastEviction(serializers.Serializer[Any]):
     """A replica that was unloaded to make room for a model that was called, and what that cost."""
 

@@ -24,8 +24,10 @@ from django.utils.translation import gettext as _
 from portal.web.templatetags.formatting import figure, mark_of, slot_of
 
 Slot = date | datetime | int
-Measure = Literal["tokens", "requests", "people", "seconds", "tokens/s", "per cent"]
-DIGITS = {"seconds": 2, "tokens/s": 1, "per cent": 1}  # after the decimal point
+Measure = Literal[
+    "tokens", "requests", "people", "seconds", "tokens/s", "per cent", "replicas", "degrees", "watts", "gigabytes"
+]
+DIGITS = {"seconds": 2, "tokens/s": 1, "per cent": 1, "replicas": 1, "gigabytes": 1}  # after the decimal point
 # Series of a chart; the smallest share the last one, which is grey.
 SHADES = 6
 # Colours that names keep, which differ in hue and lightness (distinguishable with any colour vision) in both themes.
@@ -53,7 +55,9 @@ class Chart:
     name: str
     kind: Literal["bars", "lines"]
     measure: Measure
-    unit: str  # of a slot: "second", "hour", "day", "week", "month", "year", or "nth week" after something
+    # Of a slot: "second", "hour", "day", "week", "month", "year", "nth week" after something, "time" of a day or "date"
+    # with time.
+    unit: str
     slots: tuple[Slot, ...]  # hours, days, or first days of weeks, months or fiscal years; numbers of weeks
     series: tuple[Series, ...]
     links: tuple[str, ...] = ()  # to the page of each slot; empty: none has one
@@ -89,6 +93,10 @@ class Chart:
             "seconds": _("seconds"),
             "tokens/s": _("tokens per second"),
             "per cent": _("per cent"),
+            "replicas": _("replicas"),
+            "degrees": "°C",
+            "watts": "W",
+            "gigabytes": "GB",
         }[self.measure]
 
     @property

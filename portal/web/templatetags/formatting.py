@@ -137,7 +137,7 @@ def weekday_day(value: date) -> str:
 
 @register.filter
 def slot_of(value: Any, unit: str) -> str:
-    """Return the name of a second, an hour, a day, a week by its Monday, a month or a fiscal year, for a table.
+    """Return the name of a second, an hour, a day, a week by its Monday, a month, a fiscal year or a time, for a table.
 
     Of the unit "nth week" the value is a number.
     """
@@ -147,6 +147,8 @@ def slot_of(value: Any, unit: str) -> str:
         return f"{value:%H:%M:%S}"
     if unit == "hour":
         return date_format(value, pgettext("time of today", "H:i"))
+    if unit in ("time", "date"):
+        return f"{weekday_day(value)} {date_format(value, pgettext('time of today', 'H:i'))}"
     if unit == "year":
         return _("FY %(year)s") % {"year": value.year}
     return month(value) if unit == "month" else weekday_day(value)
@@ -155,7 +157,9 @@ def slot_of(value: Any, unit: str) -> str:
 @register.filter
 def mark_of(value: Any, unit: str) -> str:
     """Return the same for an axis, where there is little room."""
-    return month_day(value) if unit in ("day", "week") else slot_of(value, unit)
+    if unit == "time":
+        return slot_of(value, "hour")
+    return month_day(value) if unit in ("day", "week", "date") else slot_of(value, unit)
 
 
 def month(value: date) -> str:
