@@ -16,7 +16,7 @@ from modelregistry.overview import MADE_UP, ControllerNow, HostReach, reach_of, 
 from modelregistry.supervisor.tasks import registered_tasks
 
 # What a host reports of a device beside its memory: the names of `DeviceFigures.sensors`.
-SENSORS = ("utilisation", "temperature", "power", "ecc_errors")
+SENSORS = ("utilisation", "temperature", "power", "ecc_errors", "xid_errors", "xid_faults", "last_xid")
 # What an engine does now: the names of `ReplicaFigures.live`.
 LIVE = ("running", "waiting", "tokens_per_second", "cache_used")
 # Most of what is read of a site is text that no figure is made of.
@@ -146,12 +146,12 @@ def _host_figures(host: Any, now: datetime, up: bool, counts: Mapping[str, int])
         silent_seconds=silent,
         maintenance=host.maintenance,
         replicas={state: counts.get(state, 0) for state in Replica.State.values},
-        devices=tuple(_device_figures(report.devices)) if report and up else (),
+        devices=tuple(read_device_figures(report.devices)) if report and up else (),
         disks=tuple(read_disk_figures(report.disks)) if report and up else (),
     )
 
 
-def _device_figures(devices: Iterable[Any]) -> Iterator[DeviceFigures]:
+def read_device_figures(devices: Iterable[Any]) -> Iterator[DeviceFigures]:
     """Yield the figures of devices, each given as `gpus.Device`, without those that cannot be read as such."""
     seen = set()
     for device in list(devices)[:MOST_DEVICES]:

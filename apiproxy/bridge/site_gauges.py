@@ -25,6 +25,17 @@ SENSORS = {
         "Errors of the GPU's memory that could not be corrected, since the driver was loaded.",
         1,
     ),
+    "xid_errors": (
+        "madoguchi_gpu_xid_errors_total",
+        "Xid errors of the GPU's driver, since the host's part of Madoguchi started.",
+        1,
+    ),
+    "xid_faults": (
+        "madoguchi_gpu_xid_faults_total",
+        "Of these, errors after which the GPU needs an operator.",
+        1,
+    ),
+    "last_xid": ("madoguchi_gpu_last_xid", "The code of the last one that needs an operator, else of the last.", 1),
 }
 # By the names of `host_figures.LIVE`: the metric, its help.
 LIVE = {

@@ -21,6 +21,7 @@ from modelregistry.engines.versions import EngineVersions
 from modelregistry.process import gpus, process, shim
 from modelregistry.process.process import Life, Run, Runs
 from modelregistry.process.shim import Identity
+from modelregistry.process.xid_errors import XidWatch, with_xid_counts
 from modelregistry.wire_bounds import AtMost, Line, Name
 
 Remains = Mapping[str, Sequence[Identity]]  # by run id
@@ -65,12 +66,13 @@ class Inspector:
         self.commands = commands
         self.versions = EngineVersions()
         self.devices: list[gpus.Device] = []
+        self.xids = XidWatch()
         self.clocks: tuple[float, float] | None = None  # wall and monotonic
         self.left: set[Identity] = set()
         self.were_ours: set[int] = set()
 
     def inspect(self) -> Inspection:
-        self.devices = devices = gpus.list_devices(self.devices)
+        self.devices = devices = with_xid_counts(gpus.list_devices(self.devices), self.xids.look())
         found = programs.find_engines(self.commands, self.cache, os.environ.get("PATH", os.defpath))
         installed = programs.all_installed(self.cache)
         runs = self.runs.all()

@@ -37,7 +37,8 @@ class Device:
     to no process. `fault`: why the numbers are old; empty: they are current.
     `utilisation`: in how much of the last second any program ran on the card, in per cent; `temperature`: of its chip,
     in °C; `power`: what the card takes, in watts; `ecc_errors`: errors of its memory that could not be corrected, since
-    the driver was loaded. None: not known, as of RAM and of instances of a divided card.
+    the driver was loaded; `xid_errors`, `xid_faults` and `last_xid`: as `xid_errors.XidCount`. None: not known, as of
+    RAM and of instances of a divided card.
     """
 
     index: int
@@ -53,6 +54,9 @@ class Device:
     temperature: int | None = None
     power: int | None = None
     ecc_errors: int | None = None
+    xid_errors: int | None = None
+    xid_faults: int | None = None
+    last_xid: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name} {self.total / 1e9:.0f} GB, {self.free / 1e9:.0f} GB free"

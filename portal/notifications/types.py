@@ -335,6 +335,16 @@ def disk_nearly_full_text(facts: Facts) -> str:
     ) % {"path": facts["directory"], "free": number_format(facts["free_gb"], force_grouping=True)}
 
 
+def gpu_xid_text(facts: Facts) -> str:
+    return ngettext(
+        "The driver reported it %(count)s time. Put the host into maintenance, then see MadoguchiGpuXid in"
+        " OPERATIONS.md.",
+        "The driver reported such errors %(count)s times. Put the host into maintenance, then see MadoguchiGpuXid in"
+        " OPERATIONS.md.",
+        facts["count"],
+    ) % {"count": number_format(facts["count"], force_grouping=True)}
+
+
 def certificate_ends_text(facts: Facts) -> str:
     return _(
         "Its certificate for the cluster ends on %(day)s. From then on the host is refused when it joins again. Run"
@@ -562,6 +572,13 @@ KINDS: Mapping[str, NoticeKind] = {
         tone="broken",
         title=lambda facts: _("A disk of %(host)s is nearly full") % facts,
         text=disk_nearly_full_text,
+    ),
+    # `device` the index of a GPU, `code` of the error, `count` of such errors
+    "gpu-xid": NoticeKind(
+        required=frozenset({"host", "device", "code", "count", "at"}),
+        tone="broken",
+        title=lambda facts: _("GPU %(device)s of %(host)s has a fault (Xid %(code)s)") % facts,
+        text=gpu_xid_text,
     ),
     "certificate-ends": NoticeKind(
         required=frozenset({"host", "ends_at", "at"}),

@@ -45,6 +45,7 @@ OPERATOR_KINDS: Mapping[str, Any] = {
     "replicas-moved": gettext_lazy("Replicas were moved to other hosts"),
     "booking-trouble": gettext_lazy("Memory of a host is not booked in Ray as models need it"),
     "disk-nearly-full": gettext_lazy("A disk of a host is nearly full"),
+    "gpu-xid": gettext_lazy("The driver of a GPU reports a fault"),
     "certificate-ends": gettext_lazy("A certificate of a host in the cluster ends soon"),
     "spool-growing": gettext_lazy("Usage is not recorded"),
     "controller-replaced": gettext_lazy("Another controller has taken over"),

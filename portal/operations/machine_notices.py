@@ -1,4 +1,4 @@
-"""Notify operators of disks that are nearly full, of certificates that end, and of usage that is not recorded.
+"""Notify operators of full disks, certificates that end, faults of GPUs, and usage that is not recorded.
 
 The controller has this looked at every few seconds (`controller.watching`). What has lasted for LEAST is notified once;
 again when it has been well for STEADY. Usage that waits on a gateway's disk has done so for ten minutes before it is
@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from modelregistry.database_clock import database_now
-from modelregistry.host_figures import read_disk_figures
+from modelregistry.host_figures import read_device_figures, read_disk_figures
 from modelregistry.models import Host
 from modelregistry.overview import HostReach, reach_of
 from portal.accounts.permissions import operators
@@ -28,7 +28,7 @@ from portal.web.notify import notify
 LEAST, STEADY = timedelta(minutes=5), timedelta(hours=1)
 DAYS_BEFORE = (30, 7)  # days before a certificate ends, each notified once
 REPORTED = timedelta(minutes=5)  # a backlog that was not reported for longer is over, or its worker is
-DISK, CERTIFICATE, SPOOL = "disk-nearly-full", "certificate-ends", "spool-growing"
+DISK, CERTIFICATE, XID, SPOOL = "disk-nearly-full", "certificate-ends", "gpu-xid", "spool-growing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,11 @@ def find_troubles(host: Host, now: datetime) -> Iterator[HostTrouble]:
         if disk.is_nearly_full:
             facts = {"directory": disk.path, "free_gb": round(disk.free / 1e9, 1)}
             yield HostTrouble(kind=DISK, subject=f"{host.pk} {disk.path}", host=host.name, facts=facts)
+    for device in read_device_figures(report.devices if report else []):
+        if faults := int(device.sensors.get("xid_faults", 0)):
+            code = int(device.sensors.get("last_xid", 0))
+            facts = {"device": device.name, "code": code, "count": faults}
+            yield HostTrouble(kind=XID, subject=f"{host.pk} {device.name} {code}", host=host.name, facts=facts)
     ends = host.agent.get("certificate_ends") if isinstance(host.agent, Mapping) else None
     if isinstance(ends, int | float) and 0 < ends < datetime.max.replace(tzinfo=UTC).timestamp():
         at = datetime.fromtimestamp(ends, UTC)

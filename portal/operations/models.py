@@ -77,7 +77,7 @@ class BookingTrouble(models.Model):
 
 
 class MachineTrouble(models.Model):
-    """A disk that is nearly full, a certificate that ends, or usage that waits: operators are notified once.
+    """A full disk, a certificate that ends, a fault of a GPU, or usage that waits: operators are notified once.
 
     `subject`: which one, as the facts of `machine_notices` name it. Times as in `BookingTrouble`.
     """

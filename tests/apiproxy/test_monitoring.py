@@ -16,6 +16,7 @@ MONITORING = ROOT / "deploy" / "monitoring"
 GPU = {
     **{"index": 0, "kind": "gpu", "name": "H100", "total": 80, "used": 60, "fault": ""},
     **{"utilisation": 93, "temperature": 71, "power": 412, "ecc_errors": 2},
+    **{"xid_errors": 3, "xid_faults": 1, "last_xid": 79},
 }
 RAM = {"index": -1, "kind": "ram", "name": "RAM", "total": 512, "used": 100, "fault": ""}
 LIVE = {"running": 3, "waiting": 2, "tokens_per_second": 41.5, "cache_used": 0.25}
@@ -62,6 +63,7 @@ def test_metrics_have_the_figures_of_devices_replicas_and_tasks(counter):
     of_gpu = {
         **{"readable": 1, "utilisation_ratio": 0.93, "temperature_celsius": 71},
         **{"power_watts": 412, "ecc_errors_total": 2},
+        **{"xid_errors_total": 3, "xid_faults_total": 1, "last_xid": 79},
     }
     for name, value in of_gpu.items():
         assert found[f"madoguchi_gpu_{name}[device=0, host=gpu-1]"] == value

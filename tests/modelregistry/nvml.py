@@ -25,6 +25,7 @@ class Card:
     heat: int = 41  # °C
     milliwatts: int = 61_250
     ecc_errors: int | None = 0  # that could not be corrected; None: a card without ECC
+    xids: list[int] | None = field(default_factory=list)  # codes that were not taken yet; None: it has no such events
 
 
 class Nvml:
@@ -99,6 +100,26 @@ class Nvml:
         if card.ecc_errors is None or card.uuid.startswith("MIG-"):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return card.ecc_errors
+
+    def nvmlEventSetCreate(self) -> Any:
+        return []
+
+    def nvmlDeviceRegisterEvents(self, card: Any, kinds: int, events: Any) -> Any:
+        assert kinds == pynvml.nvmlEventTypeXidCriticalError
+        if card.xids is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        card.xids.clear()  # what came before is not delivered
+        events.append(card)
+
+    def nvmlEventSetWait_v2(self, events: Any, milliseconds: int) -> Any:
+        assert (self.open > 0, milliseconds) == (True, 0)
+        if self.error:
+            raise pynvml.NVMLError(self.error)
+        for card in events:
+            if card.xids:
+                return SimpleNamespace(eventType=pynvml.nvmlEventTypeXidCriticalError, eventData=card.xids.pop(0))
+        lost = any(card.error == pynvml.NVML_ERROR_GPU_IS_LOST for card in events)
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST if lost else pynvml.NVML_ERROR_TIMEOUT)
 
     def nvmlDeviceGetComputeRunningProcesses(self, card: Any) -> Any:
         return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in card.processes.items()]

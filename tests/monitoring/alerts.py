@@ -246,6 +246,13 @@ CASES = [
     ),
     Case(alert="MadoguchiGpuMemoryErrors", series=at_both("madoguchi_gpu_ecc_errors_total", GPU, "3+0x9"), at="5m"),
     Case(
+        alert="MadoguchiGpuXid",
+        series=at_both("madoguchi_gpu_xid_faults_total", GPU, "0 0 1+0x9"),
+        at="5m",
+        fires=[ON_GPU],
+    ),
+    Case(alert="MadoguchiGpuXid", series=at_both("madoguchi_gpu_xid_faults_total", GPU, "1+0x9"), at="5m"),
+    Case(
         alert="MadoguchiGpuHot",
         series=at_both("madoguchi_gpu_temperature_celsius", GPU, "80 91+0x20"),
         at="15m",

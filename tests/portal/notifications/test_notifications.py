@@ -41,6 +41,7 @@ TOLD = {
         "host": "gpu-01", "cause": "booking-held", "replicas": ["qwen #0"], "others": ["GPU 0: 60.0 GB"], "at": AT,
     },
     "disk-nearly-full": {"host": "gpu-01", "directory": "/models", "free_gb": 12.3, "at": AT},
+    "gpu-xid": {"host": "gpu-01", "device": "0", "code": 79, "count": 2, "at": AT},
     "certificate-ends": {"host": "gpu-01", "ends_at": AT, "at": AT},
     "spool-growing": {"host": "site", "megabytes": 12, "at": AT},
     "controller-replaced": {"holder": "site-2", "before": "site-1", "term": 8, "at": AT},

@@ -9,7 +9,7 @@ from modelregistry.controller.watching import hosts_watched
 from modelregistry.models import Host, HostReport
 from portal.notifications.models import Notice
 from portal.operations import machine_notices
-from portal.operations.machine_notices import CERTIFICATE, DISK, LEAST, REPORTED, SPOOL, STEADY
+from portal.operations.machine_notices import CERTIFICATE, DISK, LEAST, REPORTED, SPOOL, STEADY, XID
 from portal.operations.models import MachineTrouble
 from portal.usage.models import UsageBacklog
 from portal.usage.records import report_backlog
@@ -151,3 +151,29 @@ def test_usage_that_waits_no_longer_is_not_notified(olivia, is_reported):
 def test_it_asks_three_questions_when_there_is_nothing_to_do(host, django_assert_num_queries):
     with django_assert_num_queries(3):
         machine_notices.look()
+
+
+def report_xids(host: Host, **found: int) -> None:
+    gpu = {"index": 3, "kind": "gpu", "name": "H100", "total": 80, "used": 60, "fault": "", **found}
+    HostReport.objects.filter(host=host).update(devices=[gpu])
+
+
+def test_operators_are_notified_of_faults_of_a_gpu_once_for_each_code(host, olivia):
+    for xids in ({}, {"xid_errors": 9, "xid_faults": 0, "last_xid": 31}):
+        report_xids(host, **xids)
+        look()
+        look(after=LEAST)
+    assert notices(olivia, XID) == []
+    report_xids(host, xid_errors=10, xid_faults=1, last_xid=79)
+    look()
+    look(after=LEAST)
+    look(after=10 * LEAST)
+    [notice] = notices(olivia, XID)
+    assert {name: notice.facts[name] for name in ("host", "device", "code", "count")} == {
+        **{"host": "gpu-01", "device": "3"},
+        **{"code": 79, "count": 1},
+    }
+    report_xids(host, xid_errors=11, xid_faults=2, last_xid=94)
+    look()
+    look(after=LEAST)
+    assert [one.facts["code"] for one in notices(olivia, XID)] == [79, 94]
