@@ -133,6 +133,8 @@ class CallMeter:
             self._services.suspects.clear(self.context.key.id, self.context.call.identity)
         if self._recorded is not None:
             access_log.log_call(self._recorded, self.refusal)
+            if (traces := self._services.traces) is not None and (trace := self.context.trace) is not None:
+                traces.note(trace, self._recorded, self.context.call.model)
             if self.refusal is not None:
                 self.refusal.logged = True
         self.exchange = None  # breaks the reference cycle, which only the garbage collector could free

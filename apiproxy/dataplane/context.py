@@ -9,6 +9,7 @@ from apiproxy.dataplane.formats.requests import Call, Endpoint
 from apiproxy.dataplane.loops import UNWATCHED, LoopPolicy, Mode
 from apiproxy.dataplane.prefix_routing import ExpectedCost, PromptPrefix
 from apiproxy.dataplane.stream.loop_guard import LoopGuard
+from apiproxy.dataplane.traces import TraceContext
 from apiproxy.dataplane.uploads import Upload
 
 
@@ -25,6 +26,7 @@ class RequestContext:
     model: Model = field(init=False)  # as the catalogue has it, looked up again after a wait
     loops: Mode | None = None  # what the caller wants done about word loops; None: what the model's policy says
     replica: int | None = None  # the id of the only one that it may go to, of a canary's call
+    trace: TraceContext | None = None  # None: no traces are made
     guard: LoopGuard | None = field(default=None, init=False)
     presets: dict[str, float] = field(default_factory=dict, init=False)  # members that the model's presets change
     temperature: int | None = field(default=None, init=False)  # hundredths, as the engine gets it

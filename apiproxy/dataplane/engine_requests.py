@@ -24,6 +24,8 @@ def engine_request(
         f"authorization: Bearer {replica.api_key}\r\nx-request-id: {engine_request_id(context.request_id)}\r\n"
         "accept-encoding: identity\r\n"
     )
+    if context.trace is not None:
+        head += f"traceparent: {context.trace.traceparent}\r\n"
     if upload is not None:
         body = b""
         head += f"content-type: {upload.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"

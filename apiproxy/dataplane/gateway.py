@@ -64,6 +64,7 @@ from apiproxy.dataplane.routes import find_intended_path, normalise_path
 from apiproxy.dataplane.scheduler import Lease, Scheduler
 from apiproxy.dataplane.services import Services
 from apiproxy.dataplane.stream.observers import StreamObserver
+from apiproxy.dataplane.traces import read_trace
 from apiproxy.dataplane.uploads import Upload
 from apiproxy.dataplane.upstream import Header
 from apiproxy.dataplane.wake_ups import WakeUp
@@ -253,6 +254,8 @@ class Gateway:
 
     async def _serve_body(self, context: RequestContext, headers: dict[bytes, bytes], receive: Receive) -> None:
         client, key = context.client, context.key
+        if self.services.traces is not None:
+            context.trace = read_trace(headers)
         share = self.services.budget.share(key.id)
         try:
             body = None if b"content-encoding" in headers else client.arrived()
@@ -271,6 +274,8 @@ class Gateway:
         return await self._loop.run_in_executor(self._parser, requests.parse, body)
 
     async def _serve_upload(self, context: RequestContext, headers: dict[bytes, bytes], receive: Receive) -> None:
+        if self.services.traces is not None:
+            context.trace = read_trace(headers)
         with self.services.budget.share(context.key.id) as share:
             arrival = self._bodies.arrival(share)
             upload = Upload(receive, headers, arrival, context.key.limits, most=self.services.max_upload)

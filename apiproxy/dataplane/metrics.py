@@ -22,6 +22,7 @@ LOOPED, SAVED = "madoguchi_looped_tokens_total", "madoguchi_saved_tokens_total"
 FAILURES, UNVERIFIED = "madoguchi_task_failures_total", "madoguchi_unverified_users_total"
 FIRST, WHOLE, BETWEEN = "madoguchi_first_byte_seconds", "madoguchi_request_seconds", "madoguchi_inter_token_seconds"
 WAITED = "madoguchi_waited_seconds"
+TRACED, UNTRACED = "madoguchi_traces_sent_total", "madoguchi_traces_dropped_total"
 # name: help, labels
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     REQUESTS: ("Requests that reached an engine, by how they ended.", ("endpoint", "model", "ending")),
@@ -34,6 +35,8 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     SAVED: ("Tokens that ended answers could still have had.", ("model",)),
     OBSERVERS: ("Observers that failed and were taken off their stream.", ()),
     UNVERIFIED: ("Calls whose signed end user was not believed, of keys with a secret for that.", ("reason",)),
+    TRACED: ("Calls whose traces the collector took.", ()),
+    UNTRACED: ("Calls whose traces were dropped, as the collector did not take them.", ()),
     FAILURES: ("Failures of background tasks, which were run again.", ("task",)),
 }
 # Seconds. A chat model answers within tenths of a second, or after a queue of minutes.
@@ -169,6 +172,11 @@ class Metrics:
 
     def count_unverified_user(self, reason: str) -> None:
         self.counters.add((UNVERIFIED, reason), 1, (0, 1))
+
+    def count_traces(self, sent: int, dropped: int) -> None:
+        for name, calls in ((TRACED, sent), (UNTRACED, dropped)):
+            if calls:
+                self.counters.add((name,), 1, (0, calls))
 
     def count_task_failure(self, task: str) -> None:
         self.counters.add((FAILURES, task), 1, (0, 1))

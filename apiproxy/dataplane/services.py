@@ -17,6 +17,7 @@ from apiproxy.dataplane.shared_queue import SharedQueue
 from apiproxy.dataplane.stream.loop_guard import LoopGuard
 from apiproxy.dataplane.stream.observers import StreamObserver
 from apiproxy.dataplane.throughput import ThroughputEstimator
+from apiproxy.dataplane.traces import TraceExporter
 from apiproxy.dataplane.wake_ups import WakeUp
 
 
@@ -48,6 +49,7 @@ class Services:
     shared_queue: SharedQueue | None = None  # with other gateways, if these may share the engines
     observe: Callable[[RequestContext], StreamObserver | None] = watch_for_loops  # what watches a call's stream
     record_feedback: Record = record_nowhere
+    traces: TraceExporter | None = None
     throughput: ThroughputEstimator = field(default_factory=ThroughputEstimator)
     wall: Callable[[], float] = time.time  # Unix seconds
     clock: Callable[[], float] = time.monotonic  # seconds

@@ -44,6 +44,7 @@ from apiproxy.dataplane.queue_snapshot import QueueSnapshot
 from apiproxy.dataplane.routes import PROBES
 from apiproxy.dataplane.services import Services
 from apiproxy.dataplane.shared_queue import SharedQueue
+from apiproxy.dataplane.traces import TraceExporter, make_sender
 from apiproxy.dataplane.wake_ups import WakeUp
 from apiproxy.server import malloc_trim
 from apiproxy.server.gateway_lock import GatewayLock, SecondGateway
@@ -235,6 +236,7 @@ class Application:
             request_wake_up=self._request_wake_up,
             shared_queue=self._queue,
             record_feedback=self._record_feedback,
+            traces=self._trace_exporter(),
         )
         gateway = Gateway(services)
         self._catalogue_thread = DaemonExecutor("catalogue")
@@ -283,6 +285,13 @@ class Application:
             keep=self._watchdog.keep_running,
         )
 
+    def _trace_exporter(self) -> TraceExporter | None:
+        """Return what sends traces of calls; None: no collector is set."""
+        if not settings.OTEL_EXPORTER_OTLP_ENDPOINT:
+            return None
+        resource = {"service.name": "madoguchi", "service.version": VERSION, "service.instance.id": self._worker}
+        return TraceExporter(make_sender(settings.OTEL_EXPORTER_OTLP_ENDPOINT), resource)
+
     def _shared_queue(self) -> SharedQueue | None:
         if not settings.REDIS_URL:
             return None
@@ -322,12 +331,15 @@ class Application:
         await self._watchdog.close()
         gateway.services.spool.close()
         gateway.services.metrics.close()
-        self._catalogue_thread.shutdown()
-        self._ledger_thread.shutdown()
-        self._limits_thread.shutdown()
-        self._metrics_thread.shutdown()
+        self._end_threads(gateway)
         if self._lock is not None:
             self._lock.release()
+
+    def _end_threads(self, gateway: Gateway) -> None:
+        for thread in (self._catalogue_thread, self._ledger_thread, self._limits_thread, self._metrics_thread):
+            thread.shutdown()
+        if gateway.services.traces is not None:
+            gateway.services.traces.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -611,6 +623,8 @@ class Application:
         if refused > self._refused:
             gateway.services.metrics.count_lost_usage(refused - self._refused)
             self._refused = refused
+        if gateway.services.traces is not None:
+            gateway.services.metrics.count_traces(*gateway.services.traces.take_counts())
 
     def _request_wake_up(self, wake: WakeUp) -> None:
         loop, key = asyncio.get_running_loop(), (wake.model, wake.interactive)
