@@ -35,12 +35,12 @@ from tests.html import has
 pytestmark = pytest.mark.django_db
 
 NOW = datetime(2026, 11, 19, 6, 22, tzinfo=UTC)
-RAM = {"index": -1, "kind": "ram", "name": "RAM", "total": 512, "used": 100, "fault": ""}
+RAM = {"index": -1, "kind": "ram", "name": "RAM", "total": 512, "used": 100, "free": 412, "fault": ""}
 
 
 def gpu(index: int = 0, **sensors: Any) -> dict[str, Any]:
     known = {"utilisation": 50, "temperature": 60, "power": 300, **sensors}
-    return {"index": index, "kind": "gpu", "name": "H100", "total": 80, "used": 60, "fault": "", **known}
+    return {"index": index, "kind": "gpu", "name": "H100", "total": 80, "used": 60, "free": 20, "fault": "", **known}
 
 
 @pytest.fixture
