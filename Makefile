@@ -22,6 +22,7 @@ help:
 	@echo 'make host    set up a GPU host of a cluster (deploy/RAY.md)'
 	@echo 'make release  one file with all that a machine without a network needs (WITH="vllm demo-models": also these)'
 	@echo 'make audit   look for known vulnerabilities in what the lock files pin (needs a network)'
+	@echo 'make rehearse  do on clean Debian 12 hosts what OPERATIONS.md and RAY.md say (as root; 15 minutes)'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'
 
 setup:
@@ -83,6 +84,11 @@ host:
 # Into dist/, of the commit that is checked out.
 release:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py release && "$$python" -m deploy.release $(WITH:%=--with %)
+
+# Clean hosts of Debian 12 in containers, and the whole book on them; writes deploy/REHEARSAL.md. Of a commit, as root.
+rehearse:
+	@python=$$(deploy/find-python) && "$$python" deploy/setup.py rehearse
+	.venv/bin/python -m deploy.rehearse
 
 check: lint language types imports schema
 
@@ -146,4 +152,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 
-.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu test-ray test-ray-storm test-ray-operations test-restart test-failover host release check audit lint types imports schema bench chaos fuzz lock
+.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu test-ray test-ray-storm test-ray-operations test-restart test-failover host release rehearse check audit lint types imports schema bench chaos fuzz lock

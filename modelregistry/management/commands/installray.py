@@ -19,13 +19,18 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--from", dest="folder", type=Path, metavar="DIR", help="a folder of its packages; no index"
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument("--from", dest="folder", type=Path, metavar="DIR", help="a folder of its packages; no index")
+        where.add_argument(
+            "--download-to", type=Path, metavar="DIR", help="only fill such a folder, for a machine without network"
         )
 
     def handle(self, *args: Any, **options: Any) -> str:
         signal.signal(signal.SIGTERM, _exit)
         try:
+            if folder := options["download_to"]:
+                engine_environments.download_packages(RAY, folder, self._say)
+                return str(folder)
             return str(engine_environments.install(RAY, settings.CACHE, self._say, folder=options["folder"]))
         except CannotFetch as error:
             raise CommandError(str(error)) from error

@@ -1,0 +1,221 @@
+"""The machine of portal and gateway, as OPERATIONS.md says: installed, called, upgraded, restored, looked at."""
+
+import json
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploy.rehearse.authority import Authority
+from deploy.rehearse.bundles import ROOT, Bundle
+from deploy.rehearse.directory import MEMBER, OPERATOR, RESEARCH, Directory
+from deploy.rehearse.machines import Caller, Machine
+from deploy.rehearse.protocol import Deviation, Step
+
+NAME = "llm.example.co.jp"
+URL = f"https://{NAME}"
+TENANT = "research"
+ENVIRONMENT = "/etc/madoguchi/environment"
+MODELS = "/srv/models"
+UNITS = ("madoguchi-portal", "madoguchi-supervisor")
+
+
+def fill_in(example: str, settings: Mapping[str, str]) -> str:
+    """Return the example of settings as an operator fills it in: without its first line, with these values.
+
+    Raises Deviation for a setting of which it has no line.
+    """
+    lines, left = example.splitlines()[1:], dict(settings)
+    for number, line in enumerate(lines):
+        name = line.lstrip("#").partition("=")[0]
+        if name in left:
+            lines[number] = f"{name}={left.pop(name)}"
+    if left:
+        raise Deviation(f"environment.example has no line for {', '.join(left)}")
+    return "\n".join([*lines, ""])
+
+
+def configure_nginx(text: str) -> str:
+    """Return the shipped nginx.conf as it is: this site has the name of its example."""
+    if text.count(f"server_name {NAME};") < 2:
+        raise Deviation("nginx.conf has another example of a name than the book")
+    return text
+
+
+@dataclass
+class Site:
+    machine: Machine
+    authority: Authority
+    directory: Directory
+    desk: Caller
+    database_password: str = field(default_factory=lambda: secrets.token_urlsafe(18))
+    key: str = ""
+
+    # --- Install and upgrade
+    def prepare(self) -> None:
+        """Do what "Prepare" says, but for apt-get: the packages are on the machine."""
+        password = f"{self.database_password}\n" * 2
+        self.machine.run("runuser -u postgres -- createuser --pwprompt madoguchi", given=password)
+        self.machine.run(
+            "runuser -u postgres -- createdb --owner madoguchi --template template0 --encoding UTF8 madoguchi"
+        )
+        self.machine.put(self.authority.certificate, "/usr/local/share/ca-certificates/company.crt")
+        self.machine.run("update-ca-certificates")
+
+    def install(self, bundle: Bundle, step: Step) -> None:
+        """Do what "Install" says, from the archive to nginx."""
+        self.machine.put(bundle.archive, f"/srv/{bundle.archive.name}")
+        self.machine.run(f"cd /srv; tar -xf {bundle.archive.name}")
+        install = f"cd /srv; {bundle.name}/deploy/install --sum {bundle.sum}"
+        first = self.machine.ask(f"{install} 2>&1 || true")
+        if f"Fill in {ENVIRONMENT}" not in first:
+            raise Deviation(f"the first run is to write {ENVIRONMENT} and to wait: {first[-500:]}")
+        self.fill_in_settings()
+        began = time.monotonic()
+        self.machine.run(f"{install} 2>&1")
+        step.see(f"version {bundle.version} in {time.monotonic() - began:.1f} s")
+        self.put_nginx_before()
+        step.see(self.show_units())
+
+    def fill_in_settings(self) -> None:
+        example = self.machine.run(f"cat {ENVIRONMENT}")
+        values = {
+            "DATABASE_URL": f"postgres://madoguchi:{self.database_password}@127.0.0.1/madoguchi",
+            "PUBLIC_URL": URL,
+            "ALLOWED_HOSTS": f"{NAME},127.0.0.1",
+            "TRUSTED_PROXIES": "1",
+            **self.directory.settings(),
+        }
+        tenants = json.dumps({RESEARCH: TENANT}).replace('"', '\\"')
+        text = fill_in(example, values) + f'LDAP_GROUP_TENANTS="{tenants}"\nMADOGUCHI_MODELS={MODELS}\n'
+        # Written as an editor does: owner and mode of the file stay.
+        self.machine.run(f"cat > {ENVIRONMENT}", given=text)
+
+    def put_nginx_before(self) -> None:
+        certificate, key = self.authority.issue(NAME)
+        self.machine.put(certificate, f"/etc/ssl/certs/{NAME}.pem")
+        self.machine.put(key, f"/etc/ssl/private/{NAME}.key")
+        configured = configure_nginx(self.machine.run("cat /opt/madoguchi/current/deploy/nginx.conf"))
+        self.machine.write("/etc/nginx/conf.d/madoguchi.conf", configured)
+        self.machine.run("systemctl reload nginx")
+
+    def show_units(self) -> str:
+        """Return what systemd says of both units. Raises Deviation unless they run."""
+        states = [self.machine.ask(f"systemctl is-active {unit}") for unit in UNITS]
+        if set(states) != {"active"}:
+            raise Deviation(self.machine.ask(f"systemctl status --no-pager {' '.join(UNITS)}")[-1500:])
+        return ", ".join(f"{unit} {state}" for unit, state in zip(UNITS, states, strict=True))
+
+    def upgrade(self, bundle: Bundle, step: Step) -> None:
+        """Do what "Upgrade" says: unpack, look, install."""
+        self.machine.put(bundle.archive, f"/srv/{bundle.archive.name}")
+        self.machine.run(f"cd /srv; tar -xf {bundle.archive.name}")
+        plan = self.machine.run(f"cd /srv; {bundle.name}/deploy/install --plan")
+        if "Nothing was changed." not in plan:
+            raise Deviation(f"--plan is to change nothing: {plan}")
+        began = time.monotonic()
+        self.machine.run(f"cd /srv; {bundle.name}/deploy/install --sum {bundle.sum} 2>&1")
+        step.see(f"version {bundle.version} in {time.monotonic() - began:.1f} s")
+        if (version := self.manage("--version")) != bundle.version:
+            raise Deviation(f"madoguchi --version says {version}, not {bundle.version}")
+
+    # --- People and calls
+    def manage(self, words: str, seconds: float = 300.0) -> str:
+        return self.machine.run(f"madoguchi {words}", seconds=seconds)
+
+    def ask(self, what: str, *words: str, given: str = "") -> Any:
+        """Return what a person or a program at a desk finds, see `calls`."""
+        done = subprocess.run(
+            self.calls(what, *words), input=given, capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        if done.returncode:
+            raise Deviation(f"{what} from a desk failed: {done.stderr[-800:]}")
+        return json.loads(done.stdout)
+
+    def calls(self, what: str, *words: str) -> list[str]:
+        trust = ("--url", URL, "--trust", str(self.authority.certificate))
+        return self.desk.command(sys.executable, "-m", "deploy.rehearse.calls", what, *trust, *words)
+
+    def sign_in(self, step: Step) -> None:
+        """Have both people sign in. Raises Deviation unless only one of them is an operator."""
+        examined = self.manage(f"checkdirectory {OPERATOR} 2>&1")
+        if "FAIL" in examined:
+            raise Deviation(f"checkdirectory: {examined}")
+        step.see("checkdirectory finds nothing wrong")
+        for name, operations in ((OPERATOR, 200), (MEMBER, 403)):
+            found = self.ask("sign-in", "--name", name, given=self.directory.passwords[name])
+            if found != {"signed_in": True, "operations": operations, "home": 200}:
+                raise Deviation(f"{name} signed in and found {found}")
+            step.see(f"{name} signs in, /operations/ answers {operations}")
+
+    def register_demo(self, bundle: Bundle, step: Step) -> None:
+        """Install the engine and register the model that the bundle brings."""
+        self.manage(f"installengine llama.cpp --from /srv/{bundle.name}/engines/llama.cpp")
+        self.machine.run(f"install -d -o madoguchi -g madoguchi {MODELS}")
+        chat = next(name for name in self.machine.run(f"ls /srv/{bundle.name}/models").split() if "Instruct" in name)
+        self.manage(f"importmodel /srv/{bundle.name}/models/{chat}")
+        self.manage(f"registermodel demo --engine llama.cpp --path {MODELS}/{chat} --context 8192 --slots 4")
+        began = time.monotonic()
+        self.wait_for_replicas(1)
+        step.see(f"the model answers after {time.monotonic() - began:.1f} s")
+
+    def issue_key(self) -> None:
+        self.key = self.manage(f"createkey --tenant {TENANT} --user {MEMBER} --name rehearsal").split()[-1]
+
+    def stream(self, step: Step) -> None:
+        found = self.ask("stream", "--key", self.key, "--model", "demo")
+        if found["why"]:
+            raise Deviation(f"a stream through TLS: {found['why']}")
+        step.see(f"a stream of {found['tokens']} tokens through TLS, whole, in {found['seconds']:.1f} s")
+
+    def count_replicas(self) -> int:
+        """Return how many replicas of the model the gateway may send calls to."""
+        fetch = (
+            "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/metrics', timeout=9).read().decode())"
+        )
+        metrics = self.machine.ask(f'python3 -c "{fetch}"')
+        found = re.search(r'^madoguchi_replicas_ready\{[^}]*model="demo"[^}]*\} (\d+)', metrics, re.M)
+        return int(found[1]) if found else 0
+
+    def wait_for_replicas(self, count: int, seconds: float = 240.0) -> None:
+        deadline = time.monotonic() + seconds
+        while self.count_replicas() != count:
+            if time.monotonic() > deadline:
+                shown = self.machine.ask(
+                    "madoguchi models; madoguchi hosts; journalctl -u madoguchi-supervisor -n 20 --no-pager"
+                )
+                raise Deviation(f"there are not {count} replicas after {seconds:.0f} s: {shown[-2500:]}")
+            time.sleep(0.3)
+
+
+class UnderLoad:
+    """Calls that go on from entering to leaving; then `found` has what became of them."""
+
+    def __init__(self, site: Site, streams: int = 3) -> None:
+        words = ("--key", site.key, "--model", "demo", "--streams", str(streams))
+        self.command = site.calls("load", *words)
+        self.found: dict[str, Any] = {}
+
+    def __enter__(self) -> "UnderLoad":
+        self.process = subprocess.Popen(
+            self.command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        printed, _ = self.process.communicate("", timeout=400)
+        if self.process.returncode == 0:
+            self.found = json.loads(printed)
+
+    def describe(self) -> str:
+        """Return the figures as a sentence."""
+        found = self.found
+        return (
+            f"{found['calls']} calls, {found['streams']} streams ({found['tokens']} tokens), {found['pages']} pages, "
+            f"{len(found['failures'])} of them not whole; slowest call {found['slowest_call']:.1f} s, longest pause "
+            f"within a stream {found['longest_pause']:.1f} s"
+        )
