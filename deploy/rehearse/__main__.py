@@ -10,18 +10,20 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from deploy.rehearse import images
 from deploy.rehearse.authority import Authority
 from deploy.rehearse.bundles import ROOT, Bundle, make_both
+from deploy.rehearse.cluster import Cluster
 from deploy.rehearse.directory import NAME as DIRECTORY
 from deploy.rehearse.directory import Directory
-from deploy.rehearse.machines import Machine, Room, network
+from deploy.rehearse.machines import Room, boot, network
 from deploy.rehearse.protocol import Deviation, Protocol, StepFailed
 from deploy.rehearse.site import NAME as SITE
-from deploy.rehearse.site import Site
+from deploy.rehearse.site import Site, UnderLoad
 
 NEEDED = ("debootstrap", "systemd-nspawn", "openssl", "ip", "nsenter", "git", "msgfmt")
 PAGE = ROOT / "deploy" / "REHEARSAL.md"
@@ -61,7 +63,7 @@ def check_machine() -> None:
 
 
 def rehearse(protocol: Protocol, room: Room, authority: Authority, bundles: tuple[Bundle, Bundle]) -> None:
-    first, _following = bundles
+    first, following = bundles
     directory = Directory()
     with protocol.step("Boot the site and the company directory") as step:
         machine, holder = room.machine("site", "site"), room.machine("directory", "directory")
@@ -79,15 +81,40 @@ def rehearse(protocol: Protocol, room: Room, authority: Authority, bundles: tupl
         site.register_demo(first, step)
         site.issue_key()
         site.stream(step)
-
-
-def boot(machine: Machine) -> str:
-    """Boot a host, and return what systemd says. Raises Deviation, which names the units that failed."""
-    state = machine.boot()
-    if state != "running":
-        failed = machine.ask("systemctl --failed --plain --no-legend --no-pager")
-        raise Deviation(f"systemd of {machine.name} is {state}: {failed}")
-    return state
+    cluster = Cluster(site)
+    with protocol.step("Join two GPU hosts, and have the model run on them") as step:
+        cluster.start_head(first)
+        for name in ("gpu1", "gpu2"):
+            host = room.machine(name, "gpu")
+            boot(host)
+            cluster.join(host, first, step)
+        cluster.share_model(step)
+        site.stream(step)
+    with protocol.step("Upgrade the site and then its hosts, under load") as step:
+        with UnderLoad(site) as load:
+            time.sleep(10)
+            site.upgrade(following, step)
+            cluster.upgrade(following, step)
+            time.sleep(20)
+        step.see(load.describe())
+        if load.found["failures"]:
+            raise Deviation(f"calls failed: {load.found['failures'][:3]}")
+    with protocol.step("A GPU host loses its power, under load") as step:
+        with UnderLoad(site) as load:
+            time.sleep(10)
+            cluster.lose(cluster.hosts[0], step)
+            time.sleep(20)
+        step.see(load.describe())
+    with protocol.step("Look at what others may read, and at the units") as step:
+        site.look_at_security(step)
+    with protocol.step("Back up") as step:
+        made = site.back_up(step)
+    with protocol.step("Restore on a fresh host in its place") as step:
+        site.restore(room.replace(site.machine, "site"), following, made, step)
+        cluster.start_head(following)
+        site.sign_in(step)
+        site.wait_for_replicas(1)
+        site.stream(step)
 
 
 if __name__ == "__main__":

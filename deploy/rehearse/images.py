@@ -15,12 +15,13 @@ from pathlib import Path
 from deploy.release.steps import run
 
 SUITE = "bookworm"
+FORM = "1"  # of what is done beside installing packages: another one makes all file systems again
 BASE = ("systemd-sysv", "dbus", "python3", "ca-certificates", "openssl", "iproute2", "procps")
 # What the book has the operator install: OPERATIONS.md on the site, RAY.md there for the head.
 LAYERS = {
-    "site": ("libldap-2.5-0", "tzdata", "ca-certificates", "postgresql", "nginx", "redis-server"),
+    "site": ("libldap-2.5-0", "tzdata", "ca-certificates", "postgresql", "nginx", "libgomp1", "redis-server"),
     "directory": ("slapd", "ldap-utils"),
-    "gpu": ("tzdata",),
+    "gpu": ("tzdata", "libgomp1"),
 }
 WITHOUT_STARTS = "#!/bin/sh\nexit 101\n"  # policy-rc.d: nothing is started while packages are installed
 
@@ -53,7 +54,7 @@ def make_once(
     make: Callable[[Path, Sequence[str]], None],
 ) -> Path:
     """Return a directory that is there as a whole or not at all."""
-    content = hashlib.sha256(" ".join((SUITE, *BASE, *packages, Path(__file__).read_text())).encode())
+    content = hashlib.sha256(" ".join((FORM, SUITE, *BASE, *packages)).encode())
     target = cache / f"{name}-{content.hexdigest()[:12]}"
     if not target.exists():
         say(f"→ file system {name!r} of Debian 12: {' '.join(packages)}")

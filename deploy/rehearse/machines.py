@@ -59,10 +59,10 @@ class Network:
         self.names[name] = address
         return space
 
-    def cut(self, name: str) -> None:
-        """Take the host's cable out."""
+    def plug(self, name: str, state: str) -> None:
+        """Put the host's cable in ("up") or take it out ("down")."""
         number = self.names[name].rpartition(".")[2]
-        ip("-n", self.bridge, "link", "set", f"w{number}", "down")
+        ip("-n", self.bridge, "link", "set", f"w{number}", state)
 
 
 @contextlib.contextmanager
@@ -80,13 +80,12 @@ def network() -> Iterator[Network]:
 
 @dataclass
 class Machine:
-    """One host. `root` is its file system, also as this machine sees it."""
+    """One host. `place`: what it has on this machine, below that `root`, its file system."""
 
     name: str
     network: Network
     space: str
-    root: Path
-    log: Path
+    place: Path
     process: "subprocess.Popen[bytes] | None" = None
     init: int = 0  # its systemd, as this machine numbers processes
 
@@ -94,8 +93,17 @@ class Machine:
     def address(self) -> str:
         return self.network.names[self.name]
 
+    @property
+    def root(self) -> Path:
+        return self.place / "root"
+
+    @property
+    def log(self) -> Path:
+        return self.place / "console.log"
+
     def boot(self) -> str:
         """Return what systemd says of itself once it has started everything: "running"; Raises Deviation."""
+        self.network.plug(self.name, "up")
         (self.root / "etc" / "hosts").write_text(self.network.hosts_file)
         (self.root / "etc" / "hostname").write_text(f"{self.name}\n")
         command = ["systemd-nspawn", "--quiet", "--boot", f"--directory={self.root}", f"--machine={self.space}"]
@@ -146,7 +154,7 @@ class Machine:
             "--cgroup",
             "--root",
         ]
-        return [*enter, "--wd=/root", "--", "env", "-i", *ENVIRONMENT, "sh", "-euc", script]
+        return [*enter, "--", "env", "-i", "--chdir=/root", *ENVIRONMENT, "sh", "-euc", script]
 
     def ask(self, script: str) -> str:
         """Return what root's shell prints there, whether or not it succeeds."""
@@ -177,7 +185,7 @@ class Machine:
 
     def lose_power(self) -> None:
         """End all of it at once; its cable is out first, so no kernel answers for it."""
-        self.network.cut(self.name)
+        self.network.plug(self.name, "down")
         self.kill()
 
     def kill(self) -> None:
@@ -201,14 +209,20 @@ class Room:
 
     def machine(self, name: str, kind: str) -> Machine:
         """Return a clean host with this name that is not booted yet."""
-        parts = {part: self.place / name / part for part in ("root", "changes", "work")}
-        for part in parts.values():
-            part.mkdir(parents=True)
-        space = self.network.add(name)
-        self.stack.enter_context(overlay(parts["root"], self.layers[kind], parts["changes"], parts["work"]))
-        made = Machine(name, self.network, space, parts["root"], self.place / name / "console.log")
-        self.stack.callback(made.kill)
-        return made
+        return self.make(Machine(name, self.network, self.network.add(name), self.place / name), kind)
+
+    def replace(self, before: Machine, kind: str) -> Machine:
+        """Return a clean host with the name and the address of one, to be booted when that is gone."""
+        following = Machine(before.name, self.network, before.space, before.place.with_name(f"{before.name}-2"))
+        return self.make(following, kind)
+
+    def make(self, machine: Machine, kind: str) -> Machine:
+        for part in ("root", "changes", "work"):
+            (machine.place / part).mkdir(parents=True)
+        layers = overlay(machine.root, self.layers[kind], machine.place / "changes", machine.place / "work")
+        self.stack.enter_context(layers)
+        self.stack.callback(machine.kill)
+        return machine
 
     def caller(self, name: str) -> "Caller":
         """Return a desk without a machine of its own: programs of this one, in a network of their own."""
@@ -228,3 +242,12 @@ class Caller:
     def command(self, *words: str) -> list[str]:
         (self.files / "hosts").write_text(self.network.hosts_file)
         return ["ip", "netns", "exec", self.space, *words]
+
+
+def boot(machine: Machine) -> str:
+    """Boot a host, and return what systemd says. Raises Deviation, which names the units that failed."""
+    state = machine.boot()
+    if state != "running":
+        failed = machine.ask("systemctl --failed --plain --no-legend --no-pager")
+        raise Deviation(f"systemd of {machine.name} is {state}: {failed}")
+    return state

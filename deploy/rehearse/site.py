@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from deploy.rehearse.authority import Authority
 from deploy.rehearse.bundles import ROOT, Bundle
 from deploy.rehearse.directory import MEMBER, OPERATOR, RESEARCH, Directory
-from deploy.rehearse.machines import Caller, Machine
+from deploy.rehearse.machines import Caller, Machine, boot
 from deploy.rehearse.protocol import Deviation, Step
 
 NAME = "llm.example.co.jp"
@@ -21,6 +22,14 @@ URL = f"https://{NAME}"
 TENANT = "research"
 ENVIRONMENT = "/etc/madoguchi/environment"
 MODELS = "/srv/models"
+STRANGER = "daemon"  # an account of the system that has nothing to do with any of this
+BACKUP = f"""
+install -d -o madoguchi -m 700 /var/backups/madoguchi
+echo BACKUP_DIR=/var/backups/madoguchi >> {ENVIRONMENT}
+systemctl reload madoguchi-portal && systemctl restart madoguchi-supervisor
+systemctl enable --quiet --now madoguchi-backup.timer
+systemctl start madoguchi-backup && journalctl -u madoguchi-backup -n 3 --no-pager
+"""
 UNITS = ("madoguchi-portal", "madoguchi-supervisor")
 
 
@@ -122,6 +131,60 @@ class Site:
         step.see(f"version {bundle.version} in {time.monotonic() - began:.1f} s")
         if (version := self.manage("--version")) != bundle.version:
             raise Deviation(f"madoguchi --version says {version}, not {bundle.version}")
+
+    def back_up(self, step: Step) -> str:
+        """Do what "Backup" says, and return the directory of the backup."""
+        self.machine.run(BACKUP, seconds=600)
+        (made,) = self.machine.run("ls -d /var/backups/madoguchi/madoguchi-*").split()
+        # The book: the rehearsal of a restoration makes a database of its own.
+        self.machine.run("runuser -u postgres -- psql -qc 'alter role madoguchi createdb'")
+        began = time.monotonic()
+        self.manage(f"restore --check {made}", seconds=600)
+        step.see(f"{made}; restore --check finds it whole in {time.monotonic() - began:.1f} s")
+        return made
+
+    def restore(self, machine: Machine, bundle: Bundle, made: str, step: Step) -> None:
+        """Do what "Restore" says "on a new machine", which takes the place of the one that had the backup."""
+        saved = machine.root / "srv" / "backup"
+        shutil.copytree(self.machine.root / made.lstrip("/"), saved)
+        self.machine.lose_power()
+        self.machine = machine
+        boot(machine)
+        self.prepare()
+        machine.put(bundle.archive, f"/srv/{bundle.archive.name}")
+        machine.run(f"cd /srv; tar -xf {bundle.archive.name}")
+        install = f"cd /srv; {bundle.name}/deploy/install --sum {bundle.sum}"
+        machine.ask(f"{install} 2>&1 || true")
+        machine.run(f"tar -xOf /srv/backup/files.tar configuration{ENVIRONMENT} > {ENVIRONMENT}")
+        machine.run("install -d -o madoguchi -m 700 /var/backups/madoguchi; chown -R madoguchi: /srv/backup")
+        machine.run(f"install -d -o madoguchi -g madoguchi {MODELS}; {install} 2>&1", seconds=600)
+        self.put_nginx_before()
+        machine.run(
+            "systemctl stop madoguchi-gateway.socket madoguchi-pages.socket madoguchi-portal madoguchi-supervisor"
+        )
+        began = time.monotonic()
+        self.manage("restore /srv/backup", seconds=600)
+        step.see(f"restored in {time.monotonic() - began:.1f} s")
+        machine.run("systemctl start madoguchi-supervisor madoguchi-portal")
+
+    def look_at_security(self, step: Step) -> None:
+        """Raise Deviation if another account can read a secret, or a unit is more open than the book says."""
+        for unit in UNITS:
+            last = self.machine.run(f"systemd-analyze security --no-pager {unit} | tail -1")
+            step.see(" ".join(last.split()[1:]).replace("Overall exposure level for ", "exposure of "))
+        known = (self.database_password, self.directory.service_password, self.key)
+        kept = self.machine.run(
+            "cat /var/lib/madoguchi/api-key-secret; echo; cat /var/lib/madoguchi/secret-key"
+        ).split()
+        self.machine.write("/root/secrets", "\n".join([*known, *kept, ""]), 0o600)
+        found = self.machine.ask("grep -rlF -f /root/secrets /etc /var /opt /run /srv /tmp --exclude-dir=host").split()
+        if not found:
+            raise Deviation("the secrets are nowhere: the search is wrong")
+        read = [path for path in found if self.machine.ask(f"runuser -u {STRANGER} -- test -r {path} && echo yes")]
+        if read:
+            raise Deviation(f"another account can read {', '.join(read)}, which hold secrets")
+        step.see(f"{len(found)} files hold secrets, and another account can read none of them")
+        self.machine.run("rm /root/secrets")
 
     # --- People and calls
     def manage(self, words: str, seconds: float = 300.0) -> str:

@@ -26,6 +26,7 @@ DEPLOY: tuple[str, ...] = (
     "*.timer",
     "environment.example",
     "install",
+    "install-host",
     "madoguchi",
     "nginx.conf",
     "prune",

@@ -102,13 +102,8 @@ def carry_out(steps: list[Step]) -> None:
 # --- Before anything is changed ---------------------------------------------------------------------------------
 def check_machine(bundle: Bundle) -> None:
     """Raise Refused, which names all that this machine lacks or that is not what the bundle was made for."""
-    made_for, lacks = bundle.described, []
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if python != made_for["python"] or platform.machine() != made_for["machine"]:
-        lacks.append(
-            f"the bundle is for Python {made_for['python']} on {made_for['machine']} ({made_for['distribution']}), "
-            f"and this is Python {python} on {platform.machine()}"
-        )
+    made_for = bundle.described
+    lacks = [wrong] if (wrong := check_python(bundle)) else []
     lacks += [f"the program {name}" for name in NEEDED if not shutil.which(name)]
     missing = [name for name in made_for["libraries"] if not can_load(name)]
     if missing:
@@ -120,6 +115,17 @@ def check_machine(bundle: Bundle) -> None:
         lacks.append("time zones (apt-get install tzdata)")
     if lacks:
         raise Refused(f"This machine lacks: {'; '.join(lacks)}.")
+
+
+def check_python(bundle: Bundle) -> str:
+    """Return for what the bundle is, if that is not this machine's Python and processor."""
+    made_for, python = bundle.described, f"{sys.version_info.major}.{sys.version_info.minor}"
+    if python == made_for["python"] and platform.machine() == made_for["machine"]:
+        return ""
+    return (
+        f"the bundle is for Python {made_for['python']} on {made_for['machine']} ({made_for['distribution']}), "
+        f"and this is Python {python} on {platform.machine()}"
+    )
 
 
 def can_load(library: str) -> bool:
@@ -214,7 +220,14 @@ def make_settings(bundle: Bundle, layout: Layout) -> None:
     command_environment(layout)
 
 
-def make_version(bundle: Bundle, layout: Layout) -> None:
+Packages = Callable[[Bundle, Path], tuple[str | Path, ...]]  # what pip is given for a version in this place
+
+
+def list_packages(bundle: Bundle, place: Path) -> tuple[str | Path, ...]:
+    return ("--find-links", bundle.path / "wheels", "-r", bundle.path / "requirements.txt")
+
+
+def make_version(bundle: Bundle, layout: Layout, packages: Packages = list_packages) -> None:
     """Make the directory of the version; what an interrupted installation left of it is removed first."""
     place = layout.version(bundle.version)
     if layout.is_complete(bundle.version):
@@ -236,12 +249,11 @@ def make_version(bundle: Bundle, layout: Layout) -> None:
     )
     # pip's own settings of this machine (an index, constraints) do not apply: all that it needs is here.
     clean = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull}
-    say("  packages")
-    listed = ("--find-links", wheels, "-r", bundle.path / "requirements.txt")
-    run(*pip, *options, *listed, what="Installing the packages", env=clean)
     say("  Madoguchi")
     listed = ("--find-links", bundle.path / "product", "-r", bundle.path / "product.txt")
     run(*pip, *options, *listed, "--target", place, what="Installing Madoguchi", env=clean)
+    say("  packages")
+    run(*pip, *options, *packages(bundle, place), what="Installing the packages", env=clean)
     for name in DOCUMENTS:
         copy = partial(shutil.copytree, symlinks=True) if (bundle.path / name).is_dir() else shutil.copy
         copy(bundle.path / name, place / name)

@@ -19,6 +19,8 @@ from modelregistry.install.llama_cpp_builds import Build
 from modelregistry.install.wheelhouse import PIP, Pin
 
 LOCKS = Path(__file__).with_name("locks")
+# What engines load of the system that Debian does not always have, and what brings it.
+LIBRARIES = {"libgomp.so.1": "apt-get install libgomp1"}
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there exactly when the kernel's part of the driver is loaded
 
 
@@ -356,5 +358,6 @@ def _check(made: Path, environment: EngineEnvironment) -> None:
     test = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if test.returncode:
         reason = (test.stderr.strip().splitlines() or [f"exit status {test.returncode}"])[-1]
-        sentence = f"{environment.name} {environment.version} does not run on this machine: {reason}"
+        hint = next((f" ({command})" for library, command in LIBRARIES.items() if library in reason), "")
+        sentence = f"{environment.name} {environment.version} does not run on this machine: {reason}{hint}"
         raise CannotFetch(sentence, code="does-not-run")

@@ -6,6 +6,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry import addresses
+from modelregistry.cluster import node
 from modelregistry.cluster.site import NAME, ClusterSite, NoCluster
 from modelregistry.host_port import bracket_host
 from modelregistry.plain_numbers import whole_number
@@ -17,6 +18,14 @@ scp {path} {host}:invitation
 runuser -l madoguchi -c 'make -C /srv/madoguchi host'
 runuser -l madoguchi -c \
   'cd /srv/madoguchi && .venv/bin/python -m modelregistry.cluster.join{renew} /var/lib/madoguchi-host' < invitation
+rm invitation{again}"""
+# Of a site that was installed from a bundle.
+OF_BUNDLE = """\
+Written to {path}: a reader of it can join in the place of {name}. Copy it there, then delete it here and there:
+scp {path} {host}:invitation
+# On {name}, as root, once deploy/install-host of the bundle of this version was run there (deploy/RAY.md):
+runuser -l madoguchi -s /bin/sh -c 'cd /opt/madoguchi-host/current && \
+  .venv/bin/python -m modelregistry.cluster.join{renew} /var/lib/madoguchi-host' < invitation
 rm invitation{again}"""
 AGAIN = """
 # It was invited before. Until it has joined it joins without --renew; with it, restart its service (madoguchi-host)."""
@@ -52,4 +61,5 @@ class Command(BaseCommand):
         except (NoCluster, OSError) as error:
             raise CommandError(str(error)) from error
         renew, again = (" --renew", AGAIN) if is_known else ("", "")
-        return COMMANDS.format(name=name, path=path, host=bracket_host(options["address"]), renew=renew, again=again)
+        commands = OF_BUNDLE if (node.CODE / "bundle.json").exists() else COMMANDS
+        return commands.format(name=name, path=path, host=bracket_host(options["address"]), renew=renew, again=again)
