@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from deploy.rehearse.cluster import Cluster
 from deploy.rehearse.directory import NAME as DIRECTORY
 from deploy.rehearse.directory import Directory
 from deploy.rehearse.machines import Room, boot, network
-from deploy.rehearse.protocol import Deviation, Protocol, StepFailed
+from deploy.rehearse.protocol import Deviation, Protocol, Step, StepFailed
 from deploy.rehearse.site import NAME as SITE
 from deploy.rehearse.site import Site, UnderLoad
 
 NEEDED = ("debootstrap", "systemd-nspawn", "openssl", "ip", "nsenter", "git", "msgfmt")
+BESIDE = 10.0  # seconds of load before and after what is done under it
 PAGE = ROOT / "deploy" / "REHEARSAL.md"
 
 
@@ -43,7 +45,10 @@ def main(words: list[str]) -> None:
         bundles = make_both(place / "bundles")
         room = Room(place / "hosts", stack.enter_context(network()), layers, stack)
         try:
-            rehearse(protocol, room, Authority(place / "authority"), bundles)
+            rehearsal = Rehearsal(room, Authority(place / "authority"), bundles)
+            for name, work in STEPS:
+                with protocol.step(name) as step:
+                    work(rehearsal, step)
         except StepFailed as error:
             sys.exit(f"rehearse: {error}")
     facts = {
@@ -62,59 +67,93 @@ def check_machine() -> None:
         sys.exit(f"rehearse: this machine lacks {', '.join(missing)} (apt-get install debootstrap systemd-container)")
 
 
-def rehearse(protocol: Protocol, room: Room, authority: Authority, bundles: tuple[Bundle, Bundle]) -> None:
-    first, following = bundles
-    directory = Directory()
-    with protocol.step("Boot the site and the company directory") as step:
-        machine, holder = room.machine("site", "site"), room.machine("directory", "directory")
-        room.network.names[SITE], room.network.names[DIRECTORY] = machine.address, holder.address
-        for each in (machine, holder):
+class Rehearsal:
+    """The steps, in the order of `STEPS`; each goes on from the one before."""
+
+    def __init__(self, room: Room, authority: Authority, bundles: tuple[Bundle, Bundle]) -> None:
+        self.room = room
+        self.first, self.following = bundles
+        machine, self.holder = room.machine("site", "site"), room.machine("directory", "directory")
+        room.network.names[SITE], room.network.names[DIRECTORY] = machine.address, self.holder.address
+        self.site = Site(machine, authority, Directory(), room.caller("desk"))
+        self.cluster = Cluster(self.site)
+        self.backup = ""
+
+    def boot(self, step: Step) -> None:
+        for each in (self.site.machine, self.holder):
             step.see(f"{each.name}: systemd is {boot(each)}")
-        directory.serve(holder, authority)
-    site = Site(machine, authority, directory, room.caller("desk"))
-    with protocol.step("Install the bundle, without a network") as step:
-        site.prepare()
-        site.install(first, step)
-    with protocol.step("Sign in with the directory, through TLS") as step:
-        site.sign_in(step)
-    with protocol.step("Register a model, and call it") as step:
-        site.register_demo(first, step)
-        site.issue_key()
-        site.stream(step)
-    cluster = Cluster(site)
-    with protocol.step("Join two GPU hosts, and have the model run on them") as step:
-        cluster.start_head(first)
+        self.site.directory.serve(self.holder, self.site.authority)
+
+    def install(self, step: Step) -> None:
+        self.site.prepare()
+        self.site.install(self.first, step)
+
+    def sign_in(self, step: Step) -> None:
+        self.site.sign_in(step)
+
+    def call(self, step: Step) -> None:
+        self.site.register_demo(self.first, step)
+        self.site.issue_key()
+        self.site.stream(step)
+
+    def join_hosts(self, step: Step) -> None:
+        self.cluster.start_head(self.first)
         for name in ("gpu1", "gpu2"):
-            host = room.machine(name, "gpu")
+            host = self.room.machine(name, "gpu")
             boot(host)
-            cluster.join(host, first, step)
-        cluster.share_model(step)
-        site.stream(step)
-    with protocol.step("Upgrade the site and then its hosts, under load") as step:
-        with UnderLoad(site) as load:
-            time.sleep(10)
-            site.upgrade(following, step)
-            cluster.upgrade(following, step)
-            time.sleep(20)
+            self.cluster.join(host, self.first, step)
+
+    def share_model(self, step: Step) -> None:
+        self.cluster.share_model(step)
+
+    def upgrade(self, step: Step) -> None:
+        with UnderLoad(self.site) as load:
+            time.sleep(BESIDE)
+            self.site.upgrade(self.following, step)
+            self.cluster.upgrade(self.following, step)
+            time.sleep(BESIDE)
         step.see(load.describe())
         if load.found["failures"]:
             raise Deviation(f"calls failed: {load.found['failures'][:3]}")
-    with protocol.step("A GPU host loses its power, under load") as step:
-        with UnderLoad(site) as load:
-            time.sleep(10)
-            cluster.lose(cluster.hosts[0], step)
-            time.sleep(20)
+
+    def lose_host(self, step: Step) -> None:
+        with UnderLoad(self.site) as load:
+            time.sleep(BESIDE)
+            self.cluster.lose(self.cluster.hosts[0], step)
+            time.sleep(BESIDE)
         step.see(load.describe())
-    with protocol.step("Look at what others may read, and at the units") as step:
-        site.look_at_security(step)
-    with protocol.step("Back up") as step:
-        made = site.back_up(step)
-    with protocol.step("Restore on a fresh host in its place") as step:
-        site.restore(room.replace(site.machine, "site"), following, made, step)
-        cluster.start_head(following)
-        site.sign_in(step)
-        site.wait_for_replicas(1)
-        site.stream(step)
+
+    def look_at_security(self, step: Step) -> None:
+        self.site.look_at_security(step)
+
+    def back_up(self, step: Step) -> None:
+        self.backup = self.site.back_up(step)
+
+    def restore(self, step: Step) -> None:
+        fresh = self.room.replace(self.site.machine, "site")
+        self.site.restore(fresh, self.following, self.backup, step)
+
+    def call_again(self, step: Step) -> None:
+        self.site.sign_in(step)
+        self.cluster.start_head(self.following)
+        self.site.wait_for_replicas(1)
+        self.site.stream(step)
+
+
+STEPS: tuple[tuple[str, Callable[[Rehearsal, Step], None]], ...] = (
+    ("Boot the site and the company directory", Rehearsal.boot),
+    ("Install the bundle, without a network", Rehearsal.install),
+    ("Sign in with the directory, through TLS", Rehearsal.sign_in),
+    ("Register a model, and call it", Rehearsal.call),
+    ("Join two GPU hosts", Rehearsal.join_hosts),
+    ("Have the model run on both hosts", Rehearsal.share_model),
+    ("Upgrade the site and then its hosts, under load", Rehearsal.upgrade),
+    ("A GPU host loses its power, under load", Rehearsal.lose_host),
+    ("Look at what others may read, and at the units", Rehearsal.look_at_security),
+    ("Back up, and rehearse the restoration", Rehearsal.back_up),
+    ("Restore on a fresh host in its place", Rehearsal.restore),
+    ("Sign in and call there, with the keys of before", Rehearsal.call_again),
+)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 
 TOKEN = re.compile(r'name="csrfmiddlewaretoken" value="([^"]+)"')
-QUESTION = [{"role": "user", "content": "Count from 1 to 400, one number a line."}]
+QUESTION = [{"role": "user", "content": "Count from 1 to 100, one number a line."}]
 PATIENCE = 300.0  # seconds for an answer
 
 
@@ -74,7 +74,7 @@ class Load:
 
     async def stream(self) -> str:
         """Return why a stream was not whole; "" if it was."""
-        body = {"model": self.model, "messages": QUESTION, "stream": True, "max_tokens": 400}
+        body = {"model": self.model, "messages": QUESTION, "stream": True, "max_tokens": 100}
         received, last = "", time.monotonic()
         async with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
             async for piece in response.aiter_text():

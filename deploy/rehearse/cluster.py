@@ -51,9 +51,8 @@ class Cluster:
         machine.run("\n".join(printed[2:]))
         machine.run(f"systemctl enable --quiet --now madoguchi-host; install -d -o madoguchi -g madoguchi {MODELS}")
         install = "python -m modelregistry.cluster.install /var/lib/madoguchi-host llama.cpp"
-        machine.run(
-            f"{ON_HOST} 'cd /opt/madoguchi-host/current && .venv/bin/{install} --from /srv/{bundle.name}/engines/llama.cpp'"
-        )
+        install = f"cd /opt/madoguchi-host/current && .venv/bin/{install} --from /srv/{bundle.name}/engines/llama.cpp"
+        machine.run(f"{ON_HOST} '{install}'")
         self.hosts.append(machine)
         step.see(f"{machine.name} has joined after {time.monotonic() - began:.1f} s")
 

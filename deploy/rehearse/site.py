@@ -220,8 +220,9 @@ class Site:
         self.manage(f"installengine llama.cpp --from /srv/{bundle.name}/engines/llama.cpp")
         self.machine.run(f"install -d -o madoguchi -g madoguchi {MODELS}")
         chat = next(name for name in self.machine.run(f"ls /srv/{bundle.name}/models").split() if "Instruct" in name)
-        self.manage(f"importmodel /srv/{bundle.name}/models/{chat}")
-        self.manage(f"registermodel demo --engine llama.cpp --path {MODELS}/{chat} --context 8192 --slots 4")
+        path = self.manage(f"importmodel /srv/{bundle.name}/models/{chat}").splitlines()[-1]
+        # One thread: engines of several hosts have the same few cores here, and threads that wait for each other crawl.
+        self.manage(f"registermodel demo --engine llama.cpp --path {path} --context 8192 --slots 4 --arg=--threads=1")
         began = time.monotonic()
         self.wait_for_replicas(1)
         step.see(f"the model answers after {time.monotonic() - began:.1f} s")
@@ -258,7 +259,7 @@ class Site:
 class UnderLoad:
     """Calls that go on from entering to leaving; then `found` has what became of them."""
 
-    def __init__(self, site: Site, streams: int = 3) -> None:
+    def __init__(self, site: Site, streams: int = 2) -> None:
         words = ("--key", site.key, "--model", "demo", "--streams", str(streams))
         self.command = site.calls("load", *words)
         self.found: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry import addresses
-from modelregistry.cluster import node
+from modelregistry.cluster.node import CODE
 from modelregistry.cluster.site import NAME, ClusterSite, NoCluster
 from modelregistry.host_port import bracket_host
 from modelregistry.plain_numbers import whole_number
@@ -61,5 +61,5 @@ class Command(BaseCommand):
         except (NoCluster, OSError) as error:
             raise CommandError(str(error)) from error
         renew, again = (" --renew", AGAIN) if is_known else ("", "")
-        commands = OF_BUNDLE if (node.CODE / "bundle.json").exists() else COMMANDS
+        commands = OF_BUNDLE if (CODE / "bundle.json").exists() else COMMANDS
         return commands.format(name=name, path=path, host=bracket_host(options["address"]), renew=renew, again=again)

@@ -144,6 +144,18 @@ def test_a_port_that_is_not_free_for_the_head_is_refused(port):
         call_command("createcluster", "10.0.0.1", f"--port={port}")
 
 
+@pytest.mark.parametrize(
+    ("files", "place"), [((), "/srv/madoguchi"), (("bundle.json",), "/opt/madoguchi-host/current")]
+)
+def test_commands_for_a_host_are_those_of_how_the_site_was_installed(monkeypatch, tmp_path, capsys, files, place):
+    call_command("createcluster", "10.0.0.1")
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr("modelregistry.management.commands.addhost.CODE", tmp_path)
+    call_command("addhost", "gpu1", "--address", "10.0.0.2")
+    assert f"cd {place} &&" in capsys.readouterr().out
+
+
 def test_without_a_cluster_no_host_is_invited():
     with pytest.raises(CommandError, match="createcluster"):
         call_command("addhost", "gpu1", "--address", "10.0.0.2")

@@ -91,6 +91,12 @@ def test_a_wheel_with_another_checksum_is_refused_and_leaves_nothing(index, cach
     assert leftovers(cache / "engines") == []
 
 
+def test_an_engine_that_lacks_a_library_of_the_system_names_its_package(index, cache):
+    missing = "libgomp.so.1: cannot open shared object file"
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": f"raise ImportError({missing!r})"}))
+    assert "apt-get install libgomp1" in str(refusal(environment, cache))
+
+
 def test_an_engine_that_cannot_be_imported_here_is_refused_with_its_reason(index, cache):
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": "raise ImportError('libcuda.so.1: not found')"}))
     refused = refusal(environment, cache)
