@@ -129,7 +129,7 @@ class Site:
         began = time.monotonic()
         self.machine.run(f"cd /srv; {bundle.name}/deploy/install --sum {bundle.sum} 2>&1")
         step.see(f"version {bundle.version} in {time.monotonic() - began:.1f} s")
-        if (version := self.manage("--version")) != bundle.version:
+        if f"Madoguchi {bundle.version} " not in (version := self.manage("--version")):
             raise Deviation(f"madoguchi --version says {version}, not {bundle.version}")
 
     def back_up(self, step: Step) -> str:
