@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -278,8 +279,9 @@ class UnderLoad:
     def describe(self) -> str:
         """Return the figures as a sentence."""
         found = self.found
+        broken = Counter(failure.split()[1] for failure in found["failures"])
         return (
-            f"{found['calls']} calls, {found['streams']} streams ({found['tokens']} tokens), {found['pages']} pages, "
-            f"{len(found['failures'])} of them not whole; slowest call {found['slowest_call']:.1f} s, longest pause "
-            f"within a stream {found['longest_pause']:.1f} s"
+            f"{found['calls']} calls, {found['streams']} streams ({found['tokens']} tokens), {found['pages']} pages; not "
+            f"whole: {broken['calls']} calls, {broken['streams']} streams, {broken['pages']} pages; slowest call "
+            f"{found['slowest_call']:.1f} s, longest pause within a stream {found['longest_pause']:.1f} s"
         )
