@@ -281,7 +281,7 @@ class UnderLoad:
         found = self.found
         broken = Counter(failure.split()[1] for failure in found["failures"])
         return (
-            f"{found['calls']} calls, {found['streams']} streams ({found['tokens']} tokens), {found['pages']} pages; not "
-            f"whole: {broken['calls']} calls, {broken['streams']} streams, {broken['pages']} pages; slowest call "
+            f"{found['calls']} calls, {found['streams']} streams ({found['tokens']} tokens), {found['pages']} pages; "
+            f"not whole: {broken['calls']} calls, {broken['streams']} streams, {broken['pages']} pages; slowest call "
             f"{found['slowest_call']:.1f} s, longest pause within a stream {found['longest_pause']:.1f} s"
         )
