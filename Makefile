@@ -1,6 +1,8 @@
 # `make run` and `make test` need only git, make and Python 3.11 or newer; deploy/setup.py brings the rest.
 PORT ?= 8000
 export PORT
+# Where it is set, each of the thousand processes of the tests would compile all of ours once more: 0.25 s of 1.4 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make run     set up what is missing, then run Madoguchi on http://127.0.0.1:$(PORT) (PORT=…)'
@@ -36,8 +38,12 @@ demo-data: setup
 	@.venv/bin/python manage.py demodata
 
 test: test-setup
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync check
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync check collect
 	.venv/bin/pytest --cache-clear -n auto --dist loadfile --no-loadscope-reorder || { [ $$? = 1 ] && .venv/bin/python -m tests.alone; }
+
+# Workers begin at the same time, and each would compile all tests: 17 of the 30 s of CPU in which it reads them.
+collect:
+	@.venv/bin/pytest --collect-only -qq >.venv/collected || { tail -40 .venv/collected; exit 1; }
 
 test-setup:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py test
@@ -152,4 +158,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 
-.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu test-ray test-ray-storm test-ray-operations test-restart test-failover host release rehearse check audit lint types imports schema bench chaos fuzz lock
+.PHONY: help setup run demo-data test collect test-setup test-engines test-clients test-gpu test-ray test-ray-storm test-ray-operations test-restart test-failover host release rehearse check audit lint types imports schema bench chaos fuzz lock
