@@ -16,9 +16,9 @@ EXAMPLES, STEPS = 5, 40  # of one run
 def run(var: Path, seconds: float, first_seed: int) -> tuple[int, int]:
     """Return how many runs and steps there were. Raise what a run found, with the steps that lead there."""
     with site(var) as running:
-        deadline = time.monotonic() + seconds
         _talk(running, first_seed)  # until memory is what it will be
         running.resident = running.memory()
+        deadline = time.monotonic() + seconds
         runs = 1
         while time.monotonic() < deadline:
             _talk(running, first_seed + runs)
