@@ -23,7 +23,7 @@ from tests import engine
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import Installation, installed
 from tests.output import lines_of
-from tests.postgres import Postgres, postgres
+from tests.postgres import Postgres, multi_host_url, postgres, standby_of
 from tests.waiting import until
 
 DAY = 86400.0
@@ -137,6 +137,29 @@ def test_a_database_that_hangs_does_not_keep_the_gateway_from_ending(database, t
         installation.serve()
         until(installation.answers)
         until(lambda: calls <= {name for (name,) in database.rows("select request_id from usage_usagerecord")})
+
+
+def test_a_gateway_goes_on_with_a_promoted_standby_and_forgets_a_key_that_it_lacks(database, tmp_path):
+    with (
+        engine.running() as fake,
+        standby_of(database) as standby,
+        installed(tmp_path / "var", DATABASE_URL=multi_host_url(database, standby)) as installation,
+    ):
+        place = Place(installation, fake, installation.furnish(fake.url))
+        installation.serve()
+        until(installation.answers)
+        position = database.rows("select pg_current_wal_lsn()::text")[0][0]
+        until(lambda: standby.rows(f"select pg_last_wal_replay_lsn() >= '{position}'") == [(True,)])
+        standby.stop()
+        late = Place(installation, fake, installation.manage("createkey", "--tenant", "research", "--service", "late"))
+        until(lambda: late.chat().status_code == 200)
+        database.stop()
+        assert place.chat().status_code == 200
+        standby.start()
+        standby.promote()
+        until(lambda: late.chat().status_code == 401)
+        (made,) = place.ids(1)
+        until(lambda: standby.rows(f"select 1 from usage_usagerecord where request_id = '{made}'"))
 
 
 def waiting(connection: psycopg.Connection) -> int:
