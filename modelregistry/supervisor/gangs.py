@@ -30,7 +30,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from modelregistry.engines.base import Spec
@@ -125,6 +125,11 @@ class Likeness:
     batch: int
     parallel: int
 
+    def agrees_with(self, other: "Likeness") -> bool:
+        """Return whether both can be in one gang. A version that is not known, as of a container, is no other one."""
+        same = not self.version or not other.version or self.version == other.version
+        return same and replace(self, version="") == replace(other, version="")
+
 
 def lead_key(key: ReplicaKey, spec: Spec) -> ReplicaKey:
     """Return the key of rank 0 of the same gang."""
@@ -174,7 +179,7 @@ class Muster:
             raise self.refusal
         self.waiting.discard(rank)
         self.held[rank] = likeness
-        other = next((one for one in self.held if self.held[one] != likeness), None)
+        other = next((one for one in self.held if not self.held[one].agrees_with(likeness)), None)
         if other is not None:
             self.fail(
                 f"{explain_rank(rank, self.hosts)} has {_describe(likeness)}, and {explain_rank(other, self.hosts)} "

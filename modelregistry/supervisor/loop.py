@@ -592,7 +592,7 @@ class Supervisor:
                 called = self.sync.demands.since(replica.key.model, self.clock()) is not None
                 raise OthersFirst(prior, called=called)
             engine = await self._allocate(replica)
-            muster.hold(replica.rank, _likeness_of(replica, engine))
+            muster.hold(replica.rank, await self._find_likeness(replica, engine))
             if replica.rank:
                 order = await self.gangs.wait_for_lead(muster)
             else:
@@ -602,6 +602,21 @@ class Supervisor:
             run = await self.host.launch(self._make_order(replica, engine, run_id, order))
             await self._require_rank(replica, run)
         return run
+
+    async def _find_likeness(self, replica: ManagedReplica, engine: ChosenEngine) -> Likeness:
+        """Return what its other ranks have to have as well. Raises HostSilent, HostFault."""
+        if engine.choice is None and self.sync.report is None:
+            await self.inspect()  # which asks a program that operators named for its version
+        versions = self.sync.report.engines if self.sync.report else {}
+        grant = replica.allocation.grant if replica.allocation else None
+        return Likeness(
+            launcher=engine.launcher,
+            version=replica.installed or versions.get(engine.launcher, ""),
+            on_cards=bool(grant and grant.visible),
+            context=grant.context if grant else 0,
+            batch=grant.batch if grant else 0,
+            parallel=grant.parallel if grant else 0,
+        )
 
     async def _require_rank(self, replica: ManagedReplica, run: HostedRun) -> None:
         """Stop an engine that does not belong to the start for which it was to be started. Raises GangIncomplete."""
@@ -1108,18 +1123,6 @@ class Supervisor:
     async def _any_busy(self, replicas: list[ManagedReplica]) -> bool:
         checks = await asyncio.gather(*(probe.check_health(self.client, replica.target) for replica in replicas))
         return any(seen.healthy and seen.running != 0 for seen in checks)
-
-
-def _likeness_of(replica: ManagedReplica, engine: ChosenEngine) -> Likeness:
-    grant = replica.allocation.grant if replica.allocation else None
-    return Likeness(
-        launcher=engine.launcher,
-        version=replica.installed,
-        on_cards=bool(grant and grant.visible),
-        context=grant.context if grant else 0,
-        batch=grant.batch if grant else 0,
-        parallel=grant.parallel if grant else 0,
-    )
 
 
 def _make_trial(replica: ManagedReplica, state: str, answer: Mapping[str, Any] | None = None) -> Trial:

@@ -38,6 +38,7 @@ class Machine:
         self.cards = place / "nvml.json"
         self.runs = process.Runs(place / "run" / "engines")
         self.process: subprocess.Popen[str] | None = None
+        self.python = sys.executable
         place.mkdir()
         self.occupy(0)
 
@@ -48,10 +49,19 @@ class Machine:
         draft.write_text(json.dumps({"error": 0, "cards": [{**card, "uuid": f"GPU-{self.var.name}"}]}))
         draft.replace(self.cards)
 
+    def install(self, version: str) -> None:
+        """Have a Python of its own for its engine, in which vLLM has this version."""
+        python = self.var / "python3"
+        draft = self.var / "python3.new"
+        draft.write_text(f'#!/bin/sh\n[ "$1" = -I ] && exec echo {version}\nexec {sys.executable} "$@"\n')
+        draft.chmod(0o755)
+        draft.replace(python)
+        self.python = str(python)
+
     def start(self) -> None:
         path = os.pathsep.join([str(RECORDED), str(settings.BASE_DIR)])
         recorded = {
-            **{"VLLM_COMMAND": f"{sys.executable} {FAKE}", "VLLM_CARDS": str(self.cards)},
+            **{"VLLM_COMMAND": f"{self.python} {FAKE}", "VLLM_CARDS": str(self.cards)},
             **{"PYTHONPATH": path, "RECORDED_NVML": str(self.cards)},
         }
         self.process = subprocess.Popen(

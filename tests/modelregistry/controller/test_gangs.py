@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
 from modelregistry import routes
 from modelregistry.hostside.run_metadata import metadata_of
-from modelregistry.models import EvictionRecord, Host, Replica, ServedModel, WakeRequest
+from modelregistry.models import EvictionRecord, Host, Replica, ReplicaPlacement, ServedModel, WakeRequest
 from modelregistry.supervisor.gangs import LOST_AFTER
 from tests.modelregistry.gang_site import GangSite, ask
 from tests.modelregistry.repeating import repeating
@@ -115,6 +116,21 @@ def test_a_rank_that_fails_to_start_stops_the_others_and_says_why(site):
     first, _ = site.serves()
     assert ask(first) == ANSWER
     assert Replica.objects.filter(model=model).count() == 2
+
+
+def test_ranks_of_different_versions_are_not_started_and_say_so(site):
+    site.machines["gpu-1"].install("0.32.0")
+    site.machines["gpu-2"].install("0.31.0")
+    site.start()
+    site.gang()
+    refused = until(lambda: Replica.objects.filter(index=0, state="failed", cause="gang-differs").first())
+    assert "rank 1 of 2" in refused.detail
+    assert ("vllm 0.32.0" in refused.detail, "vllm 0.31.0" in refused.detail) == (True, True)
+    assert site.starts() == []
+    site.machines["gpu-2"].install("0.32.0")
+    rows = site.serves()
+    assert ask(rows[0]) == ANSWER
+    assert [row.version for row in rows] == ["0.32.0", "0.32.0"]
 
 
 def test_ranks_that_do_not_reach_each_other_say_what_to_open(site):
@@ -337,6 +353,11 @@ def crowded(site, request) -> tuple[GangSite, list[Replica], ServedModel]:
     return site, rows, small
 
 
+def states_of(name: str) -> set[tuple[str, int | None]]:
+    """Return the states of a model's ranks with their processes."""
+    return set(Replica.objects.filter(model__name=name).values_list("state", "pid"))
+
+
 def call(model: ServedModel) -> AbstractContextManager[None]:
     WakeRequest.objects.update_or_create(
         model=model, defaults={"at": timezone.now(), "since": timezone.now() - timedelta(minutes=5), "calls": 2}
@@ -395,3 +416,31 @@ def test_two_replicas_of_it_are_two_gangs(transactional_db, tmp_path):
         assert [row.run_id for row in site.serves(first=0)] == [row.run_id for row in rows[:2]]
     finally:
         site.close()
+
+
+@pytest.mark.timeout(240)  # three loads, each after the ten seconds for which a model keeps its place
+@pytest.mark.parametrize("crossed", [False, True])
+def test_two_of_them_with_room_for_one_give_their_place_to_each_other_as_a_whole(site, crossed):
+    """`crossed`: the host of the one's rank 0 has rank 1 of the other."""
+    values = {"args": ["--gpu-memory-utilization=0.8"], "idle_after": 3600}
+    site.start()
+    gangs = {"a": site.gang("a", **values)}
+    hosts = {"a": [row.host for row in site.serves("a")]}
+    hosts["b"] = hosts["a"][::-1] if crossed else hosts["a"]
+    with transaction.atomic():
+        gangs["b"] = site.gang("b", **values)
+        for rank, host in enumerate(hosts["b"]):
+            ReplicaPlacement.objects.create(model=gangs["b"], number=rank, host=host, at=timezone.now())
+    until(lambda: states_of("b") == {("asleep", None)})
+    for count, name, other in ((1, "a", "b"), (1, "b", "a"), (2, "a", "b")):
+        with call(gangs[name]):
+            rows = site.serves(name)
+        assert ask(rows[0]) == ANSWER
+        until(lambda gone=other: states_of(gone) == {("asleep", None)})
+        assert [row.host for row in rows] == hosts[name]
+        assert site.living_ranks() == {"gpu-1": 1, "gpu-2": 1}
+        ranks = [one["rank"] for one in site.starts(name)]
+        assert [sorted(ranks[one : one + 2]) for one in range(0, len(ranks), 2)] == [[0, 1]] * count
+        WakeRequest.objects.all().delete()
+    records = EvictionRecord.objects.order_by("pk").values_list("model__name", "successor__name")
+    assert list(records) == [("a", "b"), ("b", "a")]

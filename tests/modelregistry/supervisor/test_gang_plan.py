@@ -600,6 +600,14 @@ async def test_ranks_that_differ_are_not_started(known, other):
         assert refused.value.lasting
 
 
+@pytest.mark.parametrize("versions", [("", "0.32.0"), ("0.32.0", ""), ("", "")])
+async def test_a_version_that_is_not_known_keeps_no_rank_from_starting(known, versions):
+    with known.take_part(ReplicaKey(1, 0), SPEC) as muster:
+        for rank, version in enumerate(versions):
+            muster.hold(rank, replace(ALIKE, version=version))
+        assert muster.complete
+
+
 @pytest.mark.parametrize(
     ("error", "lasting"),
     [(CannotLaunch("no vLLM", "no-engine"), True), (HostSilent(), False), (OSError("disk"), False)],
