@@ -867,6 +867,33 @@ class ReplicaShortage(models.Model):
         return f"{self.model_id}: {self.wanted} wanted, {self.cause}"
 
 
+class PlacementGap(models.Model):
+    """Replicas that a model is to have, and for which the controller finds no host, or too few of them.
+
+    Written by the controller when it has lasted for some seconds; deleted when all have places.
+    """
+
+    class Cause(models.TextChoices):
+        NO_HOST = "no-host", _("too few hosts answer and are not in maintenance")
+        NO_FILES = "no-files", _("too few hosts have its files")
+        APART = "apart", _("the hosts that have its files do not reach each other at their addresses")
+
+    model = models.OneToOneField(
+        ServedModel, models.CASCADE, primary_key=True, related_name="gap", verbose_name=_("model")
+    )
+    replicas = models.PositiveSmallIntegerField()  # how many have no place
+    hosts = models.PositiveSmallIntegerField()  # how many could take one, or a part of one, now
+    since = models.DateTimeField(_("since"))
+    cause = models.CharField(_("because"), max_length=12, choices=Cause)
+
+    class Meta:
+        verbose_name = _("replicas without a place")
+        verbose_name_plural = _("replicas without a place")
+
+    def __str__(self) -> str:
+        return f"{self.model_id}: {self.replicas} without a place, {self.cause}"
+
+
 class ModelCopy(models.Model):
     """Files of a model that are brought to a host. Requested by operators, carried out by the controller."""
 

@@ -13,7 +13,15 @@ from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
 from django.utils.timezone import localdate
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry.models import ControllerClaim, Host, Replica, ReplicaPlacement, ReplicaShortage, ServedModel
+from modelregistry.models import (
+    ControllerClaim,
+    Host,
+    PlacementGap,
+    Replica,
+    ReplicaPlacement,
+    ReplicaShortage,
+    ServedModel,
+)
 from modelregistry.process.gpus import RAM
 
 # A controller looks at each host every 5 s. When it has not for longer, the state of the host's replicas is not known.
@@ -140,11 +148,27 @@ class ShortageNow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GapNow:
+    """Replicas for which the controller finds no place. As `PlacementGap`; `needed`: hosts that each takes."""
+
+    replicas: int
+    hosts: int
+    needed: int
+    since: datetime
+    cause: str
+
+    @property
+    def reason(self) -> str:
+        return str(PlacementGap.Cause(self.cause).label)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelNow:
     """A model with its replicas; figures are sums over those that run.
 
     `wanted`: how many replicas there should be; `most`: how many there may be while calls wait long; `shortage`: why
-    there is not one more although they do, None: there is no need.
+    there is not one more although they do, None: there is no need. `gap`: why some of those that it should have have no
+    place; None: all have one, or it is not known.
     `host`: its own, else the one on which all its replicas are. `bound`: it has a host of its own, and runs only there;
     if not, the controller places it.
     """
@@ -173,6 +197,7 @@ class ModelNow:
     replicas: tuple[ReplicaNow, ...]
     nodes: int  # hosts over which each replica is split
     shortage: ShortageNow | None
+    gap: GapNow | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +305,7 @@ class Overview:
 
 def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken] | None = None) -> Overview:
     """Read all hosts and models, by name. `first_tokens`: by the model's name. Raises django.db.Error."""
-    served = ServedModel.objects.select_related("host", "shortage").prefetch_related(
+    served = ServedModel.objects.select_related("host", "shortage", "gap").prefetch_related(
         "aliases", Prefetch("replica_set", with_placements(Replica.objects.select_related("host", "model")))
     )
     seen = [model_now(model, now, (first_tokens or {}).get(model.name)) for model in served]
@@ -405,7 +430,15 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
         replicas=replicas,
         nodes=model.nodes,
         shortage=_find_shortage(model),
+        gap=_find_gap(model),
     )
+
+
+def _find_gap(model: ServedModel) -> GapNow | None:
+    row = getattr(model, "gap", None)
+    if row is None or not model.enabled or model.host_id is not None:
+        return None  # a controller that is away has not looked at what was changed since
+    return GapNow(replicas=row.replicas, hosts=row.hosts, needed=model.nodes, since=row.since, cause=row.cause)
 
 
 def _find_shortage(model: ServedModel) -> ShortageNow | None:

@@ -38,7 +38,7 @@ from modelregistry.controller.loads import read_loads
 from modelregistry.controller.placer import PlaceableHost, Placer
 from modelregistry.controller.repository import CopyProgress, CopyRequest, FreeModel
 from modelregistry.controller.scaler import USUAL_SCALING, Scaler, ScalingRule
-from modelregistry.controller.shortages import Shortage
+from modelregistry.controller.shortages import Gap, Shortage
 from modelregistry.hostside.executor import Executor
 from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import HostSurface
@@ -366,6 +366,9 @@ class _Book:
 
     async def note_shortages(self, found: Mapping[int, Shortage]) -> None:
         await self.database.run(repository.note_shortages, found)
+
+    async def note_gaps(self, found: Mapping[int, Gap]) -> None:
+        await self.database.run(repository.note_gaps, found)
 
     async def forget_former(self, model: int, number: int) -> None:
         await self.database.run(repository.forget_former, model, number)

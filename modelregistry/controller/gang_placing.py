@@ -10,7 +10,7 @@ hosts that all have room. It serves nowhere else meanwhile: two of it would need
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Protocol
@@ -41,6 +41,9 @@ class GangPlacer(Protocol):
 
     def address_of(self, host: int) -> str: ...
 
+    def note_gap(self, model: int, *, hosts: int, having_files: int, needed: int) -> None:
+        """Note that a replica has no place. `hosts`: how many could take a part, of those that have its files."""
+
     async def place_gang(self, key: ReplicaKey, hosts: Sequence[int], before: Sequence[int | None]) -> bool: ...
 
 
@@ -49,13 +52,18 @@ def choose_hosts(
 ) -> list[int] | None:
     """Return the hosts of the ranks of one replica, by rank; None: there are not enough that reach each other."""
     best: list[int] | None = None
-    for loopback in (False, True):
-        there = [one for one in offers if addresses.get(one) and is_loopback(addresses[one]) == loopback]
+    for there in group_reachable(offers, addresses):
         there.sort(key=lambda one: rank_offer(one, offers[one], neighbours), reverse=True)
         chosen = there[:count]
         if len(chosen) == count and (best is None or _fitting(chosen, offers) > _fitting(best, offers)):
             best = chosen
     return best
+
+
+def group_reachable(hosts: Iterable[int], addresses: Mapping[int, str]) -> list[list[int]]:
+    """Return the hosts in two groups, in each of which all reach each other."""
+    known = [one for one in hosts if addresses.get(one)]
+    return [[one for one in known if is_loopback(addresses[one]) == loopback] for loopback in (False, True)]
 
 
 def _fitting(hosts: Sequence[int], offers: Mapping[int, Offer]) -> int:
@@ -99,7 +107,11 @@ async def _find_hosts(
     if complete:
         offers = {one: offer for one, offer in offers.items() if offer.fits or (lost and offer.possible)}
     addresses = {one: placer.address_of(one) for one in offers}
-    return choose_hosts(offers, _count_neighbours(model, key.number), addresses, nodes)
+    chosen = choose_hosts(offers, _count_neighbours(model, key.number), addresses, nodes)
+    if chosen is None and not complete:
+        hosts = max(len(group) for group in group_reachable(offers, addresses))
+        placer.note_gap(key.model, hosts=hosts, having_files=len(offers), needed=nodes)
+    return chosen
 
 
 def _is_badly_placed(placer: GangPlacer, key: ReplicaKey, model: FreeModel, at: Sequence[PlacedAt]) -> bool:

@@ -28,12 +28,12 @@ from django.db import Error
 
 from modelregistry.controller import gang_placing
 from modelregistry.controller.repository import FreeModel, PlacedAt
-from modelregistry.controller.shortages import PlacementAttempt, Shortage
+from modelregistry.controller.shortages import Gap, PlacementAttempt, Shortage
 from modelregistry.engines.base import Spec
 from modelregistry.failure_advice import NO_ROOM
 from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.surface import HostFault, HostSilent
-from modelregistry.models import ReplicaMove, ReplicaShortage
+from modelregistry.models import PlacementGap, ReplicaMove, ReplicaShortage
 from modelregistry.supervisor.offers import Offer, rank_offer
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,9 @@ FORMER_FOR = 1800.0  # seconds that a replica serves where it was, if it does no
 FILES_WITHIN = 5.0  # seconds for a host to say which files it has: its disk may hang, and others are to be asked
 OFFERED_WITHIN = 15.0  # seconds for an offer: the host may just give another replica its memory, which takes 0.1
 MOVE_AGAIN = 30.0  # seconds between two tries to find another place for one that has a bad one
+# Seconds for which a replica has no place until that is recorded: hosts are silent for a moment when a controller
+# begins, and one whose agent was restarted is back after 6.
+GAP_AFTER = 10.0
 REQUEST_EVERY = 10.0  # seconds between two looks for a host to which the files of a model could be copied
 NOT_THERE = frozenset({NO_ROOM, "missing-file", "no-engine"})  # causes which another host may not have
 # The same for a rank: the others have their memory set apart again and again, and can use none of it.
@@ -114,6 +117,9 @@ class PlacementBook(Protocol):
     async def note_shortages(self, found: Mapping[int, Shortage]) -> None:
         """Record which models lack a replica, by their ids, and that no other one does."""
 
+    async def note_gaps(self, found: Mapping[int, Gap]) -> None:
+        """Record which models have replicas without a place, by their ids, and that no other one has."""
+
     async def place_gang(self, model: int, first: int, hosts: Sequence[int], before: Sequence[int | None]) -> bool: ...
 
 
@@ -147,6 +153,10 @@ class Placer:
         self.heard_since: dict[int, float] = {}  # since when hosts answer
         self.models: Mapping[int, FreeModel] = {}  # as last read
         self.slow: set[int] = set()  # hosts that did not answer a question in this turn
+        self.gaps: dict[int, Gap] = {}  # models with replicas that have no place, by the last turn
+        self.gap_since: dict[int, float] = {}
+        self.undecided: set[int] = set()  # models of which this turn does not know it yet
+        self.recorded_gaps: Mapping[int, Gap] | None = None  # None: an earlier controller may have left some
 
     async def place_all(self) -> None:
         """Look once at all replicas, and place those that need it."""
@@ -154,6 +164,8 @@ class Placer:
         now, heard = self.clock(), {one for one, host in self.hosts().items() if not host.silent_for()}
         self.heard_since = {one: self.heard_since.get(one, now) for one in heard}
         self.slow.clear()
+        self.undecided.clear()
+        before, self.gaps = self.gaps, {}
         self.tried_at = {key: at for key, at in self.tried_at.items() if key.model in models}
         self.requested_at = {model: at for model, at in self.requested_at.items() if model in models}
         for model_id, model in models.items():
@@ -163,6 +175,30 @@ class Placer:
                 raise
             except Exception:  # of one model: the others are not to suffer from it
                 log.exception("model %d cannot be placed", model_id)
+                self.undecided.add(model_id)
+        for model_id in self.undecided & before.keys():
+            self.gaps.setdefault(model_id, before[model_id])
+        await self._record_gaps(now)
+
+    async def _record_gaps(self, now: float) -> None:
+        self.gap_since = {model: self.gap_since.get(model, now) for model in self.gaps}
+        lasting = {model: gap for model, gap in self.gaps.items() if now - self.gap_since[model] >= GAP_AFTER}
+        if lasting != self.recorded_gaps:
+            await self.book.note_gaps(lasting)
+            self.recorded_gaps = lasting
+
+    def note_gap(self, model: int, *, hosts: int, having_files: int, needed: int) -> None:
+        """Note that a replica has no place. `hosts`: how many could take a part, of those that have its files."""
+        if not self.models[model].enabled:
+            return
+        answering = sum(one.takes_models for number, one in self.hosts().items() if number not in self.slow)
+        cause = PlacementGap.Cause.NO_HOST if answering < needed else PlacementGap.Cause.NO_FILES
+        before = self.gaps.get(model)
+        self.gaps[model] = Gap(
+            cause=PlacementGap.Cause.APART if having_files >= needed else cause,
+            replicas=before.replicas + 1 if before else 1,
+            hosts=hosts,
+        )
 
     def may_find_place(self, key: ReplicaKey, since: float) -> bool:
         """Return whether another place for a replica was not yet looked for since then, and there may be one."""
@@ -287,10 +323,13 @@ class Placer:
     async def _find_place(self, key: ReplicaKey, model: FreeModel) -> int | None:
         """Return the host that is to have a replica; None: none yet."""
         candidates = await self._find_candidates(model)
+        if not candidates:
+            self.note_gap(key.model, hosts=0, having_files=0, needed=1)
         if model.external or (len(candidates) == 1 and self.request_files is None):
             return min(candidates, default=None)
         offers = await self._ask_for_offers(model.spec, candidates)
         if offers is None:
+            self.undecided.add(key.model)
             return None
         if len(offers) == len(candidates) and not any(offer.fits for offer in offers.values()):
             await self._request_files(key, model, candidates)
@@ -319,6 +358,7 @@ class Placer:
         candidates = await self._find_candidates(model)
         offers = await self._ask_for_offers(model.spec, candidates, needed=needed)
         if offers is None:
+            self.undecided.add(key.model)
             return None
         if key.number in model.placed:
             self.tried_at[key] = self.clock()

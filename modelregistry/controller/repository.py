@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from modelregistry import addresses, fit
 from modelregistry.controller.election import Claim
-from modelregistry.controller.shortages import Shortage
+from modelregistry.controller.shortages import Gap, Shortage
 from modelregistry.database_clock import database_now
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import engine_named
@@ -26,6 +26,7 @@ from modelregistry.models import (
     ControllerClaim,
     Host,
     ModelCopy,
+    PlacementGap,
     Replica,
     ReplicaMove,
     ReplicaPlacement,
@@ -253,17 +254,27 @@ def remove_replica(model_id: int, number: int, *, cause: str) -> None:
 
 def note_shortages(found: Mapping[int, Shortage]) -> None:
     """Record which models lack a replica, by their ids, and that no other one does. A model may be gone."""
+    names = dict(Host.objects.filter(pk__in=[one.host for one in found.values()]).values_list("pk", "name"))
+    values = {model: {**asdict(one), "host": names.get(one.host or 0, "")} for model, one in found.items()}
+    _replace_rows(ReplicaShortage, values)
+
+
+def note_gaps(found: Mapping[int, Gap]) -> None:
+    """Record which models have replicas without a place, by their ids, and that no other one has."""
+    _replace_rows(PlacementGap, {model: asdict(one) for model, one in found.items()})
+
+
+def _replace_rows(kind: type[ReplicaShortage | PlacementGap], found: Mapping[int, dict[str, Any]]) -> None:
+    """Have rows for these models alone. A model may be gone."""
     with transaction.atomic():
-        ReplicaShortage.objects.exclude(model__in=found).delete()
-        there = set(ServedModel.objects.filter(pk__in=found).values_list("pk", flat=True))
-        names = dict(Host.objects.filter(pk__in=[one.host for one in found.values()]).values_list("pk", "name"))
-        for model_id, one in found.items():
-            if model_id in there:
-                values = {**asdict(one), "host": names.get(one.host or 0, "")}
-                # Since when it lacks one stays as it was, also when it is for another reason now.
-                ReplicaShortage.objects.update_or_create(
-                    model_id=model_id, defaults=values, create_defaults={**values, "since": database_now()}
-                )
+        kind.objects.exclude(model__in=found).delete()
+        for model_id in ServedModel.objects.filter(pk__in=found).values_list("pk", flat=True):
+            # Since when it lacks one stays as it was, also when it is for another reason now.
+            kind.objects.update_or_create(
+                model_id=model_id,
+                defaults=found[model_id],
+                create_defaults={**found[model_id], "since": database_now()},
+            )
 
 
 def forget_former(model_id: int, number: int) -> None:

@@ -1,4 +1,7 @@
-"""Why a model does not have one replica more although its calls wait, as `scaler` finds and `placer` explains it."""
+"""Why a model has fewer replicas than it should: one more for calls that wait, or those that it is always to have.
+
+The first is found by `scaler` and explained by `placer`, the second is found by `placer`.
+"""
 
 from dataclasses import dataclass
 
@@ -12,6 +15,15 @@ class Shortage:
     host: int | None = None
     free: int | None = None
     need: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """As `PlacementGap`. `replicas`: how many have no place; `hosts`: how many could take one, or a part of it."""
+
+    cause: str
+    replicas: int
+    hosts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,7 +133,7 @@ class Hosts(GenericViewSet[Host]):
 
 class Models(GenericViewSet[ServedModel]):
     subject = SUBJECT
-    queryset = ServedModel.objects.select_related("host", "shortage").prefetch_related(
+    queryset = ServedModel.objects.select_related("host", "shortage", "gap").prefetch_related(
         "aliases",
         Prefetch("replica_set", overview.with_placements(Replica.objects.select_related("host", "model"))),
         Prefetch("trials", EngineTrial.objects.select_related("host")),

@@ -117,6 +117,16 @@ class ModelView:
         return list(found.values())
 
     @property
+    def gap_level(self) -> str:
+        """How grave it is that replicas have no place.
+
+        Those that have one answer all calls, if more slowly, and bring notices of their own when they fail. A model
+        without any refuses its calls, and nothing else says so: there is no engine that could fail.
+        """
+        some_placed = self.now.gap is not None and self.now.gap.replicas < self.now.wanted
+        return "watch" if some_placed else "broken"
+
+    @property
     def gave_up(self) -> bool:
         """Whether no replica answers and none is starting, so that another try does no harm."""
         return self.state in (ModelState.FAILED, ModelState.BACKOFF)
@@ -246,9 +256,15 @@ class OperationsOverview:
         return [model for model in self.wanted if model.now.shortage]
 
     @property
+    def unplaced(self) -> list[ModelView]:
+        """The models with replicas for which the controller finds no place, first those without any."""
+        found = [model for model in self.wanted if model.now.gap]
+        return sorted(found, key=lambda model: model.gap_level == "watch")
+
+    @property
     def needs_attention(self) -> bool:
         hosts = self.silent or self.unwatched or self.is_leaderless
-        return bool(self.troubled or self.short or hosts or self.problems or self.maintained)
+        return bool(self.troubled or self.unplaced or self.short or hosts or self.problems or self.maintained)
 
     @property
     def shows_hosts(self) -> bool:
@@ -328,7 +344,7 @@ def prefetch_models(served: QuerySet[ServedModel], *, aliases: bool = True) -> Q
     """Prefetch what `model_view` reads; without `aliases` none are shown, which saves a query."""
     rows = with_placements(Replica.objects.select_related("host", "model"))
     replicas = Prefetch("replica_set", rows.order_by("host__name", "index"))
-    return served.select_related("file_report", "host", "shortage").prefetch_related(
+    return served.select_related("file_report", "host", "shortage", "gap").prefetch_related(
         replicas, Prefetch("aliases", Alias.objects.all() if aliases else Alias.objects.none())
     )
 

@@ -9,6 +9,7 @@ from modelregistry.engines.registry import engine_named
 from modelregistry.models import (
     EngineTrial,
     Host,
+    PlacementGap,
     Replica,
     ReplicaMove,
     ReplicaShortage,
@@ -99,6 +100,14 @@ class ShortageNow(serializers.Serializer[Any]):
     need = serializers.IntegerField(allow_null=True, help_text="Bytes that the replica takes; null: not known.")
 
 
+class GapNow(serializers.Serializer[Any]):
+    replicas = serializers.IntegerField(help_text="How many have no place.")
+    hosts = serializers.IntegerField(help_text="Hosts that could take one, or a part of one, now.")
+    needed = serializers.IntegerField(help_text="Hosts that each replica takes.")
+    since = serializers.DateTimeField()
+    cause = serializers.ChoiceField(PlacementGap.Cause.choices)
+
+
 class ModelNow(serializers.Serializer[Any]):
     id = serializers.IntegerField()
     name = CharField()
@@ -126,6 +135,7 @@ class ModelNow(serializers.Serializer[Any]):
     replicas = ReplicaNow(many=True)
     nodes = serializers.IntegerField(help_text="Hosts over which each replica is split, with a rank on each.")
     shortage = ShortageNow(allow_null=True, help_text="Why there is not one replica more although calls wait long.")
+    gap = GapNow(allow_null=True, help_text="Why replicas that there should be have no place.")
 
 
 class DeviceNow(serializers.Serializer[Any]):

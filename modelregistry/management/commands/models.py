@@ -11,8 +11,8 @@ from modelregistry import overview
 from modelregistry.database_clock import read_now
 from modelregistry.evictions import PastEviction, read_evictions
 from modelregistry.failure_advice import ADVICE, UNKNOWN
-from modelregistry.models import ModelCopy, Replica, ReplicaShortage, ServedModel
-from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow, ShortageNow
+from modelregistry.models import ModelCopy, PlacementGap, Replica, ReplicaShortage, ServedModel
+from modelregistry.overview import DeviceNow, GapNow, HostNow, ModelNow, Overview, ReplicaNow, ShortageNow
 from modelregistry.terminal import clean, format_table
 
 HEAD = [
@@ -37,6 +37,11 @@ REASONS: dict[str, str] = {
     ReplicaShortage.Cause.NO_FILES: "no host that takes models has its files",
     ReplicaShortage.Cause.NO_ROOM: "no host that has its files has room for it",
     ReplicaShortage.Cause.USELESS: "the last one could not run where it was placed",
+}
+GAP_REASONS: dict[str, str] = {
+    PlacementGap.Cause.NO_HOST: "too few hosts answer and are not in maintenance",
+    PlacementGap.Cause.NO_FILES: "too few hosts have its files",
+    PlacementGap.Cause.APART: "the hosts that have its files do not reach each other at their addresses",
 }
 WIDTH = 40  # characters of a device's bar
 UNSUPERVISED = "(no controller: may be out of date)"
@@ -105,6 +110,7 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
         "running": model.running,
         "waiting": model.waiting,
         "shortage": asdict(model.shortage) | {"since": model.shortage.since.isoformat()} if model.shortage else None,
+        "gap": asdict(model.gap) | {"since": model.gap.since.isoformat()} if model.gap else None,
         "memory_bytes": model.memory,
         "predicted_bytes": model.predicted,
         "replicas": [
@@ -164,6 +170,8 @@ def _describe_scaling(model: ModelNow) -> Iterable[str]:
         yield f"{model.name}: {model.ready} of {model.wanted}-{model.most} replicas"
     if model.shortage:
         yield f"{model.name}: {describe_shortage(model.shortage)}"
+    if model.gap:
+        yield f"{model.name}: {describe_gap(model.gap)}"
 
 
 def _describe_copy(copy: ModelCopy) -> str:
@@ -177,6 +185,13 @@ def describe_shortage(one: ShortageNow) -> str:
     need = f" of about {_gigabytes(one.need)}" if one.need else ""
     room = f" (most on {clean(one.host)}: {_gigabytes(one.free)}{need})" if one.host else ""
     return f"{one.wanted} replicas wanted since {since}, as calls wait long: {REASONS[one.cause]}{room}"
+
+
+def describe_gap(one: GapNow) -> str:
+    """Return why replicas of a model have no place, in one line."""
+    since = timezone.localtime(one.since).strftime("%m-%d %H:%M:%S")
+    hosts = f" ({one.hosts} of {one.needed} hosts could take a part)" if one.needed > 1 else ""
+    return f"replicas without a place since {since}: {one.replicas}, as {GAP_REASONS[one.cause]}{hosts}"
 
 
 NO_FILES = "waiting for a host that has its files"

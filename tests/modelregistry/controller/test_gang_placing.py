@@ -10,8 +10,9 @@ from django.utils import timezone
 from modelregistry import overview, routes
 from modelregistry.controller import placer
 from modelregistry.controller.gang_placing import choose_hosts
-from modelregistry.controller.placer import Placer
+from modelregistry.controller.placer import GAP_AFTER, Placer
 from modelregistry.controller.repository import FreeModel, PlacedAt, free_models, place_gang
+from modelregistry.controller.shortages import Gap
 from modelregistry.engines.base import Spec
 from modelregistry.failure_advice import NO_ROOM
 from modelregistry.hostside.replicas import ReplicaKey
@@ -105,6 +106,10 @@ class PaperSite:
             spec=spec, **{"replicas": replicas, "external": False, "enabled": True, "called": False, "placed": {}}
         )
         self.placer = Placer(lambda: self.hosts, self, clock=self.clock)
+        self.gaps: dict[int, Gap] = {}  # as recorded last
+
+    async def note_gaps(self, found):
+        self.gaps = dict(found)
 
     async def free_models(self):
         return {1: self.model}
@@ -142,6 +147,29 @@ class PaperSite:
             self.clock.now += 1
             asyncio.run(self.placer.place_all())
         return [self.model.placed[number].host for number in sorted(self.model.placed)]
+
+
+def test_how_many_hosts_it_has_of_those_that_it_needs_is_recorded_until_it_has_them():
+    site = PaperSite(20, 30)
+    site.hosts[2].maintenance = True
+    site.turns(int(GAP_AFTER) + 1)
+    assert site.gaps == {1: Gap(cause="no-host", replicas=1, hosts=1)}
+    site.hosts[2].maintenance = False
+    assert site.turns() == [2, 1]
+    assert site.gaps == {}
+
+
+def test_hosts_that_do_not_reach_each_other_are_too_few():
+    site = PaperSite(20, 30)
+    site.hosts[2].address = "127.0.0.1"
+    site.turns(int(GAP_AFTER) + 1)
+    assert site.gaps == {1: Gap(cause="apart", replicas=1, hosts=1)}
+
+
+def test_each_of_its_replicas_that_has_too_few_hosts_counts_once():
+    site = PaperSite(20, replicas=2)
+    site.turns(int(GAP_AFTER) + 1)
+    assert site.gaps == {1: Gap(cause="no-host", replicas=2, hosts=1)}
 
 
 def test_all_of_its_ranks_are_placed_at_once():

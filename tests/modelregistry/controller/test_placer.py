@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from modelregistry import fit
 from modelregistry.controller import placer
-from modelregistry.controller.placer import Placer, choose_host
+from modelregistry.controller.placer import GAP_AFTER, Placer, choose_host
 from modelregistry.controller.repository import (
     FreeModel,
     PlacedAt,
@@ -20,7 +20,7 @@ from modelregistry.controller.repository import (
     remove_replica,
     request_files,
 )
-from modelregistry.controller.shortages import PlacementAttempt, Shortage
+from modelregistry.controller.shortages import Gap, PlacementAttempt, Shortage
 from modelregistry.engines.base import Spec
 from modelregistry.failure_advice import NO_ROOM
 from modelregistry.fit import Estimate, HostFit
@@ -117,6 +117,7 @@ class PaperSite:
         self.hosts = {number: PaperHost(room, set(), self.sizes) for number, room in enumerate(free.values(), 1)}
         self.models: dict[int, FreeModel] = {}
         self.removed: list[tuple[int, int, str]] = []
+        self.gaps: list[dict[int, Gap]] = []  # as recorded
         self.placer = Placer(lambda: self.hosts, self, clock=self.clock)
 
     def add(self, size: int, on: set[int], replicas: int = 1, *, external: bool = False) -> int:
@@ -140,6 +141,9 @@ class PaperSite:
 
     async def free_models(self):
         return dict(self.models)
+
+    async def note_gaps(self, found):
+        self.gaps.append(dict(found))
 
     async def forget_former(self, model, number):
         placed = self.models[model].placed
@@ -189,6 +193,61 @@ def test_without_its_files_anywhere_it_waits():
     assert site.turns(5) == {}
     site.hosts[2].files.add("/m1")
     assert site.turns() == {(model, 0): 2}
+
+
+def test_that_a_replica_has_no_place_is_recorded_when_it_lasts_and_until_it_has_one():
+    site = PaperSite(one=10, other=99)
+    model = site.add(5, on=set(), replicas=2)
+    site.turns(int(GAP_AFTER))
+    assert site.gaps == [{}]  # an earlier controller may have left some
+    site.turns(5)
+    assert site.gaps[1:] == [{model: Gap(cause="no-files", replicas=2, hosts=0)}]
+    for host in site.hosts.values():
+        host.maintenance = True
+    site.turns()
+    assert site.gaps[2:] == [{model: Gap(cause="no-host", replicas=2, hosts=0)}]
+    site.hosts[1].files.add("/m1")
+    site.hosts[1].maintenance = False
+    site.turns(3)
+    assert site.gaps[3:] == [{}]
+
+
+def test_what_is_not_to_run_or_lacks_only_room_is_not_without_a_place():
+    site = PaperSite(only=10)
+    site.change(site.add(5, on=set()), enabled=False)
+    site.add(30, on={1})
+    site.turns(int(GAP_AFTER) + 5)
+    assert site.gaps == [{}]
+
+
+def test_a_host_that_is_silent_for_a_moment_is_recorded_nowhere():
+    site = PaperSite(only=10)
+    site.add(5, on={1})
+    site.hosts[1].silence = 5.0
+    site.turns(int(GAP_AFTER) - 1)
+    site.hosts[1].silence = 0.0
+    site.turns(3)
+    site.change(site.add(5, on=set()), enabled=False)
+    site.turns(int(GAP_AFTER))
+    assert site.gaps == [{}]
+
+
+def test_while_it_is_not_known_whether_there_is_a_place_it_stays_recorded():
+    site = PaperSite(one=40, other=1)
+    first = site.add(10, on={1})
+    second = site.add(10, on=set())
+    site.turns(int(GAP_AFTER) + 2)
+    found = {second: Gap(cause="no-files", replicas=1, hosts=0)}
+    assert site.gaps == [{}, found]
+    third = site.add(1, on={1, 2})
+    assert site.turns()[third, 0]
+    site.hosts[1].unsettled = {ReplicaKey(third, 0)}
+    site.hosts[2].unsettled = {ReplicaKey(third, 0)}
+    for host in site.hosts.values():
+        host.files.add("/m2")
+    assert (second, 0) not in site.turns()
+    assert site.gaps == [{}, found]
+    assert first
 
 
 def test_e9_models_that_come_at_once_are_spread_by_the_room_that_is_left():

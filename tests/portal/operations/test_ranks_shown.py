@@ -1,15 +1,18 @@
 """Models that are split over hosts, as operators see and set them."""
 
 import json
+from datetime import date
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from modelregistry import overview, routes
+from modelregistry.controller.repository import note_gaps
+from modelregistry.controller.shortages import Gap
 from modelregistry.fit import estimate
 from modelregistry.management.commands import models
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import Host, PlacementGap, Replica, ServedModel
 from portal.keys.model_access import Liveness, liveness
 from tests.fleet import gpu, host, model, predicted, replica
 from tests.html import all_of, has, one_of
@@ -96,6 +99,65 @@ def test_one_without_places_waits_for_as_many_hosts_as_it_needs(capsys):
     model("large", nodes=3, tensor_parallel=3)
     call_command("models")
     assert models.GANG_UNPLACED.format(3) in capsys.readouterr().out
+
+
+def missing(page: str) -> list[tuple[str, bool]]:
+    """Return the models that a page shows as without a place, and whether they are as grave as can be."""
+    found = all_of(page, "[data-unplaced]")
+    grave = {
+        one["data-unplaced"] for one in found if has(page, f"[data-unplaced={one['data-unplaced']}] .state.broken")
+    }
+    return [(one["data-unplaced"], one["data-unplaced"] in grave) for one in found]
+
+
+@pytest.mark.parametrize("cause", PlacementGap.Cause.values)
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_what_has_too_few_hosts_needs_attention_until_it_has_them(as_olivia, cause, language):
+    as_olivia.cookies["django_language"] = language
+    large, fine = model("large", nodes=3, tensor_parallel=3), model("fine")
+    replica(fine, host("gpu-1", gpu(0, "NVIDIA A100", 85.9, 40.0)))
+    assert missing(as_olivia.get("/operations/").content.decode()) == []
+    note_gaps({large.pk: Gap(cause=cause, replicas=1, hosts=2), 10_000: Gap(cause=cause, replicas=1, hosts=0)})
+    for path in ("/operations/", "/"):
+        page = as_olivia.get(path).content.decode()
+        assert missing(page) == [("large", True)]
+        assert one_of(page, "[data-unplaced=large] a")["href"] == "/operations/models/large/"
+    page = as_olivia.get("/operations/models/large/").content.decode()
+    assert one_of(page, "[data-gap]")["data-gap"] == cause
+    assert one_of(page, "[data-gap] [data-hosts]")["data-hosts"] == "2-3"
+    shown = as_olivia.get(f"/api/v1/models/{large.pk}/").json()["now"]["gap"]
+    assert (shown["replicas"], shown["hosts"], shown["needed"], shown["cause"]) == (1, 2, 3, cause)
+    note_gaps({})
+    assert missing(as_olivia.get("/operations/").content.decode()) == []
+    assert not has(as_olivia.get("/operations/models/large/").content.decode(), "[data-gap]")
+
+
+def test_a_further_replica_without_a_place_is_less_grave_and_comes_after_a_model_without_any(as_olivia):
+    served, waiting = model("a", replicas=2), model("b")
+    replica(served, host("gpu-1", gpu(0, "NVIDIA A100", 85.9, 40.0)))
+    note_gaps({one.pk: Gap(cause="no-files", replicas=1, hosts=0) for one in (served, waiting)})
+    page = as_olivia.get("/operations/").content.decode()
+    assert missing(page) == [("b", True), ("a", False)]
+    assert not has(page, "[data-hosts]")
+
+
+@pytest.mark.parametrize("change", [{"enabled": False}, {"retires_on": date(2020, 1, 1)}, {"host": 1}])
+def test_nothing_that_was_changed_while_no_controller_looked_needs_attention(as_olivia, change):
+    large = model("large")
+    note_gaps({large.pk: Gap(cause="no-host", replicas=1, hosts=0)})
+    if "host" in change:
+        change = {"host": host("gpu-1", gpu(0, "NVIDIA A100", 85.9, 40.0))}
+    ServedModel.objects.update(**change)
+    assert missing(as_olivia.get("/operations/").content.decode()) == []
+
+
+def test_the_terminal_shows_how_many_hosts_there_are_for_it():
+    large = model("large", nodes=3, tensor_parallel=3)
+    note_gaps({large.pk: Gap(cause="no-files", replicas=1, hosts=2)})
+    assert f"as {models.GAP_REASONS['no-files']} (2 of 3" in call_command("models")
+    assert json.loads(call_command("models", "--json"))[0]["gap"]["hosts"] == 2
+    note_gaps({})
+    assert json.loads(call_command("models", "--json"))[0]["gap"] is None
 
 
 def test_it_fits_where_enough_hosts_have_room_for_a_part(as_olivia, tmp_path):
