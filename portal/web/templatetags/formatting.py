@@ -148,7 +148,7 @@ def slot_of(value: Any, unit: str) -> str:
     if unit == "hour":
         return date_format(value, pgettext("time of today", "H:i"))
     if unit in ("time", "date"):
-        return f"{weekday_day(value)} {date_format(value, pgettext('time of today', 'H:i'))}"
+        return " ".join((weekday_day(value), slot_of(value, "hour")))
     if unit == "year":
         return _("FY %(year)s") % {"year": value.year}
     return month(value) if unit == "month" else weekday_day(value)

@@ -60,6 +60,8 @@ ADDRESSES = [
     ("GET", "models/1/evictions/"),
     ("GET", "hosts/1/evictions/"),
     ("GET", "hosts/1/moves/"),
+    ("GET", "hosts/1/history/"),
+    ("GET", "models/1/history/"),
     ("GET", "models/1/canary/"),
     ("POST", "models/1/canary/"),
     ("POST", "models/predict/"),
