@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
             sys.exit(f"rehearse: {error}")
     facts = {
         "version": f"{bundles[0].version}, then {bundles[1].version}",
-        "hosts": f"Debian 12, Python 3.11, no GPU; kernel {platform.release()}",
+        "hosts": f"Debian 12, Python 3.11, no GPU; kernel {platform.release().partition('-')[0]}",
         "machine": f"{os.cpu_count()} cores for all hosts and callers together",
     }
     protocol.write(options.to, datetime.datetime.now(datetime.UTC).date().isoformat(), facts)

@@ -70,7 +70,7 @@ class Cluster:
 
     def wait_for_hosts(self, seconds: float = 240.0) -> None:
         """Return when the model has a replica on each host, and none on the site."""
-        self.site.wait_for_replicas(len(self.hosts), seconds)
+        self.site.wait_for_replicas(len(self.hosts), seconds=seconds)
         listed = self.site.manage("models demo")
         if missing := [host.name for host in self.hosts if host.name not in listed]:
             raise Deviation(f"the model is not on {', '.join(missing)}: {listed}")
@@ -86,6 +86,6 @@ class Cluster:
         """Take a host's power, and see how long calls are still sent there."""
         began = time.monotonic()
         machine.lose_power()
-        self.site.wait_for_replicas(len(self.hosts) - 1, 60)
+        self.site.wait_for_replicas(0, len(self.hosts) - 1, seconds=60)
         step.see(f"{machine.name} is off the catalogue after {time.monotonic() - began:.1f} s")
         self.hosts.remove(machine)
