@@ -59,8 +59,8 @@ LONG = (
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return two for each core: nearly half of the time tests wait for engines, clocks and browsers."""
-    return 2 * len(os.sched_getaffinity(0))
+    """Return three on two cores: nearly half of the time tests wait for engines, clocks and browsers."""
+    return len(os.sched_getaffinity(0)) * 3 // 2 or 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
