@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
 import environs
 from django.core.exceptions import ImproperlyConfigured
@@ -59,6 +60,17 @@ def check_origins(origins: Sequence[str]) -> None:
             raise environs.ValidationError(
                 f"{origin!r} is not an origin: https://host or https://host:port, without a path"
             )
+
+
+def check_collector(address: str) -> None:
+    """Raise environs.ValidationError for what is neither empty nor an address to which a path can be added."""
+    try:
+        parts = urlsplit(address)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or a host in brackets that is no address
+        is_one = False
+    if address and (not is_one or re.search(r"[\s?#@]", address) or not address.isascii()):
+        raise environs.ValidationError(f"{address!r} is not an address such as http://otel.example.co.jp:4318")
 
 
 def check_hour(text: str) -> None:

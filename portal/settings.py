@@ -288,9 +288,7 @@ SPECTACULAR_SETTINGS = {
 # Several gateway processes count limits in Redis; without it a single process counts in its memory.
 REDIS_URL = env.str("REDIS_URL", "")
 # An OpenTelemetry collector that takes traces of calls over HTTP. Empty: none are made.
-OTEL_EXPORTER_OTLP_ENDPOINT = env.str(
-    "OTEL_EXPORTER_OTLP_ENDPOINT", "", validate=environs.validate.Regexp(r"(https?://[^\s]+)?$")
-)
+OTEL_EXPORTER_OTLP_ENDPOINT = env.str("OTEL_EXPORTER_OTLP_ENDPOINT", "", validate=environment.check_collector)
 REDIS_PREFIX = env.str("REDIS_PREFIX", "madoguchi")
 GATEWAY_WORKERS = env.int("GATEWAY_WORKERS", 1, validate=environs.validate.Range(min=1))
 GATEWAY_MAX_BODY = env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPException
 from typing import Any
 
 import orjson
@@ -28,9 +29,12 @@ HEADER = b"traceparent"
 TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 NO_TRACE, NO_SPAN = "0" * 32, "0" * 16
 MOST_WAITING = 4096  # calls; 2,000 a second between two sendings
+SPANS = 2  # of each call
 BATCH = 50  # calls of one request: their spans are made in about 2 ms
 EVERY = 2.0  # seconds between two sendings
 PATIENCE = 5.0  # seconds that the collector has for one
+LAST = 1.0  # seconds that it has for what waits when the gateway ends
+MOST_ANSWER = 64 * 1024  # bytes of an answer that are read
 SERVER, CLIENT = 2, 3  # kinds of spans
 ERROR = 2  # status
 OPERATIONS = {
@@ -43,7 +47,8 @@ OPERATIONS = {
 # What ended well, as far as the gateway and the engine are concerned.
 WELL = frozenset({"finished", "looped", "aborted"})
 
-Send = Callable[[bytes], None]
+# Returns how many spans of a body the collector took, but rejected.
+Send = Callable[[bytes], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +93,10 @@ class TraceExporter:
 
     def __init__(self, send: Send, resource: Mapping[str, str], *, every: float = EVERY) -> None:
         """Have `send` take bodies; it may block for PATIENCE, and raises OSError for a collector that is away."""
-        # Calls so far. Each is written by one thread: the first by the event loop's, the others by ours.
+        # Calls so far. The first is written by the event loop's thread, the others with the lock.
         self._refused = self._sent = self._lost = 0
+        self._in_hand = 0  # calls that are being sent
+        self._lock = threading.Lock()
         self._taken = (0, 0)
         self._send = send
         self._resource = {"attributes": encode_attributes(resource)}
@@ -115,25 +122,51 @@ class TraceExporter:
         before, self._taken = self._taken, (sent, dropped)
         return sent - before[0], dropped - before[1]
 
-    def close(self) -> None:
-        """Have what waits sent, without waiting for it."""
+    def close(self, patience: float = LAST) -> None:
+        """Have what waits sent; block for at most `patience` seconds, and count the rest as dropped."""
         self._ending.set()
+        self._thread.join(patience)
+        with self._lock:
+            self._lost += self._in_hand + len(self._waiting)
+            self._in_hand = 0
+            self._waiting.clear()
 
     def _run(self) -> None:
         while not self._ending.wait(self._every):
+            self._take_turn()
+        self._take_turn()
+
+    def _take_turn(self) -> None:
+        try:
             self._send_all()
-        self._send_all()
+        except Exception:
+            log.exception("traces of calls are dropped, as they could not be sent")
+            self._settle(dropped=BATCH)
 
     def _send_all(self) -> None:
-        while calls := [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]:
+        while calls := self._take_batch():
             try:
-                self._send(encode_spans(calls, self._resource))
-            except (OSError, ValueError) as error:  # a ValueError: an answer that is none
-                self._lost += len(calls)
+                rejected = self._send(encode_spans(calls, self._resource))
+            except (OSError, ValueError, HTTPException) as error:  # the last two: an address or an answer that is none
+                self._settle(dropped=BATCH)
                 self._note_away(error)
                 return  # what waits is tried at the next turn
-            self._sent += len(calls)
+            self._settle(dropped=-(-rejected // SPANS))
             self._is_away = False
+
+    def _take_batch(self) -> list[EndedCall]:
+        with self._lock:
+            calls = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            self._in_hand = len(calls)
+        return calls
+
+    def _settle(self, *, dropped: int) -> None:
+        """Count the calls in hand, so many of them as dropped; none is left of those that `close` has counted."""
+        with self._lock:
+            dropped = max(0, min(dropped, self._in_hand))
+            self._lost += dropped
+            self._sent += self._in_hand - dropped
+            self._in_hand = 0
 
     def _note_away(self, error: Exception) -> None:
         if not self._is_away:
@@ -141,18 +174,34 @@ class TraceExporter:
         self._is_away = True
 
 
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes an error of a redirect: urllib would follow it with a GET, which carries no spans."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def make_sender(endpoint: str) -> Send:
-    """Return what posts to a collector's OTLP endpoint (`http://host:4318`), without proxies."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Return what posts to a collector's OTLP endpoint (`http://host:4318`), without proxies or redirects."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirects)
     url = endpoint.rstrip("/") + "/v1/traces"
 
-    def send(body: bytes) -> None:
+    def send(body: bytes) -> int:
         request = urllib.request.Request(url, data=body, headers={"content-type": "application/json"})  # noqa: S310
         with opener.open(request, timeout=PATIENCE) as response:
             if response.status != HTTPStatus.OK:
                 raise OSError(f"it answered {response.status}")
+            return read_rejected(response.read(MOST_ANSWER))
 
     return send
+
+
+def read_rejected(answer: bytes) -> int:
+    """Return how many spans a collector says that it has rejected; 0 for an answer that does not say it."""
+    try:
+        return int(orjson.loads(answer)["partialSuccess"]["rejectedSpans"])  # a text, as OTLP has numbers of 64 bits
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return 0
 
 
 def encode_spans(calls: Sequence[EndedCall], resource: Mapping[str, Any]) -> bytes:

@@ -330,16 +330,21 @@ class Application:
             await self._queue.close()
         await self._watchdog.close()
         gateway.services.spool.close()
+        await self._end_traces(gateway)
         gateway.services.metrics.close()
-        self._end_threads(gateway)
+        self._end_threads()
         if self._lock is not None:
             self._lock.release()
 
-    def _end_threads(self, gateway: Gateway) -> None:
+    async def _end_traces(self, gateway: Gateway) -> None:
+        """Have the last traces sent, for a second at most, and count them."""
+        if (traces := gateway.services.traces) is not None:
+            await asyncio.to_thread(traces.close)
+            gateway.services.metrics.count_traces(*traces.take_counts())
+
+    def _end_threads(self) -> None:
         for thread in (self._catalogue_thread, self._ledger_thread, self._limits_thread, self._metrics_thread):
             thread.shutdown()
-        if gateway.services.traces is not None:
-            gateway.services.traces.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

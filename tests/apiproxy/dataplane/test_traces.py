@@ -3,14 +3,25 @@
 import json
 import threading
 from collections.abc import Iterator
+from http.client import BadStatusLine, InvalidURL
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx2
 import pytest
+from environs import ValidationError
 
-from apiproxy.dataplane.traces import MOST_WAITING, EndedCall, TraceExporter, make_sender, make_spans, read_trace
+from apiproxy.dataplane.traces import (
+    BATCH,
+    MOST_WAITING,
+    EndedCall,
+    TraceExporter,
+    make_sender,
+    make_spans,
+    read_trace,
+)
 from apiproxy.dataplane.usage_events import Usage
+from portal.environment import check_collector
 from tests.apiproxy.exposition import samples
 from tests.ports import unused_port
 from tests.waiting import until
@@ -37,12 +48,14 @@ def read_attributes(span: dict[str, Any]) -> dict[str, Any]:
 
 
 class Collector:
-    """Takes what is posted, and answers with `status`."""
+    """Takes what is posted, and answers with `status`, `headers` and `answer`; 200 to what is got."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         self.paths: list[str] = []
         self.status = 200
+        self.headers: dict[str, str] = {}
+        self.answer = b""
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,6 +63,13 @@ class Collector:
                 collector.paths.append(self.path)
                 collector.bodies.append(self.rfile.read(int(self.headers["content-length"])))
                 self.send_response(collector.status)
+                for name, value in collector.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(collector.answer)
+
+            def do_GET(self) -> None:
+                self.send_response(200)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
@@ -154,27 +174,116 @@ def test_no_collector_at_all_is_the_same():
 def test_a_bounded_number_of_calls_waits_for_a_slow_collector():
     released, bodies = threading.Event(), []
 
-    def send(body: bytes) -> None:
+    def send(body: bytes) -> int:
         assert released.wait(20)
         bodies.append(body)
+        return 0
 
     exporter = TraceExporter(send, {}, every=60)
     for _ in range(MOST_WAITING + 3):
         exporter.note(read_trace({}), usage(), "fast")
     assert exporter.take_counts() == (0, 3)
     released.set()
-    exporter.close()  # what waits is still sent
+    exporter.close(20)  # what waits is still sent
     until(lambda: sum(body.count(b'"kind":2') for body in bodies) == MOST_WAITING)
 
 
 def test_a_trace_that_is_not_sampled_is_not_sent():
     bodies: list[bytes] = []
-    exporter = TraceExporter(bodies.append, {}, every=60)
+
+    def send(body: bytes) -> int:
+        bodies.append(body)
+        return 0
+
+    exporter = TraceExporter(send, {}, every=60)
     exporter.note(read_trace({b"traceparent": CALLER[:-2] + b"00"}), usage(), "fast")
     exporter.note(read_trace({b"traceparent": CALLER}), usage(), "fast")
     exporter.close()
     until(lambda: len(bodies) == 1)
     assert bodies[0].count(b'"kind":2') == 1
+
+
+@pytest.mark.parametrize("error", [BadStatusLine("\x00\x00\x06"), InvalidURL("nonnumeric port"), RuntimeError("odd")])
+def test_whatever_a_sending_raises_the_next_one_is_tried(error, caplog):
+    errors = [error]
+
+    def send(body: bytes) -> int:
+        if errors:
+            raise errors.pop()
+        return 0
+
+    exporter = TraceExporter(send, {}, every=0.01)
+    try:
+        exporter.note(read_trace({}), usage(), "fast")
+        until(lambda: exporter.take_counts() == (0, 1))
+        exporter.note(read_trace({}), usage(), "fast")
+        until(lambda: exporter.take_counts() == (1, 0))
+    finally:
+        exporter.close()
+    assert [record.name for record in caplog.records] == ["madoguchi.gateway"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_no_collector_that_took_them(collector, status):
+    collector.status, collector.headers = status, {"location": collector.url + "/elsewhere"}
+    exporter = TraceExporter(make_sender(collector.url), {}, every=60)
+    exporter.note(read_trace({}), usage(), "fast")
+    exporter.close(20)
+    assert exporter.take_counts() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "counts"),
+    [
+        (b'{"partialSuccess":{"rejectedSpans":"3","errorMessage":"full"}}', (1, 2)),
+        (b'{"partialSuccess":{"rejectedSpans":2}}', (2, 1)),
+        (b'{"partialSuccess":{"rejectedSpans":"999"}}', (0, 3)),
+        *((odd, (3, 0)) for odd in (b'{"partialSuccess":{"rejectedSpans":-9}}', b"{}", b"[]", b"", b"\xff")),
+        (b'{"partialSuccess":{"rejectedSpans":[]}}', (3, 0)),
+    ],
+)
+def test_calls_whose_spans_the_collector_rejects_are_counted_as_dropped(collector, answer, counts):
+    collector.answer = answer
+    exporter = TraceExporter(make_sender(collector.url), {}, every=60)
+    for _ in range(3):
+        exporter.note(read_trace({}), usage(), "fast")
+    exporter.close(20)
+    assert exporter.take_counts() == counts
+
+
+def test_what_a_collector_does_not_take_until_the_end_is_counted_as_dropped():
+    begun, released = threading.Event(), threading.Event()
+
+    def send(body: bytes) -> int:
+        begun.set()
+        assert released.wait(20)
+        return 0
+
+    exporter = TraceExporter(send, {}, every=0.01)
+    exporter.note(read_trace({}), usage(), "fast")
+    assert begun.wait(20)
+    for _ in range(BATCH + 1):
+        exporter.note(read_trace({}), usage(), "fast")
+    exporter.close(0.01)
+    assert exporter.take_counts() == (0, BATCH + 2)
+    released.set()
+
+
+@pytest.mark.parametrize("address", ["", "http://host:4318", "https://otel.example.co.jp/otlp/", "http://[::1]:4318"])
+def test_an_address_of_a_collector_is_accepted(address):
+    check_collector(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("host:4318", "http://", "http://:4318", "http://host:43x18", "http://host:99999", "http://a b", "http://a?b"),
+        *("grpc://host:4317", "http://[::1", "http://user:password@host"),
+    ],
+)
+def test_an_address_that_cannot_be_posted_to_is_refused(address):
+    with pytest.raises(ValidationError):
+        check_collector(address)
 
 
 # --- of a running gateway
