@@ -1,7 +1,8 @@
 """Notify operators of full disks, certificates that end, faults of GPUs, and usage that is not recorded.
 
 The controller has this looked at every few seconds (`controller.watching`). What has lasted for LEAST is notified once;
-again when it has been well for STEADY. Usage that waits on a gateway's disk has done so for ten minutes before it is
+again when it has been well for STEADY. A fault of a GPU is an event: it is notified at once, and again when there are
+more of them STEADY later. Usage that waits on a gateway's disk has done so for ten minutes before it is
 reported. While the database is away nothing is looked at, and usage waits for that alone. Of a host that is silent
 nothing is known: what was found of it stays as it is.
 """
@@ -16,7 +17,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from modelregistry.database_clock import database_now
-from modelregistry.host_figures import read_device_figures, read_disk_figures
+from modelregistry.host_figures import DeviceFigures, read_device_figures, read_disk_figures
 from modelregistry.models import Host
 from modelregistry.overview import HostReach, reach_of
 from portal.accounts.permissions import operators
@@ -27,18 +28,24 @@ from portal.web.notify import notify
 
 LEAST, STEADY = timedelta(minutes=5), timedelta(hours=1)
 DAYS_BEFORE = (30, 7)  # days before a certificate ends, each notified once
+MOST_FAULTS = 10**9  # whatever a host reports: the column has 32 bits
 REPORTED = timedelta(minutes=5)  # a backlog that was not reported for longer is over, or its worker is
 DISK, CERTIFICATE, XID, SPOOL = "disk-nearly-full", "certificate-ends", "gpu-xid", "spool-growing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostTrouble:
-    """What is wrong with a host now. `kind`: of notices; `subject`: of which there is one trouble at a time."""
+    """What is wrong with a host now. `kind`: of notices; `subject`: of which there is one trouble at a time.
+
+    `least`: how long it lasts before it is notified. `count`: of faults until now; 0: it is none that can be counted.
+    """
 
     kind: str
     subject: str
     host: str
     facts: Mapping[str, Any]
+    least: timedelta = LEAST
+    count: int = 0
 
 
 def look(**_: Any) -> None:
@@ -81,10 +88,8 @@ def find_troubles(host: Host, now: datetime) -> Iterator[HostTrouble]:
             facts = {"directory": disk.path, "free_gb": round(disk.free / 1e9, 1)}
             yield HostTrouble(kind=DISK, subject=f"{host.pk} {disk.path}", host=host.name, facts=facts)
     for device in read_device_figures(report.devices if report else []):
-        if faults := int(device.sensors.get("xid_faults", 0)):
-            code = int(device.sensors.get("last_xid", 0))
-            facts = {"device": device.name, "code": code, "count": faults}
-            yield HostTrouble(kind=XID, subject=f"{host.pk} {device.name} {code}", host=host.name, facts=facts)
+        if (faults := int(device.sensors.get("xid_faults", 0))) > 0:
+            yield _find_faults(host, device, min(faults, MOST_FAULTS))
     ends = host.agent.get("certificate_ends") if isinstance(host.agent, Mapping) else None
     if isinstance(ends, int | float) and 0 < ends < datetime.max.replace(tzinfo=UTC).timestamp():
         at = datetime.fromtimestamp(ends, UTC)
@@ -94,14 +99,37 @@ def find_troubles(host: Host, now: datetime) -> Iterator[HostTrouble]:
             yield HostTrouble(kind=CERTIFICATE, subject=subject, host=host.name, facts=facts)
 
 
+def _find_faults(host: Host, device: DeviceFigures, count: int) -> HostTrouble:
+    facts = {"device": device.name, "code": int(device.sensors.get("last_xid", 0)), "count": count}
+    subject = f"{host.pk} {device.name}"
+    return HostTrouble(kind=XID, subject=subject, host=host.name, facts=facts, least=timedelta(), count=count)
+
+
 def _continue(found: HostTrouble, row: MachineTrouble | None, now: datetime) -> None:
     if row is None:
-        MachineTrouble.objects.get_or_create(kind=found.kind, subject=found.subject, defaults={"began_at": now})
-        return
+        began = {"began_at": now}
+        row = MachineTrouble.objects.get_or_create(kind=found.kind, subject=found.subject, defaults=began)[0]
+    if _has_more(found, row, now):
+        row.notified_at = None
+        row.save(update_fields=["notified_at"])
 
     def notify_operators() -> None:
+        MachineTrouble.objects.filter(pk=row.pk).update(notified_count=found.count)
         path = f"{reverse('operations')}#host-{found.host}"
-        at = timezone.localtime(row.began_at)
-        notify(operators(), found.kind, f"trouble {row.pk}", path=path, host=found.host, at=at, **found.facts)
+        at = timezone.localtime(now if found.count else row.began_at)
+        ref = f"trouble {row.pk} {now.timestamp()}" if found.count else f"trouble {row.pk}"
+        notify(operators(), found.kind, ref, path=path, host=found.host, at=at, **found.facts)
 
-    continue_trouble(row, now, LEAST, notify_operators)
+    continue_trouble(row, now, found.least, notify_operators)
+
+
+def _has_more(found: HostTrouble, row: MachineTrouble, now: datetime) -> bool:
+    """Return whether faults were counted since operators were last notified, STEADY ago or earlier.
+
+    A lower count began at zero when the host's agent did. So did one that was zero meanwhile.
+    """
+    if row.ended_at is not None and row.notified_count:
+        row.notified_count = 0
+        row.save(update_fields=["notified_count"])
+    is_quiet = row.notified_at is not None and now - row.notified_at >= STEADY
+    return is_quiet and found.count != row.notified_count

@@ -77,9 +77,10 @@ class BookingTrouble(models.Model):
 
 
 class MachineTrouble(models.Model):
-    """A full disk, a certificate that ends, a fault of a GPU, or usage that waits: operators are notified once.
+    """A full disk, a certificate that ends, faults of a GPU, or usage that waits: operators are notified once.
 
-    `subject`: which one, as the facts of `machine_notices` name it. Times as in `BookingTrouble`.
+    `subject`: which one, as the facts of `machine_notices` name it. Times as in `BookingTrouble`. `notified_count`: of
+    faults, how many there were when operators were last notified.
     """
 
     kind = models.CharField(max_length=30)
@@ -87,6 +88,7 @@ class MachineTrouble(models.Model):
     began_at = models.DateTimeField()
     notified_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
+    notified_count = models.PositiveIntegerField(default=0, db_default=0)
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["kind", "subject"], name="one_trouble_of_a_subject")]

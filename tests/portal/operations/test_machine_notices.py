@@ -35,6 +35,7 @@ def look(*, after: timedelta = timedelta()) -> None:
     """Have the controller look when so much time has passed."""
     for row in MachineTrouble.objects.all():
         row.began_at -= after
+        row.notified_at = row.notified_at and row.notified_at - after
         row.ended_at = row.ended_at and row.ended_at - after
         row.save()
     hosts_watched.send(sender=None)
@@ -158,7 +159,7 @@ def report_xids(host: Host, **found: int) -> None:
     HostReport.objects.filter(host=host).update(devices=[gpu])
 
 
-def test_operators_are_notified_of_faults_of_a_gpu_once_for_each_code(host, olivia):
+def test_operators_are_notified_of_faults_of_a_gpu_at_once_and_not_of_other_errors(host, olivia):
     for xids in ({}, {"xid_errors": 9, "xid_faults": 0, "last_xid": 31}):
         report_xids(host, **xids)
         look()
@@ -166,14 +167,40 @@ def test_operators_are_notified_of_faults_of_a_gpu_once_for_each_code(host, oliv
     assert notices(olivia, XID) == []
     report_xids(host, xid_errors=10, xid_faults=1, last_xid=79)
     look()
-    look(after=LEAST)
-    look(after=10 * LEAST)
     [notice] = notices(olivia, XID)
     assert {name: notice.facts[name] for name in ("host", "device", "code", "count")} == {
         **{"host": "gpu-01", "device": "3"},
         **{"code": 79, "count": 1},
     }
-    report_xids(host, xid_errors=11, xid_faults=2, last_xid=94)
+    look(after=10 * STEADY)
+    assert len(notices(olivia, XID)) == 1
+
+
+def test_more_faults_of_a_gpu_are_notified_together_after_a_quiet_time_whatever_their_codes(host, olivia):
+    for count, code in enumerate((79, 94, 79, 94), 1):
+        report_xids(host, xid_faults=count, last_xid=code)
+        look(after=STEADY / 10)
+    assert [one.facts["code"] for one in notices(olivia, XID)] == [79]
+    look(after=STEADY)
+    look(after=STEADY)
+    found = [(one.facts["code"], one.facts["count"]) for one in notices(olivia, XID)]
+    assert found == [(79, 1), (94, 4)]
+
+
+def test_a_fault_after_a_restart_of_the_host_is_notified_though_its_count_is_the_same(host, olivia):
+    for count in (1, 0, 1):
+        report_xids(host, xid_faults=count, last_xid=79)
+        look(after=LEAST)
+    assert len(notices(olivia, XID)) == 1
+    look(after=STEADY)
+    assert len(notices(olivia, XID)) == 2
+
+
+@pytest.mark.parametrize("count", [-1, 10**17])
+def test_a_count_of_faults_that_no_gpu_has_keeps_nothing_else_from_being_notified(host, olivia, count):
+    report_backlog("site/7", size=3_000_000, seconds=600)
+    report_xids(host, xid_faults=count, last_xid=count)
     look()
     look(after=LEAST)
-    assert [one.facts["code"] for one in notices(olivia, XID)] == [79, 94]
+    assert len(notices(olivia, SPOOL)) == 1
+    assert len(notices(olivia, XID)) == (count > 0)
