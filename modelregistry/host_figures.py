@@ -1,6 +1,5 @@
 """Figures of hosts, models, periodic tasks and of the controller for monitoring, by the database's clock."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ BY_NAMES = ("model__name", "host__name", "index")
 NEARLY_FULL = 50e9  # bytes
 MOST_DISKS, MOST_PATH = 16, 300
 MOST_DEVICES = 64  # of a host: what a host reports is bounded where it is read
+INDEXES = range(-1, 1024)  # of devices; -1: the RAM. What is kept of them has 16 bits for it
+MOST_NUMBER = 1e18  # an exabyte: sums of such numbers are finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +159,9 @@ def read_device_figures(devices: Iterable[Any]) -> Iterator[DeviceFigures]:
         if not isinstance(device, Mapping):
             continue
         index, total, used = (_read_number(device.get(name)) for name in ("index", "total", "used"))
-        if index is None or total is None or used is None or index in seen:
+        if index is None or int(index) not in INDEXES or total is None or used is None or int(index) in seen:
             continue
-        seen.add(index)
+        seen.add(int(index))
         sensors = {name: _read_number(device.get(name)) for name in SENSORS}
         yield DeviceFigures(
             name="ram" if device.get("kind") == "ram" else str(int(index)),
@@ -199,9 +200,9 @@ def _replica_figures(row: Replica, *, is_current: bool) -> ReplicaFigures:
 
 
 def _read_number(value: Any) -> float | None:
-    """Return a finite number that a host reported; None: it is none."""
+    """Return a number that a host reported; None: it is none, or larger than anything that hosts have."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    return float(value) if is_number and -MOST_NUMBER <= value <= MOST_NUMBER else None
 
 
 def _read_tasks() -> Iterator[TaskFigures]:

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
 from modelregistry.database_clock import database_now, read_now
 from modelregistry.host_figures import SiteFigures, read_figures
@@ -68,15 +68,17 @@ class FigureRecorder:
         """Measure if it is time for it, as a receiver of `hosts_watched`. Raises django.db.Error."""
         now = self._clock()
         if self._measured_at is None or now - self._measured_at >= EVERY:
+            self._measured_at = now  # a turn that fails is lost, not repeated every five seconds
             record_figures()
-            self._measured_at = now
 
 
 def record_figures() -> None:
     """Add what is known now to the buckets of now, by the database's clock. Seven queries and two statements."""
     now, figures = read_now(), read_figures()
-    _add(DeviceBucket, ("host", "device"), DEVICE_FIGURES, measure_devices(figures), now)
-    _add(ModelBucket, ("model",), MODEL_FIGURES, measure_models(figures, read_waiting()), now)
+    devices, models = measure_devices(figures), measure_models(figures, read_waiting())
+    with transaction.atomic():
+        _add(DeviceBucket, ("host", "device"), DEVICE_FIGURES, devices, now)
+        _add(ModelBucket, ("model",), MODEL_FIGURES, models, now)
 
 
 def measure_devices(figures: SiteFigures) -> Measured:

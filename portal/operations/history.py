@@ -171,11 +171,12 @@ class Drawing:
     def first_tokens(self, model: str) -> HistoryChart | None:
         """Return the chart of times to the first token, from the sums of usage. One query."""
         sums = {bucket: Sum(bucket) for bucket in TTFT_BUCKETS}
-        hours = UsageHour.objects.filter(model=model, hour__gte=self.period.begin(self.now), hour__lte=self.now)
+        period = replace(self.period, slot=max(self.period.slot, HOUR))
+        hours = UsageHour.objects.filter(model=model, hour__gte=period.begin(self.now), hour__lte=self.now)
         counts: dict[datetime, list[int]] = defaultdict(lambda: [0] * len(TTFT_BUCKETS))
         rows: Iterable[Mapping[str, Any]] = hours.values("hour").annotate(**sums).order_by("hour")
         for row in rows:
-            at = start_of_bucket(row["hour"], self.period.slot if self.period.slot > HOUR else HOUR)
+            at = start_of_bucket(row["hour"], period.slot)
             counts[at] = [old + row[bucket] for old, bucket in zip(counts[at], TTFT_BUCKETS, strict=True)]
         shares = {_("median"): 0.5, _("95 of 100 within"): 0.95}
         lines: Lines = {
@@ -184,8 +185,7 @@ class Drawing:
         }
         if not any(lines.values()):
             return None
-        hourly = replace(self, period=replace(self.period, slot=max(self.period.slot, HOUR)))
-        return hourly._finish(lines, "seconds", _("Time to first token"), name="first-token")
+        return replace(self, period=period)._finish(lines, "seconds", _("Time to first token"), name="first-token")
 
     def _finish(self, lines: Lines, measure: Measure, title: str, *, name: str) -> HistoryChart:
         slots = self.period.slots(self.now)

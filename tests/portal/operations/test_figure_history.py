@@ -26,7 +26,7 @@ from portal.operations.figure_history import (
     record_figures,
     start_of_bucket,
 )
-from portal.operations.history import MOST_LINES, PERIODS, chart_devices
+from portal.operations.history import MOST_LINES, PERIODS, chart_devices, chart_model
 from portal.operations.models import DeviceBucket, ModelBucket, QueueReport
 from portal.usage.models import UsageHour
 from tests.clock import Clock
@@ -143,8 +143,9 @@ def test_the_controller_asks_a_recorder(host):
     assert [one for one in asked if isinstance(one, FigureRecorder)]
 
 
-def test_a_turn_without_the_database_is_lost_and_the_next_look_measures(host, monkeypatch):
-    recorder, fails = FigureRecorder(Clock()), [True]
+def test_a_turn_without_the_database_is_lost_and_the_next_turn_measures(host, monkeypatch):
+    clock, fails = Clock(), [True]
+    recorder = FigureRecorder(clock)
     measure = figure_history.read_figures
 
     def read_sometimes() -> Any:
@@ -156,9 +157,44 @@ def test_a_turn_without_the_database_is_lost_and_the_next_look_measures(host, mo
     monkeypatch.setattr(figure_history, "read_figures", read_sometimes)
     with pytest.raises(OperationalError):  # the controller's task says it
         recorder.look()
+    recorder.look()  # five seconds later
     assert read_devices() == []
+    clock.now += EVERY
     recorder.look()
     assert len(read_devices()) == 2
+
+
+def test_a_turn_is_recorded_as_a_whole_or_not_at_all(model, monkeypatch):
+    def refuse(*_: Any) -> Any:
+        raise OperationalError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(figure_history, "measure_models", refuse)
+        with pytest.raises(OperationalError):
+            record_figures()
+    with CaptureQueriesContext(connection) as asked:
+        record_figures()
+    written = [
+        query["sql"].split()[0] for query in asked if query["sql"].startswith(("INSERT", "SAVEPOINT", "RELEASE"))
+    ]
+    assert written == ["SAVEPOINT", "INSERT", "INSERT", "RELEASE"]
+    assert read_devices()[0].figures["memory"].count == 1
+
+
+@pytest.mark.parametrize("index", [2**63, 2**15, -2, 1e300])
+def test_a_host_with_an_odd_index_of_a_device_keeps_no_other_from_being_recorded(host, index):
+    odd = Host.objects.create(name="odd", seen_at=NOW, watched_at=NOW)
+    HostReport.objects.create(host=odd, devices=[gpu(index), gpu(1)], at=NOW)
+    record_figures()
+    found = DeviceBucket.objects.filter(length=HOUR.total_seconds()).values_list("host", "device")
+    assert sorted(found) == [("gpu-01", -1), ("gpu-01", 0), ("odd", 1)]
+
+
+def test_a_figure_that_no_device_has_is_not_added_up(host):
+    report(host, gpu(power=1.7e308))
+    for _ in range(2):
+        record_figures()
+    assert set(read_devices()[0].figures) == {"utilisation", "memory", "temperature"}
 
 
 def test_a_turn_takes_as_many_statements_for_many_devices_as_for_one(host, model):
@@ -245,6 +281,14 @@ def test_a_models_page_has_its_figures_and_its_times_to_the_first_token(page, mo
         for name in ("ready", "waiting", "speed", "first-token"):
             assert has(shown, f"[data-history={name}] table")
     assert has(page("/operations/models/qwen/"), 'a[href="/operations/history/qwen/"]')
+
+
+def test_times_to_the_first_token_of_the_first_hour_are_drawn(model, research):
+    begun = (NOW - timedelta(days=1)).replace(minute=0)
+    UsageHour.objects.create(hour=begun, tenant=research, model="qwen", ttft_bucket_3=7)
+    [chart] = chart_model([], "qwen", NOW, PERIODS["day"], UTC)  # type: ignore[arg-type]
+    assert chart.chart.slots[0] == begun
+    assert chart.chart.series[0].values[0] is not None
 
 
 def test_a_page_without_figures_says_so(page, host):
