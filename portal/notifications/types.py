@@ -337,8 +337,7 @@ def disk_nearly_full_text(facts: Facts) -> str:
 
 def gpu_xid_text(facts: Facts) -> str:
     return ngettext(
-        "The driver reported it %(count)s time. Put the host into maintenance, then see MadoguchiGpuXid in"
-        " OPERATIONS.md.",
+        "The driver reported it once. Put the host into maintenance, then see MadoguchiGpuXid in OPERATIONS.md.",
         "The driver reported such errors %(count)s times. Put the host into maintenance, then see MadoguchiGpuXid in"
         " OPERATIONS.md.",
         facts["count"],
