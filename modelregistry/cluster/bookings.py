@@ -11,6 +11,7 @@ take.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from modelregistry.cluster.node_directory import RESOURCE
 from modelregistry.process.gpus import RAM, Device
 
 PREFIX = "madoguchi:"  # of the names of our placement groups
+_NAME = re.compile(rf"{PREFIX}(?P<host>[^:]+):(?P<replica>.+ #\d+):(?P<digest>[0-9a-f]{{8}})", re.DOTALL)
 RAM_RESOURCE = "memory"  # Ray's own
 GPU_RESOURCE = "gpu-memory-mb:"  # and the index of the card, as `Device.index`
 MB = 1_000_000
@@ -69,6 +71,15 @@ class Booking:
         """Return the name of its placement group: another one for other amounts, as a group cannot be changed."""
         digest = hashlib.sha256(json.dumps(self.bundle, sort_keys=True).encode()).hexdigest()[:8]
         return f"{PREFIX}{self.host}:{self.replica}:{digest}"
+
+
+def is_ours(name: str, bundle: Mapping[str, float]) -> bool:
+    """Return whether a placement group is a booking of ours, by its whole name and what it asks of the host in it.
+
+    Ray shows the groups of all namespaces, and other work may call its own as it likes.
+    """
+    found = _NAME.fullmatch(name)
+    return found is not None and f"{RESOURCE}{found['host']}" in bundle
 
 
 def offer(devices: Iterable[Device]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from ray._raylet import PlacementGroupID
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
-from modelregistry.cluster.bookings import PREFIX
+from modelregistry.cluster.bookings import is_ours
 
 GONE = "REMOVED"  # Ray keeps such groups in its table for a while
 
@@ -29,14 +29,15 @@ def list_bookings() -> dict[str, Any]:
     """Return our placement groups, and what is left of each node's resources."""
     found = []
     for group, facts in placement_group_table().items():
-        if facts["name"].startswith(PREFIX) and facts["state"] != GONE:
+        bundle: Mapping[str, float] = next(iter(facts["bundles"].values()), {})
+        if facts["state"] != GONE and is_ours(facts["name"], bundle):
             found.append(
                 {
                     "group": group,
                     "name": facts["name"],
                     "state": facts["state"],
                     "node": next(iter(facts["bundles_to_node_id"].values()), ""),
-                    "bundle": next(iter(facts["bundles"].values()), {}),
+                    "bundle": bundle,
                 }
             )
     return {"bookings": found, "left": available_resources_per_node()}

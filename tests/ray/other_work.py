@@ -1,7 +1,8 @@
 """python tests/ray/other_work.py ADDRESS: other work on a cluster of Ray's, which knows nothing of ours.
 
 Runs in Ray's Python. Each line of its input is a request: {"take": {resource: amount}} books that, as any program may,
-and {"give": true} ends all that it has booked. Each is answered by the names and states of the cluster's bookings.
+under "name" if there is one, and {"give": true} ends all that it has booked. Each is answered by the names and states
+of the cluster's bookings.
 """
 
 import json
@@ -17,7 +18,7 @@ def main(address: str) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if bundle := asked.get("take"):
-            taken.append(placement_group([bundle], name="training"))
+            taken.append(placement_group([bundle], name=asked.get("name", "training")))
             assert taken[-1].wait(20), "there was no room for it"
         if asked.get("give"):
             while taken:

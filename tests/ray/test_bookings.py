@@ -62,8 +62,9 @@ def test_what_other_work_has_booked_is_counted_and_what_ray_cannot_book_is_said(
             return Host.objects.get(name=host).bookings["offered"][str(RAM)]
 
         until(lambda: all(host.bookings for host in Host.objects.filter(clustered=True)), 30)
-        # It takes all of a, so that nothing is placed there, however much is free.
-        work.ask(take={"madoguchi-host:a": 0.001, "memory": float(offered("a"))})
+        # It takes all of a, so that nothing is placed there, however much is free. Its name is nearly one of ours.
+        taken = {"madoguchi-host:a": 0.001, "memory": float(offered("a"))}
+        work.ask(take=taken, name="madoguchi:finetune")
         until(lambda: Host.objects.get(name="a").bookings["others"] == {str(RAM): offered("a")}, 30)
         site.model("m", replicas=2)
         until(lambda: site.hosts_of("m") == ["b", "b"], 60)
@@ -76,6 +77,7 @@ def test_what_other_work_has_booked_is_counted_and_what_ray_cannot_book_is_said(
         assert (late["code"], late["replica"]) == ("booking-held", "only #0")
         assert "a:only #0" not in work.replicas()
 
+        assert ["madoguchi:finetune", "CREATED"] in work.ask()
         work.ask(give=True)
         until(lambda: "a:only #0" in work.replicas(), 60)
         until(lambda: not Host.objects.get(name="a").bookings["late"], 30)

@@ -44,6 +44,32 @@ def test_a_booking_is_called_by_its_host_its_replica_and_its_amounts():
     assert FoundBooking(group="", name=one.name, state="", node="", bundle={}).host == "gpu1"
 
 
+OURS = Booking(host="gpu1", replica="org/m:8b #12", amounts={0: 5, RAM: 5})
+
+
+def test_a_booking_that_we_asked_for_is_ours():
+    assert bookings.is_ours(OURS.name, OURS.bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "bundle"),
+    [
+        ("madoguchi:finetune", OURS.bundle),
+        ("madoguchi:gpu1:finetune", OURS.bundle),
+        ("madoguchi:gpu1:m:0123abcd", OURS.bundle),
+        ("madoguchi:gpu1:m #0:0123ABCD", OURS.bundle),
+        ("madoguchi:gpu1:m #0:0123abcd-2", OURS.bundle),
+        ("my madoguchi:gpu1:m #0:0123abcd", OURS.bundle),
+        ("", OURS.bundle),
+        (OURS.name, {"memory": 5.0}),
+        (OURS.name, {"madoguchi-host:gpu2": 0.001}),
+        (OURS.name, {}),
+    ],
+)
+def test_a_placement_group_that_only_looks_like_a_booking_is_of_other_work(name, bundle):
+    assert not bookings.is_ours(name, bundle)
+
+
 def test_resources_that_are_no_memory_are_not_measured():
     other = {"CPU": 4.0, "memory_group_0_ab": 1.0, "gpu-memory-mb:x": 1.0, "node:10.0.0.1": 1.0}
     assert bookings.measure(other) == {}
