@@ -224,6 +224,7 @@ class TestProblems:
 # Beginnings of messages whose number is never 1: a bound of ours, rounded to fives, of more than one GPU or host, the
 # steps of a course; and of those that name who or what "answers" and "requests".
 NEVER_ONE = (
+    "Each needs %(needed)s hosts at a time",
     "%(wanted)s replicas have been wanted",
     "Operators are notified when the newest one is older than %(hours)s hours.",
     "It was made on %(minute)s, and should never be older than %(hours)s hours.",
