@@ -103,7 +103,7 @@ class Handover:
         self._control = control
         self._group = secrets.token_hex(8)
         self._runs: list[ServerRun] = []  # the last one that is not ending serves
-        self._failing = False  # the last start failed
+        self._failing = False  # the last start failed, and no run accepts
         self._stand_in = StandIn(list(listeners.values()), self._find_patience)
         self._stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -143,6 +143,7 @@ class Handover:
     def _find_patience(self) -> float | None:
         """Return how long callers may wait from the end of a run on; None: one accepts."""
         if any(run.ready and not run.ending for run in self._runs):
+            self._failing = False
             return None
         return PATIENCE_AFTER_FAILURE if self._failing else PATIENCE
 
@@ -186,7 +187,6 @@ class Handover:
         except ReloadFailed:
             self._failing = True
             raise
-        self._failing = False
         run.ready = True
         return run
 

@@ -4,11 +4,16 @@ The listeners of Madoguchi stay open while what serves on them restarts, so call
 would wait for as long as they are patient: nginx gives a call an hour. The process that holds a listener therefore
 answers on it itself after a while, and stops as soon as a server accepts again.
 
+To an nginx of several machines an answer looks as if this one served, and being so quick it would get most calls. A
+request that carries PASS_OVER is therefore closed without one: nginx counts that as a failure, leaves the machine out
+for some seconds, and answers itself what it cannot send to another one.
+
 Imports nothing but the standard library: `handover` outlives versions.
 """
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -27,6 +32,8 @@ LINGER_SECONDS = 2.0  # for which what a caller still sends is read: closing bef
 MAX_HEAD = 64 * 1024  # bytes
 MAX_CALLERS = 500  # at a time; what comes then is closed without an answer
 BACKLOG = 2048
+PASS_OVER = b"x-pass-over"  # a field of requests, set in nginx.conf
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 MESSAGE = "The server does not answer right now. Try again in a few seconds."  # as nginx.conf says it
 ERROR = {"type": "server_error", "message": MESSAGE, "param": None, "code": "server_unavailable"}
@@ -80,21 +87,22 @@ class StandIn:
         """Answer all that wait now, and return when that is done."""
         self._begin()
         for listener in self._listeners:
-            while self._accept(listener):
-                pass
+            for _ in range(BACKLOG):  # those that come meanwhile wait for the next process
+                if not self._accept(listener):
+                    break
         self._end()
         if self._answers:
             await asyncio.wait(self._answers, timeout=LINGER_SECONDS)
 
     def _begin(self) -> None:
-        if self._answering:
-            return
-        self._answering = True
-        log.error("no server accepts: callers are answered with 503")
-        for listener in self._listeners:
-            # Servers accept without waiting as well; it is the same socket that is set so.
-            listener.setblocking(False)
-            listener.listen(BACKLOG)
+        if not self._answering:
+            self._answering = True
+            log.error("no server accepts: callers are answered with 503")
+            for listener in self._listeners:
+                # Servers accept without waiting as well; it is the same socket that is set so.
+                listener.setblocking(False)
+                listener.listen(BACKLOG)
+        for listener in self._listeners:  # also those that `_accept` has left alone
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _end(self) -> None:
@@ -107,7 +115,9 @@ class StandIn:
         """Answer one caller. Return whether there was one."""
         try:
             connection, _ = listener.accept()
-        except OSError:  # another process was quicker; the caller has left; no descriptor is left
+        except OSError as error:  # another process was quicker; the caller has left
+            if error.errno in EXHAUSTED:  # the caller stays in the queue: until the next look, or this would never rest
+                asyncio.get_running_loop().remove_reader(listener)
             return False
         if len(self._answers) >= MAX_CALLERS:
             connection.close()
@@ -120,16 +130,32 @@ class StandIn:
 
 async def answer(connection: socket.socket) -> None:
     """Read the head of one request, refuse it, and close the connection."""
-    reader, writer = await asyncio.open_connection(sock=connection, limit=MAX_HEAD)
-    with contextlib.closing(writer), contextlib.suppress(OSError, TimeoutError, EOFError, asyncio.LimitOverrunError):
-        async with asyncio.timeout(HEAD_SECONDS):
-            head = await reader.readuntil(b"\r\n\r\n")
-        writer.write(refusal(head))
-        writer.write_eof()
-        async with asyncio.timeout(LINGER_SECONDS):
-            await writer.drain()
-            while await reader.read(MAX_HEAD):
-                pass
+    with contextlib.suppress(OSError, TimeoutError, EOFError, asyncio.LimitOverrunError):
+        try:
+            reader, writer = await asyncio.open_connection(sock=connection, limit=MAX_HEAD)
+        except BaseException:
+            connection.close()
+            raise
+        with contextlib.closing(writer):
+            await refuse(reader, writer)
+
+
+async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Refuse one request, unless it is to be passed over."""
+    async with asyncio.timeout(HEAD_SECONDS):
+        head = await reader.readuntil(b"\r\n\r\n")
+    if has_field(head, PASS_OVER):
+        return
+    writer.write(refusal(head))
+    writer.write_eof()
+    async with asyncio.timeout(LINGER_SECONDS):
+        await writer.drain()
+        while await reader.read(MAX_HEAD):
+            pass
+
+
+def has_field(head: bytes, name: bytes) -> bool:
+    return any(line.startswith(name + b":") for line in head.lower().split(b"\r\n")[1:])
 
 
 def refusal(head: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """What deploy/nginx.conf does beside passing on: walls of its own, no traces of people, hosts that do not answer."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from apiproxy.server.stand_in import StandIn
 from tests import base_urls, engine
 from tests.nginx import Nginx, nginx
 from tests.rfc.talking import Reader, request
@@ -136,7 +138,7 @@ def test_g12_a_wrong_base_url_is_explained_by_the_gateway_and_not_by_a_page(site
         for path in base_urls.OF_THE_PORTAL:
             with proxy.connect() as connection:
                 connection.sendall(request("GET", path, "connection: close"))
-                assert (path, Reader(connection).one().status) == (path, 502)
+                assert (path, Reader(connection).one().status) == (path, 503)
 
 
 # --- hosts that do not answer
@@ -190,6 +192,59 @@ def test_o9_a_call_that_was_sent_is_not_sent_to_another_host(site):
         assert taken.is_set()
         assert (answer.status, answer.code) == (503, "server_unavailable")
         assert other.seen()["requests"] == []
+
+
+@pytest.fixture
+def standing_in() -> Iterator[str]:
+    """Provide a host on which no server starts, and which refuses callers at once."""
+    ready, over = threading.Event(), threading.Event()
+
+    async def refuse(listener: socket.socket) -> None:
+        async with StandIn([listener], lambda: 0.0).running():
+            ready.set()
+            await asyncio.to_thread(over.wait)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=asyncio.run, args=(refuse(listener),))
+        thread.start()
+        ready.wait(10)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        over.set()
+        thread.join(10)
+
+
+def test_calls_go_to_the_host_that_serves_and_not_to_one_that_refuses_quickly(standing_in):
+    statuses = []
+    with engine.running() as other, nginx(standing_in, other.url.removeprefix("http://")) as proxy:
+        for _ in range(30):
+            with proxy.connect() as connection:
+                connection.sendall(call("x", chat(), "connection: close"))
+                statuses.append(Reader(connection).one().status)
+        assert len(other.seen()["requests"]) == statuses.count(200)
+    assert statuses.count(503) <= 2  # one within ten seconds, by which nginx learns of it
+    assert statuses.count(200) >= 28
+
+
+def test_what_may_be_asked_again_is_asked_of_the_host_that_serves(standing_in):
+    with engine.running() as other, nginx(standing_in, other.url.removeprefix("http://")) as proxy:
+        for path in ("/v1/models", "/health"):
+            with proxy.connect() as connection:
+                connection.sendall(request("GET", path, "connection: close"))
+                assert (path, Reader(connection).one().status) == (path, 200)
+
+
+def test_where_no_host_serves_browsers_get_a_page_and_programs_an_error_of_the_api(standing_in):
+    with nginx(standing_in, pages=standing_in) as proxy:
+        for path in ("/", "/api/v1/keys", CALL):
+            with proxy.connect() as connection:
+                connection.sendall(request("POST", path, "content-length: 2", "connection: close", body=b"{}"))
+                answer = Reader(connection).one()
+                assert (path, answer.status, answer.code) == (path, 503, "server_unavailable")
+        with proxy.connect() as connection:
+            connection.sendall(request("GET", "/", "accept: text/html,*/*;q=0.8", "connection: close"))
+            answer = Reader(connection).one()
+    assert (answer.status, answer.headers["content-type"]) == (503, "text/html; charset=utf-8")
+    assert 'lang="ja"' in answer.body.decode()
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/audio/transcriptions", "/v2/rerank", "/rerank"])

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from apiproxy.server.handover import RESTART_SECONDS, STATE_FORM, read_environment, take_from_systemd
-from apiproxy.server.stand_in import PATIENCE_AFTER_FAILURE
+from apiproxy.server.stand_in import LOOK_SECONDS, PATIENCE_AFTER_FAILURE
 from tests.ports import unused_port
 from tests.waiting import until
 
@@ -239,6 +239,18 @@ def test_callers_are_refused_while_no_run_starts_and_served_once_one_does(handed
     assert json.load(answer)["error"]["code"] == "server_unavailable"
     (handed.place / "environment").write_text("WORDS=other\n")
     assert until(handed.read).endswith("other")
+
+
+def test_a_reload_that_failed_shortens_no_patience_of_who_calls_later(handed):
+    (handed.place / "environment").write_text("FAILS=yes\n")
+    assert handed.reload().returncode == 1
+    handed.ask()
+    time.sleep(2 * LOOK_SECONDS)  # the run before serves on
+    (handed.place / "environment").write_text(f"STARTS_IN={PATIENCE_AFTER_FAILURE + 1}\nWORDS=other\n")
+    (before,) = handed.runs()
+    os.kill(before, signal.SIGKILL)
+    until(lambda: before not in handed.runs())
+    assert handed.ask().words == "other"
 
 
 def test_who_waits_for_a_first_run_that_fails_is_refused(tmp_path):

@@ -1,15 +1,17 @@
 """What callers get where no server accepts: an answer in the shape that they read, whatever they send."""
 
 import asyncio
+import errno
 import http.client
 import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import pytest
 
-from apiproxy.server.stand_in import StandIn
+from apiproxy.server.stand_in import BACKLOG, LOOK_SECONDS, StandIn, answer
 
 
 class Refusal(NamedTuple):
@@ -64,3 +66,64 @@ async def test_it_leaves_callers_to_a_server_while_one_accepts():
             assert not done
             patience[0] = waits
             assert (await asking).status == 503
+
+
+class OutOfDescriptors(socket.socket):
+    """A listener of a process that has no descriptor left until `until`, by the monotonic clock."""
+
+    until = 0.0
+    tries = 0
+
+    def accept(self):
+        self.tries += 1
+        if time.monotonic() < self.until:
+            raise OSError(errno.EMFILE, "no descriptor is left")
+        return super().accept()
+
+
+async def test_it_rests_while_no_descriptor_is_left_and_answers_once_one_is():
+    with OutOfDescriptors() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.until = time.monotonic() + 4 * LOOK_SECONDS
+        async with StandIn([listener], lambda: 0.0).running():
+            status, _, _ = await asyncio.to_thread(ask, listener.getsockname()[1], "GET", b"", {})
+    assert status == 503
+    assert listener.tries < 10
+
+
+class Crowded(socket.socket):
+    """A listener to which callers come more quickly than they can be answered."""
+
+    callers = 0
+
+    def accept(self):
+        if self.callers > 2 * BACKLOG:
+            raise BlockingIOError
+        self.callers += 1
+        caller, accepted = socket.socketpair()
+        caller.close()
+        return accepted, ""
+
+
+async def test_of_those_who_keep_coming_it_answers_no_more_than_can_have_waited():
+    with Crowded() as listener:
+        listener.bind(("127.0.0.1", 0))
+        await StandIn([listener], lambda: 0.0).answer_waiting()
+        assert listener.callers == BACKLOG
+
+
+async def test_a_connection_that_cannot_be_read_is_closed(monkeypatch):
+    async def fail(**_: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory is left")
+
+    monkeypatch.setattr(asyncio, "open_connection", fail)
+    connection, caller = socket.socketpair()
+    with caller:
+        await answer(connection)
+        assert caller.recv(1) == b""
+
+
+async def test_who_can_ask_another_machine_is_closed_without_an_answer(port):
+    with pytest.raises(http.client.RemoteDisconnected):
+        await asyncio.to_thread(ask, port, "POST", b"", {"X-Pass-Over": "yes"})
