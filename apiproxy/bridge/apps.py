@@ -74,6 +74,9 @@ class ApiProxyConfig(AppConfig):
         for label in WATCHED:
             post_save.connect(record_change, sender=label, dispatch_uid=f"catalogue-save-{label}")
             post_delete.connect(record_change, sender=label, dispatch_uid=f"catalogue-delete-{label}")
+        from apiproxy.bridge.machines import report_controller
+        from modelregistry.controller.reporting import controller_runs
         from portal.keys.models import ApiKey
 
+        controller_runs.connect(report_controller, dispatch_uid="controller-machine")
         m2m_changed.connect(record_change, sender=ApiKey.allowed_models.through, dispatch_uid="catalogue-key-models")

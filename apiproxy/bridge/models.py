@@ -32,12 +32,23 @@ class CatalogueChange(models.Model):
         return f"{self.revision}: {self.kind} {self.object_id}"
 
 
-class GatewayMachine(models.Model):
-    """A machine whose gateways answer, and the version that they run. They report both again and again."""
+class ReportedMachine(models.Model):
+    """A machine, and the version that runs there. What runs reports both again and again."""
 
     name = models.CharField(max_length=255, primary_key=True)
     version = models.CharField(max_length=60)
-    reported_at = models.DateTimeField()
+    reported_at = models.DateTimeField()  # by the database's clock
+
+    class Meta:
+        abstract = True
 
     def __str__(self) -> str:
         return f"{self.name}: {self.version}"
+
+
+class GatewayMachine(ReportedMachine):
+    """A machine whose gateways answer."""
+
+
+class ControllerMachine(ReportedMachine):
+    """A machine with a controller, elected or not."""

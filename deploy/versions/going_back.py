@@ -74,13 +74,20 @@ def migrations_to_undo(layout: Layout, target: str) -> list[dict[str, Any]]:
 def check_other_machines(layout: Layout, target: str) -> None:
     """Raise Refused if another machine of the site runs another version than the one to go back to."""
     running = [row for row in list_gateways(layout, layout.linked("current")) if row["running"] and not row["here"]]
-    if others := [f"{row['name']} ({row['version']})" for row in running if row["version"] != target]:
+    if others := [named(row) for row in running if row["version"] != target]:
         raise Refused(
             f"Other machines of this site use what would be deleted: {', '.join(others)}. Stop Madoguchi there "
-            "(systemctl stop madoguchi-gateway.socket madoguchi-pages.socket madoguchi-portal), run this again 90 "
-            "seconds later, then deploy/rollback there. --break-other-machines goes back without that: their pages "
-            "fail until they go back too, and what people enter there meanwhile is lost. Nothing was changed."
+            "(systemctl stop madoguchi-gateway.socket madoguchi-pages.socket madoguchi-portal "
+            "madoguchi-supervisor), run this again 90 seconds later, then deploy/rollback there. "
+            "--break-other-machines goes back without that: their pages fail until they go back too, and what people "
+            "enter there meanwhile is lost. Nothing was changed."
         )
+
+
+def named(row: dict[str, Any]) -> str:
+    """Return how a machine is named in a refusal: with its version, and what runs it if that is no gateway."""
+    kind = row.get("kind", "gateway")  # versions that list gateways alone do not write it
+    return f"{row['name']} ({row['version']}{'' if kind == 'gateway' else ', ' + kind})"
 
 
 def go_back(layout: Layout, target: str, due: list[dict[str, Any]], *, systemd: bool) -> None:

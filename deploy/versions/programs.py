@@ -86,7 +86,7 @@ def list_unknown(layout: Layout, version: str) -> list[str]:
 
 
 def list_gateways(layout: Layout, version: str) -> list[dict[str, Any]]:
-    """Return the machines of the site that have gateways. Raises Refused."""
+    """Return the machines of the site that have gateways or controllers. Raises Refused."""
     listed: list[dict[str, Any]] = ask(layout, version, "gateways", "--json", what="gateways")
     return listed
 

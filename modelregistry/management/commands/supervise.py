@@ -19,12 +19,14 @@ from modelregistry.cluster.access import tls_context
 from modelregistry.cluster.link import ClusterLink
 from modelregistry.cluster.site import ClusterSite, NoCluster
 from modelregistry.controller.controller import Controller
+from modelregistry.controller.reporting import report_often
 from modelregistry.controller.scaler import ScalingRule
 from modelregistry.database import use_pool
 from modelregistry.engines.base import CallerIsolation
 from modelregistry.install.engine_environments import RAY
 from modelregistry.schema import check_schema
 from modelregistry.supervisor import tasks
+from modelregistry.supervisor.async_helpers import cancel_and_wait
 from modelregistry.supervisor.launching import SupervisorConfig
 from modelregistry.supervisor.loop import Signals
 from modelregistry.supervisor.state_sync import HostRemoved
@@ -33,7 +35,7 @@ from modelregistry.transfer.local import FileConfig, LocalFiles
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 4  # to the database: the controller's, that of its reader of files, and that of periodic tasks
+CONNECTIONS = 5  # to the database: of the controller, its reader of files, periodic tasks, reports of this machine
 SERVER = "modelregistry.cluster.host_server:make_server"
 
 
@@ -92,7 +94,11 @@ async def _supervise(config: SupervisorConfig, stop_engines: bool) -> None:
             wait=settings.SCALE_UP_WAIT, after=settings.SCALE_UP_AFTER, quiet=settings.SCALE_DOWN_AFTER
         ),
     )
-    await controller.run(signals, stop_engines=stop_engines)
+    reports = asyncio.create_task(report_often())
+    try:
+        await controller.run(signals, stop_engines=stop_engines)
+    finally:
+        await cancel_and_wait([reports])
 
 
 def find_link() -> Callable[[], ClusterLink] | None:

@@ -9,7 +9,9 @@ from django.core.management import call_command
 from django.utils import timezone
 
 from apiproxy.bridge.machines import KEPT, RUNNING_SECONDS, report_machine
-from apiproxy.bridge.models import GatewayMachine
+from apiproxy.bridge.models import ControllerMachine, GatewayMachine
+from modelregistry.controller.reporting import controller_runs
+from modelregistry.database_clock import read_now
 from modelregistry.version import VERSION
 
 pytestmark = pytest.mark.django_db
@@ -48,3 +50,17 @@ def test_a_machine_that_is_gone_for_good_is_forgotten():
     report_other(seconds=KEPT.total_seconds() + 60)
     report_machine()
     assert not GatewayMachine.objects.filter(name="other").exists()
+
+
+def test_a_machine_with_a_controller_alone_is_listed(settings):
+    settings.HOST_NAME = "this"
+    controller_runs.send(sender=None)
+    [row] = json.loads(gateways("--json"))
+    assert (row["name"], row["kind"], row["version"], row["running"], row["here"]) == (
+        "this",
+        "controller",
+        VERSION,
+        True,
+        True,
+    )
+    assert ControllerMachine.objects.get().reported_at <= read_now()

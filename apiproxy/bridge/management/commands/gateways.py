@@ -1,4 +1,4 @@
-"""Lists the machines of the site that have gateways."""
+"""Lists the machines of the site that have gateways or controllers."""
 
 import json
 from argparse import ArgumentParser
@@ -12,8 +12,8 @@ from modelregistry.terminal import format_table
 
 class Command(BaseCommand):
     help = (
-        "Lists the machines whose gateways have reported within a week, with their version and whether they run: "
-        "they report every 20 s, and count as running for 90 s. deploy/rollback uses it."
+        "Lists the machines whose gateways or controllers have reported within a week, with their version and whether "
+        "they run: they report every 20 s, and count as running for 90 s. deploy/rollback uses it."
     )
     requires_system_checks: list[str] = []
 
@@ -26,6 +26,7 @@ class Command(BaseCommand):
             rows = [
                 {
                     "name": one.name,
+                    "kind": one.kind,
                     "version": one.version,
                     "reported_at": one.reported_at.isoformat(),
                     "running": one.running,
@@ -36,7 +37,8 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False))
             return
         cells = [
-            [one.name, one.version, "runs" if one.running else f"silent for {one.seconds:.0f} s"] for one in machines
+            [one.name, one.kind, one.version, "runs" if one.running else f"silent for {one.seconds:.0f} s"]
+            for one in machines
         ]
-        for line in format_table(["machine", "version", "state"], cells):
+        for line in format_table(["machine", "kind", "version", "state"], cells):
             self.stdout.write(line)
