@@ -32,7 +32,8 @@ UNSEEN = ["\u200b", "\xad", "\u2800", "\u3164", "\u115f\u2060 \ufe0f", "\U000e00
 ODD += UNSEEN
 NAMED = re.compile(r"^(name|title(_\w+)?|summary|service|reference|purpose)$")
 # Written by programs alone, or made of names that were checked.
-WRITTEN = {"auth.Permission", "auth.Group", "contenttypes.ContentType", "sessions.Session", "modelregistry.TaskRun"}
+WRITTEN = {"auth.Permission", "auth.Group", "contenttypes.ContentType", "sessions.Session"}
+WRITTEN |= {"modelregistry.TaskRun", "apiproxy.GatewayMachine", "apiproxy.ControllerMachine"}
 PACKAGES = ("portal.", "modelregistry", "apiproxy.")
 
 
