@@ -50,6 +50,9 @@ LOST_AFTER = 8.0  # seconds of silence, as of a host whose replicas the placer m
 # The same while rank 0 loads, which answers nothing yet: a usual lease of 60 s, and the 21 s until no engine is left on
 # a host that was cut off. A load of minutes is not to be lost to an agent that is away for less.
 LOAD_LOST_AFTER = 90.0
+# Seconds of a host's silence from which calls are refused that would wait for its rank. What could run elsewhere has
+# been given other places by then: the placer looks for them from LOST_AFTER on, each second.
+REFUSED_AFTER = 12.0
 # Seconds for which rank 0 keeps its memory while others are unloaded for a rank elsewhere: their answers may take
 # `eviction.DRAIN_LIMIT`, and callers have waited for `eviction.PATIENCE` before. Two gangs that wait for each other's
 # memory let go after that.
@@ -370,7 +373,7 @@ class Gangs:
         while not muster.complete and not muster.obstacle:
             for rank, name in enumerate(muster.hosts):
                 if rank and rank not in muster.held and (reason := self._find_absence(name)):
-                    muster.report(rank, reason)
+                    self._report_absence(muster, rank, reason)
             within = HOLD_WITHIN if muster.waiting else GATHER_WITHIN
             if self.clock() - muster.began >= within:
                 late = min(set(range(len(muster.hosts))) - muster.held.keys(), default=0)
@@ -381,6 +384,17 @@ class Gangs:
                 await asyncio.sleep(LOOK_AGAIN)
         if muster.obstacle:
             raise muster.refusal
+
+    def _report_absence(self, muster: Muster, rank: int, reason: str) -> None:
+        """Note that the host of a rank starts nothing. Of one that has been silent for long that may last for hours."""
+        name = muster.hosts[rank]
+        if self._is_heard(name):
+            muster.report(rank, reason)
+            return
+        left = REFUSED_AFTER - self._silence_of(name, seen_from=muster.hosts[0])
+        if left > 0 and not muster.obstacle:
+            muster.pause = min(muster.pause, left)  # so that calls are refused soon if it goes on
+        muster.report(rank, reason, lasting=left <= 0)
 
     def _find_absence(self, name: str) -> str:
         host = self.hosts.get(name)

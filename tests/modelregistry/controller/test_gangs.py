@@ -253,6 +253,23 @@ def test_a_host_that_was_cut_off_takes_no_part_in_the_next_start(larger_site):
     assert ask(after[0]) == ANSWER
 
 
+def loading_on() -> frozenset[int]:
+    [served] = routes.served_models()
+    return served.loading_on
+
+
+def test_no_call_waits_for_it_while_a_host_of_it_is_cut_off_and_there_is_no_other(site):
+    site.start()
+    site.gang()
+    before = site.serves()
+    cut_off = site.machines[before[1].host.name]
+    cut_off.die()
+    until(lambda: not routes.ready_replicas() and not loading_on(), seconds=30)
+    cut_off.answer_again()
+    until(loading_on, seconds=30)
+    assert ask(site.serves_again(before)[0]) == ANSWER
+
+
 def test_in_maintenance_of_one_host_none_of_it_runs(site):
     site.start()
     site.gang()

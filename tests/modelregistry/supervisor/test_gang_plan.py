@@ -585,6 +585,33 @@ async def test_a_host_that_cannot_start_anything_calls_it_off(known, change):
         await known.wait_for_all(muster, lambda: True)
 
 
+@pytest.mark.parametrize("known_before", [True, False])
+async def test_calls_wait_for_a_silent_host_only_until_what_can_has_another_place(known, known_before):
+    """`known_before`: this controller has heard it, and not only the one before."""
+    start = known.clock()
+    if not known_before:
+        known.hosts["gpu-2"].supervises = False
+        known.look()
+        known.heard_since["gpu-1"], known.supervised_at = start, {"gpu-1": start}
+    for silence, lasting in ((ranks.REFUSED_AFTER - 1, False), (ranks.REFUSED_AFTER, True)):
+        known.clock.now, known.hosts["gpu-2"].silence = start + silence, silence
+        with known.take_part(ReplicaKey(1, 0), SPEC) as muster, pytest.raises(GangIncomplete) as refused:
+            await known.wait_for_all(muster, lambda: True)
+        assert refused.value.lasting is lasting
+        assert refused.value.pause == (ranks.TRY_AGAIN if lasting else 1)
+
+
+async def test_calls_wait_for_a_silent_host_after_an_outage_of_all(known):
+    known.hosts["gpu-1"].silence = 1.0
+    known.look()
+    known.hosts["gpu-1"].silence, known.hosts["gpu-2"].silence = 0.0, 100.0
+    known.look()
+    known.clock.now += 1
+    with known.take_part(ReplicaKey(1, 0), SPEC) as muster, pytest.raises(GangIncomplete) as refused:
+        await known.wait_for_all(muster, lambda: True)
+    assert not refused.value.lasting
+
+
 async def test_what_is_not_wanted_any_more_is_called_off(known):
     with known.take_part(ReplicaKey(1, 0), SPEC) as muster, pytest.raises(GangIncomplete):
         await known.wait_for_all(muster, lambda: False)
