@@ -72,8 +72,8 @@ class Served:
     """A model that is offered, whether or not a replica answers now. `context` in tokens, None = not known.
 
     `loading_on`: the hosts on which a replica is starting, will start again by itself, or is asleep or going to sleep
-    until a client calls it. `no_room`: none will, as models that are kept loaded take its room. Time-outs in seconds,
-    None = the settings'.
+    until a client calls it. `no_room`: none will, as models that are kept loaded, or other work, take its room.
+    Time-outs in seconds, None = the settings'.
     """
 
     model_id: int

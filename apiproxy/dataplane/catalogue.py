@@ -108,8 +108,8 @@ class Model:
     """`stops_unary`: the engine stops generating when the client of a call without `stream` leaves.
 
     `tenants` = ids of those that may use it; None = all. `loading_on`: hosts on which it is asleep, starting
-    or about to start, so worth waiting for while they live. `no_room`: it is nowhere, as others that are kept loaded
-    take its room. `retires`: None = never. `hosts`: over how many each of its replicas is split.
+    or about to start, so worth waiting for while they live. `no_room`: it is nowhere, as others that are kept loaded,
+    or other work, take its room. `retires`: None = never. `hosts`: over how many each of its replicas is split.
     """
 
     id: int

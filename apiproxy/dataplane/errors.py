@@ -283,10 +283,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "ja": "モデル「{model}」は現在稼働していません。理由は運用管理者が確認できます。",
     },
     "model_without_room": {
-        "en": 'There is no memory for the model "{model}": models that are always kept loaded use it. The operators can '
-        "change that.",
-        "ja": "モデル「{model}」を読み込むメモリがありません。常に読み込んでおく設定のモデルが使用しています。"
-        "設定は運用管理者が変更できます。",
+        "en": 'There is no memory for the model "{model}": models that are always kept loaded, or other work on its hosts, '
+        "use it. The operators can see what does.",
+        "ja": "モデル「{model}」を読み込むメモリがありません。常に読み込んでおく設定のモデルか、ホスト上のほかの処理が"
+        "使用しています。何が使用しているかは、運用管理者が確認できます。",
     },
     "model_loading": {
         "en": 'The model "{model}" is being loaded. Try again in {seconds} s.',

@@ -37,7 +37,10 @@ REASONS: dict[str, tuple[Promise, Promise]] = {
     "model_unavailable": (_("the model was not running"), _("Operators can see why under Operations, and start it.")),
     "model_without_room": (
         _("there was no memory for the model"),
-        _("Models that are always kept loaded use it. Operators can let one of them give its place to others."),
+        _(
+            "Models that are always kept loaded, or other work on its hosts, use it. Operators can see what does, and"
+            " let such a model give its place to others."
+        ),
     ),
     "model_loading": (
         _("the model took too long to be loaded"),
