@@ -28,7 +28,7 @@ from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import all_engines, engine_named
 from modelregistry.failure_advice import ADVICE
 from modelregistry.one_line import check_one_line
-from modelregistry.reported_fields import ReportedCharField, ReportedJSONField, ReportedTextField
+from modelregistry.reported_fields import MOST_STORED, ReportedCharField, ReportedJSONField, ReportedTextField
 from modelregistry.sampling import check_sampling
 
 if TYPE_CHECKING:
@@ -685,7 +685,7 @@ class FileReport(models.Model):
 
     model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="file_report")
     facts = ReportedJSONField(null=True)  # as `ModelMetadata.stored`
-    fault = ReportedTextField(blank=True)  # why the files cannot be used, or ""
+    fault = ReportedTextField(blank=True, most=MOST_STORED)  # why the files cannot be used, or ""
     # Changes when the files do (`file_watch.digest_of`). Supervisors of version 1.0 write rows without it.
     stamp = ReportedCharField(max_length=32, blank=True, default="", db_default="")
     at = models.DateTimeField()
@@ -735,7 +735,7 @@ class Replica(models.Model):
     restarts = models.PositiveIntegerField(_("restarts"), default=0)
     load_seconds = models.FloatField(null=True, blank=True)  # from its last start until it answered
     retry_at = models.DateTimeField(_("next try"), null=True, blank=True)
-    detail = ReportedTextField(_("detail"), blank=True)
+    detail = ReportedTextField(_("detail"), blank=True, most=MOST_STORED)
     # A code of `failure_advice`, if the cause of a failure is a known one.
     cause = ReportedCharField(max_length=40, blank=True)
     slept = models.CharField(max_length=6, blank=True, db_default="")  # the SleepMode in which its engine sleeps now
@@ -769,7 +769,7 @@ class EngineTrial(models.Model):
     state = models.CharField(_("state"), max_length=10, choices=State)
     answer = ReportedJSONField(null=True)  # to the fixed question, by which later versions are judged
     cause = ReportedCharField(max_length=40, blank=True)  # a code of `failure_advice`, or ""
-    detail = ReportedTextField(_("detail"), blank=True)
+    detail = ReportedTextField(_("detail"), blank=True, most=MOST_STORED)
     at = models.DateTimeField(_("time"))
 
     class Meta:
@@ -914,7 +914,7 @@ class ModelCopy(models.Model):
     done = models.BigIntegerField(default=0)  # bytes
     total = models.BigIntegerField(default=0)
     cause = ReportedCharField(max_length=40, blank=True)  # why it failed, or waits, as a code
-    detail = ReportedTextField(_("detail"), blank=True)
+    detail = ReportedTextField(_("detail"), blank=True, most=MOST_STORED)
     requested_at = models.DateTimeField(_("requested at"))
     changed_at = models.DateTimeField(_("since"), auto_now=True)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from django.db import models
 
+from modelregistry.wire_bounds import shorten
+
 
 def make_storable(value: Any) -> Any:
     """Return the value, text or JSON, with "?" in place of characters that no database takes, and None of numbers."""
@@ -24,9 +26,19 @@ def make_storable(value: Any) -> Any:
     return value
 
 
+MOST_STORED = 8_000  # characters of a text that pages show as a whole
+
+
 class ReportedTextField(models.TextField):  # type: ignore[type-arg]  # generic in its stubs only
+    """`most`: characters of it that are stored; None: all. No part of the column, so migrations know nothing of it."""
+
+    def __init__(self, *args: Any, most: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.most = most
+
     def get_prep_value(self, value: Any) -> Any:
-        return super().get_prep_value(make_storable(value))
+        text = super().get_prep_value(make_storable(value))
+        return shorten(text, self.most) if isinstance(text, str) and self.most else text
 
     def deconstruct(self) -> Any:
         return _name_plainly(super().deconstruct(), "TextField")

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelregistry.engines.argument_rules import Range
 from modelregistry.engines.registry import launched_by
+from modelregistry.wire_bounds import Line, Lines, Name
 
 if TYPE_CHECKING:
     from modelregistry.engines.base import Engine
@@ -93,9 +94,9 @@ class ArgumentFault:
     (`more`).
     """
 
-    code: str
-    arg: str
-    more: tuple[str, ...] = ()
+    code: Name
+    arg: Line
+    more: Lines = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

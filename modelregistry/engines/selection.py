@@ -10,6 +10,7 @@ from modelregistry.engines import programs, version_trials
 from modelregistry.engines.base import Spec
 from modelregistry.engines.registry import engine_named
 from modelregistry.engines.version_trials import Choice, Installed, NoVersion, Trial
+from modelregistry.wire_bounds import Lines, Name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +20,8 @@ class ChosenEngine:
     `usual`: it is what this host takes where none is named.
     """
 
-    launcher: str
-    program: tuple[str, ...]
+    launcher: Name
+    program: Lines
     choice: Choice | None = None
     usual: bool = True
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+from modelregistry.wire_bounds import Line, Lines, Name
+
 PROVEN, FAILED = "proven", "failed"
 UNTRIED = "untried"  # again: what it failed of was not its fault
 # Of greedy answers of two versions: other kernels round otherwise, and after some words an answer may take another
@@ -46,10 +48,10 @@ class NoVersion(LookupError):
 class Installed:
     """An installation of ours. `stamp` changes when it does: what failed may be tried again then."""
 
-    launcher: str
-    version: str
-    stamp: str
-    program: tuple[str, ...]
+    launcher: Name
+    version: Name
+    stamp: Line
+    program: Lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ class Choice:
 
     installed: Installed
     trial: bool = False
-    instead: str = ""
+    instead: Name = ""
 
 
 def choose_version(

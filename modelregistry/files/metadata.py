@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from modelregistry.wire_bounds import AtMost, Name, Names
 
 # The forms of a model's files: a directory in Hugging Face's form, or one file (or its parts) of llama.cpp's.
 CHECKPOINT, GGUF = "checkpoint", "gguf"
+MOST_LAYERS = 10_000  # as a message may have; files are read by `bounds`
 
 
 def gettext_noop(sentence: str) -> str:
@@ -28,7 +31,7 @@ class Attention:
     key_dim: int
     value_dim: int
     window: int | None = None
-    kind: str = ""
+    kind: Name = ""
     ratio: int = 1
     fixed: int = 0
 
@@ -67,10 +70,10 @@ class ModelMetadata:
     `licence` and `languages` (codes such as "ja"): as its publisher named them.
     """
 
-    architecture: str
-    task: str = ""
+    architecture: Name
+    task: Name = ""
     parameters: int | None = None
-    quantisation: str = ""
+    quantisation: Name = ""
     bits_per_weight: float | None = None
     context: int | None = None
     has_chat_template: bool = False
@@ -78,11 +81,11 @@ class ModelMetadata:
     embedding_weight_bytes: int = 0
     output_weight_bytes: int = 0
     layers: int | None = None
-    attention: tuple[Attention, ...] = ()
-    states: tuple[RecurrentState, ...] = ()
-    cache_type: str = ""
-    missing: tuple[str, ...] = ()
-    experts: tuple[int, ...] = ()
+    attention: Annotated[tuple[Attention, ...], AtMost(MOST_LAYERS)] = ()
+    states: Annotated[tuple[RecurrentState, ...], AtMost(MOST_LAYERS)] = ()
+    cache_type: Name = ""
+    missing: Names = ()
+    experts: Annotated[tuple[int, ...], AtMost(MOST_LAYERS)] = ()
     whole: int = 0
     unused_weight_bytes: int = 0
     heads: int | None = None
@@ -90,11 +93,11 @@ class ModelMetadata:
     feed_forward: int | None = None
     experts_per_token: int = 0
     vocabulary: int | None = None
-    pooling: str | None = None
-    risks: tuple[str, ...] = ()
+    pooling: Name | None = None
+    risks: Names = ()
     files: int = 0
-    licence: str = ""
-    languages: tuple[str, ...] = ()
+    licence: Name = ""
+    languages: Names = ()
 
     def stored(self) -> dict[str, Any]:
         """Return it for JSON; what is as usual is left out, as one layer is like the other."""

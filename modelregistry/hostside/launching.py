@@ -26,6 +26,7 @@ from modelregistry.memory.estimate import Measured, Unpredictable
 from modelregistry.process import gpus, process
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import Life, Run, Runs
+from modelregistry.wire_bounds import shorten
 
 KEPT_RUNS = 3  # of a replica, the running one included; the logs show what happened before
 
@@ -233,7 +234,8 @@ def _check_arguments(config: HostConfig, spec: Spec, launcher: str, program: Seq
     parsed = arguments.read_arguments(launcher, spec.args, options)
     # Nothing else that registration checks: what an older release has registered keeps working.
     if options and parsed.faults:
-        raise LaunchRefused(LaunchRefusal(bad_argument=parsed.faults[0]))
+        fault = parsed.faults[0]
+        raise LaunchRefused(LaunchRefusal(bad_argument=replace(fault, arg=shorten(fault.arg))))
 
 
 def free_port(address: str, ports: Sequence[int], taken: Collection[int], rng: random.Random) -> int:

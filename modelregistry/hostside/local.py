@@ -47,6 +47,7 @@ from modelregistry.memory.estimate import Measured
 from modelregistry.process import process, stopping
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import Life, Run, Runs
+from modelregistry.wire_bounds import shorten
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -379,12 +380,12 @@ class LocalHost:
         await _wait_while(lambda: self._is_launching(run_id), math.inf)
         run = await self._run(self._find, run_id)
         if run is None:  # its directory is gone; what it started is not, perhaps
-            return await self._run(self._kill_marked, directory)
+            return shorten(await self._run(self._kill_marked, directory))
         pids = await self._run(stopping.processes_of, run)
         await self._look(process.terminate, run)
         # Without a thread: many that take all of their grace would keep others from being asked to stop.
         await _wait_while(lambda: self._lives(run), grace)
-        return await self._run(stopping.stop_and_release, run, grace=0.0, pids=pids)
+        return shorten(await self._run(stopping.stop_and_release, run, grace=0.0, pids=pids))
 
     async def _is_launching(self, run_id: str) -> bool:
         return run_id in self.launches

@@ -30,7 +30,7 @@ class RunMetadata:
     port: int
     url: Name
     api_key: Name
-    allotment: Mapping[str, Any] | None = None  # as `Allocation.stored`
+    allotment: Annotated[Mapping[str, Any], AtMost(100)] | None = None  # as `Allocation.stored`
     installed: Name = ""  # the installed version that it was started from; "": a program that operators named
     stamp: Name = ""
     trial: bool = False

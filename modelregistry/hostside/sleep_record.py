@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from modelregistry.process import shim
 from modelregistry.process.process import Run
+from modelregistry.wire_bounds import AtMost, Name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +18,8 @@ class SleepRecord:
     which it last slept, "": it never did. `ram`: bytes of RAM that it has for its weights since it slept at level 1.
     """
 
-    answer: Mapping[str, Any] | None = None
-    level: str = ""
+    answer: Annotated[Mapping[str, Any], AtMost(100)] | None = None
+    level: Name = ""
     ram: int = 0
 
 

@@ -45,7 +45,7 @@ from modelregistry.process.process import ExitStatus, Life
 from modelregistry.wire_bounds import AtMost, Line, Name
 
 MOST_LOG = 1_000_000  # characters of the end of a log
-MOST_RUNS = 10_000  # of a host, those included that are over and kept
+MOST_RUNS = 10_000  # of a host, those included that are over and kept; and of all else of which it has several
 
 
 class HostSilent(Exception):
@@ -238,16 +238,18 @@ class HostSurface(Protocol):
 
     async def inspect(self) -> Inspection: ...
 
-    async def list_installed(self) -> list[Installed]:
+    async def list_installed(self) -> Annotated[list[Installed], AtMost(MOST_RUNS)]:
         """Return the engines that we installed on it."""
 
     async def find_address_fault(self, address: str) -> AddressFault | None:
         """Return why engines cannot listen at this address; None: they can."""
 
-    async def find_existing(self, paths: Sequence[str]) -> list[str]:
+    async def find_existing(self, paths: Sequence[str]) -> Annotated[list[Line], AtMost(MOST_RUNS)]:
         """Return those of the paths at which it has something."""
 
-    async def read_changed_files(self, watched: Sequence[WatchedFiles]) -> list[FilesRead]:
+    async def read_changed_files(
+        self, watched: Sequence[WatchedFiles]
+    ) -> Annotated[list[FilesRead], AtMost(MOST_RUNS)]:
         """Read the files of those models whose files changed since they were `seen`."""
 
     # --- Memory
@@ -326,7 +328,7 @@ class HostSurface(Protocol):
     async def kill_strays(self) -> None:
         """Kill processes of ours that belong to no living shim."""
 
-    async def list_runs(self) -> list[HostedRun]:
+    async def list_runs(self) -> Annotated[list[HostedRun], AtMost(MOST_RUNS)]:
         """Return all runs that the host still has, living or over, the oldest first."""
 
     async def describe_end(self, run_id: str, lines: int) -> RunEnd: ...
@@ -334,7 +336,7 @@ class HostSurface(Protocol):
     async def log_tail(self, run_id: str, lines: int) -> Annotated[str, AtMost(MOST_LOG)]:
         """Return the last lines that an engine wrote; of a run that is not there none."""
 
-    async def stop(self, run_id: str, grace: float) -> str:
+    async def stop(self, run_id: str, grace: float) -> Line:
         """Stop all of a run's processes; return what is left of it, in words, or "" when nothing is."""
 
     async def kill(self, run_id: str) -> None:

@@ -19,7 +19,7 @@ from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.memory.estimate import Prediction, Unpredictable
 from modelregistry.memory.placement import NoRoom, NoSuchDevice, Room
 from modelregistry.process.gpus import MOST_DEVICES
-from modelregistry.wire_bounds import AtMost, Line
+from modelregistry.wire_bounds import AtMost, Line, Name, Names
 
 MOST_BYTES = 64 * 2**20  # of a message; the largest are tables of measurements and the tails of logs
 MOST_TEXT = 2_000_000  # characters: the tail of a log, a chat template among the arguments
@@ -35,7 +35,7 @@ class WireFault(ValueError):
 
 
 # Exceptions that are values of answers: what they are made of, by the names of their arguments.
-_EXCEPTIONS: Mapping[type[Exception], Mapping[str, Any]] = {
+EXCEPTIONS: Mapping[type[Exception], Mapping[str, Any]] = {
     NoRoom: {
         "need": Prediction,
         "rooms": Annotated[tuple[Room, ...], AtMost(MOST_DEVICES)],
@@ -43,10 +43,14 @@ _EXCEPTIONS: Mapping[type[Exception], Mapping[str, Any]] = {
         "sequences": int,
         "in_ram": bool,
     },
-    NoSuchDevice: {"missing": tuple[int, ...], "wanted": int, "usable": int},
-    Unpredictable: {"missing": tuple[str, ...]},
-    NoVersion: {"launcher": str, "wanted": str, "installed": tuple[str, ...]},
-    UnreadableModel: {"code": str, "risk": str, "values": Mapping[str, int | float | bool | Line]},
+    NoSuchDevice: {"missing": Annotated[tuple[int, ...], AtMost(1_000)], "wanted": int, "usable": int},
+    Unpredictable: {"missing": Names},
+    NoVersion: {"launcher": Name, "wanted": Name, "installed": Names},
+    UnreadableModel: {
+        "code": Name,
+        "risk": Name,
+        "values": Annotated[Mapping[str, int | float | bool | Line], AtMost(20)],
+    },
 }
 
 
@@ -89,7 +93,7 @@ def encode(value: Any) -> Any:
 
 
 def _encode_exception(value: Exception) -> Any:
-    parts = _EXCEPTIONS.get(type(value))
+    parts = EXCEPTIONS.get(type(value))
     if parts is None:
         raise WireFault(f"a {type(value).__name__} cannot be sent")
     found = {name: encode(getattr(value, name)) for name in parts}
@@ -138,7 +142,7 @@ def _decode_made_up(origin: Any, kind: Any, data: Any, where: str) -> Any:
 def _decode_plain(kind: Any, data: Any, where: str) -> Any:
     if kind in (bool, int, float, str):
         return _decode_scalar(kind, data, where)
-    if kind in _EXCEPTIONS:
+    if kind in EXCEPTIONS:
         return _decode_exception(kind, data, where)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind[_expect(isinstance(data, str) and data in kind.__members__, where, data)]
@@ -170,7 +174,7 @@ def _decode_union(kinds: Sequence[Any], data: Any, where: str) -> Any:
         return decode(scalar, data, where)
     name = data.get("type") if isinstance(data, dict) else None
     for kind in left:
-        if kind in _EXCEPTIONS and kind.__name__ == name:
+        if kind in EXCEPTIONS and kind.__name__ == name:
             return decode(kind, data, where)
     raise WireFault(f"{where} is of no known type")
 
@@ -216,7 +220,7 @@ def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
 
 def _decode_exception(kind: type[Exception], data: Any, where: str) -> Exception:
     _expect(isinstance(data, dict), where, None)
-    parts = {name: decode(part, data.get(name), f"{where}.{name}") for name, part in _EXCEPTIONS[kind].items()}
+    parts = {name: decode(part, data.get(name), f"{where}.{name}") for name, part in EXCEPTIONS[kind].items()}
     if kind is UnreadableModel:
         return _unreadable(parts["code"], parts["risk"], parts["values"], where)
     make: Callable[..., Exception] = kind

@@ -19,7 +19,7 @@ from modelregistry.memory.placement import Commitment, NoRoom, NoSuchDevice, Spa
 from modelregistry.process import gpus, process
 from modelregistry.process.gpus import Device
 from modelregistry.process.process import Run
-from modelregistry.wire_bounds import AtMost, Name
+from modelregistry.wire_bounds import AtMost, Line, Name, Names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +32,14 @@ class Allocation:
 
     prediction: Prediction
     formula: Prediction
-    devices: tuple[int, ...]
-    visible: tuple[str, ...]
+    devices: Annotated[tuple[int, ...], AtMost(gpus.MOST_DEVICES)]
+    visible: Names
     fraction: float
     forced: bool
-    fingerprint: str
-    launcher: str
-    version: str  # of the engine, "": not known yet
-    device: str
+    fingerprint: Name
+    launcher: Name
+    version: Line  # of the engine, "": not known yet
+    device: Line
 
     @property
     def needed(self) -> int:
@@ -144,11 +144,11 @@ class Occupant:
     cannot be dropped.
     """
 
-    name: str
+    name: Name
     needed: int
-    devices: tuple[int, ...] = ()
+    devices: Annotated[tuple[int, ...], AtMost(gpus.MOST_DEVICES)] = ()
     host: int = 0
-    held: Mapping[int, int]
+    held: Annotated[Mapping[int, int], AtMost(gpus.MOST_DEVICES + 1)]  # its RAM beside its cards
 
     @property
     def shares(self) -> list[Commitment]:
@@ -324,7 +324,7 @@ class MemoryUse:
     """
 
     total: int
-    by_device: Mapping[int, int]
+    by_device: Annotated[Mapping[int, int], AtMost(gpus.MOST_DEVICES)]
     fixed: int
 
     @property

@@ -23,6 +23,7 @@ from modelregistry.engines.registry import launched_by
 from modelregistry.files import bounds
 from modelregistry.files.metadata import ModelMetadata
 from modelregistry.process.shim import Identity
+from modelregistry.wire_bounds import Name
 
 if TYPE_CHECKING:
     from modelregistry.engines.base import Spec
@@ -123,7 +124,7 @@ class Prediction:
     read: int = 0
     droppable: int = 0
     open: bool = False
-    basis: str = "formula"
+    basis: Name = "formula"
 
 
 class Unpredictable(Exception):

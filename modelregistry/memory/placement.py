@@ -6,10 +6,12 @@ Pure. What the devices hold now and what our engines were promised is given; not
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
+from typing import Annotated
 
 from modelregistry.files.metadata import ModelMetadata
 from modelregistry.memory.estimate import MIB, Demand, Prediction, predict, with_cache
-from modelregistry.process.gpus import RAM, Device
+from modelregistry.process.gpus import MOST_DEVICES, RAM, Device
+from modelregistry.wire_bounds import AtMost, Line, Name
 
 # Left free on each card: the driver and its fragments; a card that is full to the last byte fails at the next call. As
 # much as one more CUDA context, since that was not measured for each card, driver and engine.
@@ -48,12 +50,12 @@ class Room:
     """
 
     device: int
-    name: str
+    name: Name
     total: int
-    ours: tuple[tuple[str, int], ...]
+    ours: Annotated[tuple[tuple[Name, int], ...], AtMost(10_000)]
     strangers: int
     free: int
-    fault: str = ""
+    fault: Line = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +190,7 @@ def _short_of_ram(
 class Space:
     """Devices on which one replica could go, with the bytes that it needs at least on each of them."""
 
-    needs: Mapping[int, int]
+    needs: Annotated[Mapping[int, int], AtMost(MOST_DEVICES + 1)]
 
 
 def find_spaces(

@@ -7,7 +7,13 @@ from django.utils import timezone
 
 from modelregistry import models
 from modelregistry.models import FileReport, Host, HostReport, LogTail, ModelCopy, Replica, ServedModel
-from modelregistry.reported_fields import ReportedCharField, ReportedJSONField, ReportedTextField, make_storable
+from modelregistry.reported_fields import (
+    MOST_STORED,
+    ReportedCharField,
+    ReportedJSONField,
+    ReportedTextField,
+    make_storable,
+)
 
 # As an engine wrote it, and what is stored of it.
 ODD, STORED = "a\0b\ud800c", "a?b?c"
@@ -57,3 +63,17 @@ def test_odd_reports_are_stored_and_cut_to_their_room():
     assert host.agent == {"version": STORED}
     assert host.report.strangers == [{"name": STORED}]
     assert row.log_tail.text == model.copies.get().detail == STORED
+
+
+@pytest.mark.django_db
+def test_a_text_that_a_host_makes_too_long_for_a_page_is_cut():
+    host = Host.objects.create(name="gpu-1")
+    model = ServedModel.objects.create(name="m", engine="vllm", path="/m")
+    row = Replica.objects.create(model=model, host=host, detail="x" * MOST_STORED)
+    row.refresh_from_db()
+    assert row.detail == "x" * MOST_STORED
+    Replica.objects.filter(pk=row.pk).update(detail="y" * 20_000_000)
+    row.refresh_from_db()
+    assert row.detail == "y" * (MOST_STORED - 1) + "…"
+    for kind, name in ((models.EngineTrial, "detail"), (ModelCopy, "detail"), (FileReport, "fault")):
+        assert len(kind._meta.get_field(name).get_prep_value("z" * 20_000)) == MOST_STORED

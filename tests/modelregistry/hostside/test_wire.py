@@ -1,12 +1,17 @@
 """Values on their way between a supervisor and a host: they arrive as they were, and nothing else arrives."""
 
 import json
-from dataclasses import replace
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass, replace
+from enum import Enum
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelregistry.cluster.agent_description import AgentDescription
 from modelregistry.engines.arguments import ArgumentFault
 from modelregistry.engines.base import CallerIsolation, Spec
 from modelregistry.engines.selection import ChosenEngine
@@ -16,6 +21,7 @@ from modelregistry.files.unreadable import UnreadableModel
 from modelregistry.hostside import wire
 from modelregistry.hostside.inspection import MOST_STRANGERS, Inspection
 from modelregistry.hostside.own_address import AddressFault
+from modelregistry.hostside.remote import METHODS
 from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.run_metadata import RunMetadata
 from modelregistry.hostside.sleep_record import SleepRecord
@@ -35,6 +41,8 @@ from modelregistry.memory.estimate import Prediction, Unpredictable
 from modelregistry.memory.placement import NoRoom, NoSuchDevice, Room, Space
 from modelregistry.process.gpus import MOST_DEVICES, Device, Stranger
 from modelregistry.process.process import ExitStatus, Life
+from modelregistry.transfer.remote import FILE_METHODS
+from modelregistry.wire_bounds import AtMost
 
 NEED = Prediction(
     **dict.fromkeys(("weights", "cache", "cache_least", "overhead", "total", "rule_of_thumb"), 2**40),
@@ -225,6 +233,75 @@ def test_what_breaks_a_bound_or_a_type_is_refused_in_few_words(whole, wrong):
         wire.decode(type(whole), wire.encode(whole) | wrong)
     assert any(word in str(refusal.value) for word in (next(iter(wrong)), "impossible", "a problem"))
     assert len(str(refusal.value)) < 300
+
+
+ANSWERS = {
+    **{name: answer for methods in (METHODS, FILE_METHODS) for name, (_, answer) in methods.items()},
+    "a refusal": LaunchRefusal,
+    "an agent": AgentDescription,
+}
+
+
+def find_unbounded(kind: Any, where: str, *, bounded: bool = False) -> Iterator[str]:
+    """Yield the texts, lists and mappings of a type of answers that may be as long as a message."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        yield from find_unbounded(parts[0], where, bounded=any(isinstance(note, AtMost) for note in parts[1:]))
+    elif hints := _parts_of(kind):
+        for name, hint in hints.items():
+            yield from find_unbounded(hint, f"{where}.{name}")
+    elif kind is str or _is_collection(origin, parts):
+        yield from [] if bounded else [where]
+        for part in parts[1:] if issubclass(origin or str, Mapping) else parts:  # keys are bounded by themselves
+            yield from find_unbounded(part, where)
+    elif origin is not Literal:
+        for part in parts:
+            yield from find_unbounded(part, where)
+
+
+def _parts_of(kind: Any) -> dict[str, Any]:
+    """Return the fields of a type that has some, or what an exception is made of."""
+    if isinstance(kind, type) and (found := wire.EXCEPTIONS.get(kind)):
+        return dict(found)
+    is_tuple = isinstance(kind, type) and issubclass(kind, tuple)
+    has_fields = is_dataclass(kind) or is_tuple
+    return get_type_hints(kind, include_extras=True) if has_fields and not issubclass(kind, Enum) else {}
+
+
+def _is_collection(origin: Any, parts: tuple[Any, ...]) -> bool:
+    """Return whether it can have any number of entries, which a tuple of one of each cannot."""
+    usual = origin not in (None, Literal, types.UnionType) and isinstance(origin, type)
+    return usual and (not issubclass(origin, tuple) or parts[-1] is Ellipsis)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_whatever_a_host_answers_has_a_bound_of_its_own(name):
+    assert list(find_unbounded(ANSWERS[name], name)) == []
+
+
+def test_what_has_no_bound_is_found():
+    unbounded = list[tuple[str, int]] | dict[str, Annotated[list[str], AtMost(1)]] | Mapping[int, str] | None
+    assert list(find_unbounded(unbounded, "x")) == ["x"] * 6
+
+
+@pytest.mark.parametrize(
+    ("error", "wrong"),
+    [
+        (NoSuchDevice([3], 2, 1), {"missing": [7] * 10_000}),
+        (Unpredictable(("head_dim",)), {"missing": ["x"] * 10_000}),
+        (Unpredictable(("head_dim",)), {"missing": ["x" * 10_000]}),
+        (NoVersion("vllm", "1", ["2"]), {"launcher": "x" * 10_000}),
+        (NoVersion("vllm", "1", ["2"]), {"wanted": "x" * 10_000}),
+        (NoVersion("vllm", "1", ["2"]), {"installed": ["x"] * 10_000}),
+        (NoRoom(NEED, [ROOM]), {"rooms": [wire.encode(ROOM) | {"name": "x" * 10_000}]}),
+        (UnreadableModel("missing", path="/m"), {"values": {"path": "x" * 10_000}}),
+        (UnreadableModel("missing", path="/m"), {"values": dict.fromkeys(map(str, range(100)), 1)}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else type(value).__name__,
+)
+def test_a_refusal_that_would_fill_a_page_is_none(error, wrong):
+    with pytest.raises(WireFault, match=next(iter(wrong))):
+        wire.decode(type(error), wire.encode(error) | wrong)
 
 
 def test_an_allotment_of_another_release_is_none():
