@@ -1,6 +1,7 @@
 import json
 from argparse import ArgumentParser
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from modelregistry.database_clock import read_now
 from modelregistry.evictions import PastEviction, read_evictions
 from modelregistry.failure_advice import ADVICE, UNKNOWN
 from modelregistry.models import ModelCopy, PlacementGap, Replica, ReplicaShortage, ServedModel
-from modelregistry.overview import DeviceNow, GapNow, HostNow, ModelNow, Overview, ReplicaNow, ShortageNow
+from modelregistry.overview import DeviceNow, GapNow, HostNow, ModelNow, ModelState, Overview, ReplicaNow, ShortageNow
 from modelregistry.terminal import clean, format_table
 
 HEAD = [
@@ -64,13 +65,14 @@ class Command(BaseCommand):
             found = read_evictions(names=names, limit=MOST_EVICTIONS)
             return _describe_evictions(found, as_json=options["json"])
         seen = overview.read_overview(read_now())
+        maintained = {host.name for host in seen.hosts if host.maintenance}
         if names:  # of hosts there is nothing to show then
             seen = replace(seen, hosts=(), models=tuple(model for model in seen.models if model.name in names))
         if options["json"]:
             rows = {row["name"]: row for row in ServedModel.objects.values("name", *STORED)}
             shown = [{**_as_object(model), **rows.get(model.name, {})} for model in seen.models]
             return json.dumps(shown, ensure_ascii=False, indent=2)
-        return "\n".join(_lines(seen))
+        return "\n".join(_lines(seen, maintained))
 
 
 def _describe_evictions(found: Sequence[PastEviction], *, as_json: bool) -> str:
@@ -144,8 +146,8 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
     }
 
 
-def _lines(seen: Overview) -> Iterable[str]:
-    yield from format_table(HEAD, [row for model in seen.models for row in _rows(model)])
+def _lines(seen: Overview, maintained: Set[str]) -> Iterable[str]:
+    yield from format_table(HEAD, [row for model in seen.models for row in _rows(model, maintained)])
     for model in seen.models:
         yield from _describe_scaling(model)
     for replica in (replica for model in seen.models for replica in model.replicas):
@@ -198,11 +200,29 @@ NO_FILES = "waiting for a host that has its files"
 GANG_UNPLACED = "waiting for {} hosts at a time that answer, are not in maintenance, and have its files"
 
 
-def _rows(model: ModelNow) -> list[list[str]]:
+IN_MAINTENANCE = "{} in maintenance"
+
+
+def _rows(model: ModelNow, maintained: Set[str]) -> list[list[str]]:
     what = [model.name, model.engine, model.task]
     if not model.replicas:
         return [[*what, model.host or "-", _describe_missing(model), *["-"] * 6, ""]]
-    return [[*what, replica.host, _describe_state(replica), *_measures(replica)] for replica in model.replicas]
+    held = _find_held(model, maintained)
+    return [
+        [*what, replica.host, _describe_state(replica), *_measures(replica, held.get(replica.number, ""))]
+        for replica in model.replicas
+    ]
+
+
+def _find_held(model: ModelNow, maintained: Set[str]) -> dict[int, str]:
+    """Return why replicas do not run, by their numbers, that the maintenance of any of their hosts stops."""
+    if model.engine == "external" or not model.enabled or model.state == ModelState.RETIRED:
+        return {}
+    hosts: dict[int, list[str]] = defaultdict(list)
+    for replica in model.replicas:
+        if replica.host in maintained and not replica.moved_to:
+            hosts[replica.number].append(replica.host)
+    return {number: IN_MAINTENANCE.format(", ".join(names)) for number, names in hosts.items()}
 
 
 def _describe_state(replica: ReplicaNow) -> str:
@@ -227,10 +247,12 @@ def _describe_missing(model: ModelNow) -> str:
     return GANG_UNPLACED.format(model.nodes) if model.nodes > 1 else NO_FILES
 
 
-def _measures(replica: ReplicaNow) -> list[str]:
+def _measures(replica: ReplicaNow, held: str) -> list[str]:
     since = timezone.localtime(replica.since).strftime("%m-%d %H:%M:%S")
     # The first line says what happened; the lines after it are of the engine's log.
     detail = replica.detail.partition("\n")[0][:120]
+    if replica.state not in overview.ALIVE:
+        detail = detail or held
     if replica.moved_to:
         detail = f"(moved to {clean(replica.moved_to)})"
     elif not replica.supervised:

@@ -95,6 +95,17 @@ def test_the_terminal_shows_ranks(gang, capsys):
     assert "large (rank 1 of 2)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("chosen", [[], ["large"]])
+def test_the_terminal_shows_which_host_s_maintenance_stops_all_ranks(gang, chosen):
+    Replica.objects.filter(index__gte=2).update(state="stopped", cause="")
+    Host.objects.filter(name="gpu-4").update(maintenance=True)
+    lines = call_command("models", *chosen).splitlines()
+    shown = [("rank" in line, models.IN_MAINTENANCE.format("gpu-4") in line) for line in lines if "large" in line]
+    assert shown[:4] == [(True, False), (True, False), (True, True), (True, True)]
+    ServedModel.objects.update(enabled=False)
+    assert models.IN_MAINTENANCE.format("gpu-4") not in call_command("models", *chosen)
+
+
 def test_one_without_places_waits_for_as_many_hosts_as_it_needs(capsys):
     model("large", nodes=3, tensor_parallel=3)
     call_command("models")
