@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
 NO_ROOM = "does-not-fit"
+GANG_WAITS = "gang-waits"  # of a rank other than 0
 
 # code -> one sentence for the operator.
 ADVICE: Mapping[str, "StrOrPromise"] = {
@@ -72,6 +73,10 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
     "gang-incomplete": _(
         "It runs only while all of its hosts do their part, and not all can start theirs: the reason is above, and at"
         " that part. It is tried again by itself."
+    ),
+    GANG_WAITS: _(
+        "It runs only together with the parts on its other hosts: it waits until all of them can start. The reason is"
+        " at the part of rank 0."
     ),
     "gang-differs": _(
         "All of its hosts need the same version of the engine and the same kind of memory: install that version on them"

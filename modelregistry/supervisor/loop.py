@@ -402,7 +402,7 @@ class Supervisor:
 
     def _observe(self, replica: ManagedReplica, now: float, *, silent: bool) -> plan.Observed:
         if replica.rank and (lead := self.gangs.lead_of(replica)):
-            replica.follow(lead, now)
+            replica.follow(lead, now, silent=silent)
             if replica.for_room and lead.state == ReplicaState.READY:  # it stays after all
                 replica.for_room = False
                 self.sync.evictions.call_off(replica.key)

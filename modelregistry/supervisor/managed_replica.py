@@ -13,7 +13,7 @@ from django.utils import timezone
 from modelregistry.engines.base import LEVEL_2
 from modelregistry.engines.registry import launched_by
 from modelregistry.engines.version_trials import Choice, Trial
-from modelregistry.failure_advice import BAD_ANSWER, NO_ANSWER, NO_ROOM, SILENT_HOST
+from modelregistry.failure_advice import BAD_ANSWER, GANG_WAITS, NO_ANSWER, NO_ROOM, SILENT_HOST
 from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.run_metadata import RunMetadata
 from modelregistry.hostside.sleep_record import NEVER_SLEPT, SleepRecord
@@ -30,6 +30,7 @@ from modelregistry.memory.placement import Space
 from modelregistry.process import probe
 from modelregistry.process.process import Life
 from modelregistry.supervisor import eviction, plan
+from modelregistry.supervisor.doubts import HOST_UNHEARD
 from modelregistry.supervisor.eviction import HeldShare, Standing
 from modelregistry.supervisor.plan import Observed, ReplicaState
 from modelregistry.supervisor.repository import DesiredModel, ReplicaFacts
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 HOUR = 3600.0
 USUAL_LOAD = 30.0  # seconds that a load is taken to last while it is not known
+WAITING = (ReplicaState.BACKOFF, ReplicaState.FAILED)  # for the next try
 BUSY_CPU = 0.2  # of one core; an idle llama-cpp-python server uses 0.00
 
 
@@ -227,7 +229,7 @@ class ManagedReplica:
 
     def current_facts(self, now: float) -> ReplicaFacts:
         """Return what its row is to say."""
-        waits = self.state in (ReplicaState.BACKOFF, ReplicaState.FAILED)
+        waits = self.state in WAITING
         stays = self.state in (ReplicaState.READY, ReplicaState.ASLEEP)
         return ReplicaFacts(
             state=self.state,
@@ -343,21 +345,40 @@ class ManagedReplica:
         self.spaces = ()  # it is not this host that lacks room
         waiting = ReplicaState.ASLEEP if asleep else ReplicaState.BACKOFF
         self.enter(ReplicaState.FAILED if lasting else waiting, now, detail)
-        self.cause = "" if self.rank else cause
+        if self.rank:  # it follows its rank 0
+            cause = GANG_WAITS if self.state in WAITING else ""
+        self.cause = cause
 
-    def follow(self, lead: "ManagedReplica", now: float) -> None:
-        """Show the state of the rank 0 of which this is another rank; its own reason for not running stays."""
+    def follow(self, lead: "ManagedReplica", now: float, *, silent: bool = False) -> None:
+        """Show the state of the rank 0 of which this is another rank; its own reason for not running stays.
+
+        `silent`: its host is, so no more is known of its engine than that it does not answer.
+        """
         state = ReplicaState.JOINED if lead.state == ReplicaState.READY else lead.state
-        if self.run is None and (self.without_room or self.cause or state not in plan.WITHOUT_ENGINE):
+        if (self.run is None) != (state in plan.WITHOUT_ENGINE):
             return
-        if self.run is not None and state in plan.WITHOUT_ENGINE:
+        if self.run is None and (self.without_room or self.cause not in ("", GANG_WAITS, SILENT_HOST)):
             return
+        if silent and state == ReplicaState.STARTING:
+            state = ReplicaState.UNHEALTHY
         if state == ReplicaState.JOINED and self.ready_at is None:
             self.ready_at, self.measured_at = now, 0.0
             self.load_seconds, self.loaded_at = now - self.since, now
             self.futile_starts = 0
-        if state != self.state:
-            self.enter(state, now)
+        detail, cause = self._explain_following(lead, state, silent=silent)
+        if (state, cause) != (self.state, self.cause):
+            self.retry_at = lead.retry_at
+            self.enter(state, now, detail, cause)
+
+    def _explain_following(self, lead: "ManagedReplica", state: ReplicaState, *, silent: bool) -> tuple[str, str]:
+        """Return why it is in the state of its rank 0, and the same as a code of `failure_advice`."""
+        waits = state in WAITING
+        if silent and (waits or state == ReplicaState.UNHEALTHY):
+            return HOST_UNHEARD, SILENT_HOST
+        same = state == self.state or (waits and self.state in WAITING)
+        if same and self.cause != SILENT_HOST and (self.detail or not waits):
+            return self.detail, self.cause
+        return (f"waits for rank 0 on {lead.hosts[0]}", GANG_WAITS) if waits else ("", "")
 
     def record_crash(self, now: float, detail: str, cause: str = "") -> None:
         """Count a crash, and plan the next try by how often it crashed."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from modelregistry.engines.base import Spec
-from modelregistry.failure_advice import NO_ROOM
+from modelregistry.failure_advice import GANG_WAITS, NO_ROOM, SILENT_HOST
 from modelregistry.hostside.replicas import ReplicaKey
 from modelregistry.hostside.run_metadata import RunMetadata
 from modelregistry.hostside.surface import HostedRun, HostSilent
@@ -442,6 +442,61 @@ def test_a_rank_that_failed_keeps_its_own_reason(known):
     follower.record_crash(5.0, "CUDA out of memory", "gpu-memory")
     follower.follow(lead_of(known), 6.0)
     assert (follower.state, follower.cause) == ("backoff", "gpu-memory")
+
+
+@pytest.mark.parametrize("state", ["backoff", "failed"])
+def test_a_rank_without_an_engine_says_that_it_waits_for_rank_0(known, state):
+    follower = follower_of(known)
+    follower.clear_run()
+    follower.state, lead_of(known).state = ReplicaState.STOPPED, ReplicaState(state)
+    lead_of(known).retry_at = 77.0
+    follower.follow(lead_of(known), 5.0)
+    assert (follower.state, follower.cause, follower.retry_at) == (state, GANG_WAITS, 77.0)
+    assert "gpu-1" in follower.detail
+    lead_of(known).state = ReplicaState.ASLEEP
+    follower.follow(lead_of(known), 6.0)
+    assert (follower.state, follower.cause, follower.detail) == ("asleep", "", "")
+
+
+def test_a_rank_whose_start_was_given_up_points_to_rank_0_and_keeps_the_reason(known):
+    follower = follower_of(known)
+    follower.wait_for_ranks(NOW + 10, NOW, "rank 2 of 3: its host is silent", "gang-incomplete")
+    lead_of(known).state = ReplicaState.FAILED
+    follower.follow(lead_of(known), 6.0)
+    assert (follower.state, follower.cause) == ("failed", GANG_WAITS)
+    assert follower.detail == "rank 2 of 3: its host is silent"
+
+
+def test_a_rank_that_ended_for_an_unknown_reason_keeps_the_lines_of_its_log(known):
+    follower = follower_of(known)
+    follower.clear_run()
+    follower.record_crash(5.0, "Oh no")
+    lead_of(known).state = ReplicaState.FAILED
+    follower.follow(lead_of(known), 6.0)
+    assert (follower.state, follower.detail, follower.cause) == ("failed", "Oh no", "")
+
+
+@pytest.mark.parametrize(
+    ("state", "engine", "shown", "later"),
+    [
+        *(("starting", True, "unhealthy", "starting"), ("unhealthy", True, "unhealthy", "unhealthy")),
+        *(("backoff", False, "backoff", "backoff"), ("failed", False, "failed", "failed")),
+    ],
+)
+def test_a_rank_on_a_silent_host_shows_that_until_the_host_answers(known, state, engine, shown, later):
+    follower, lead = follower_of(known), lead_of(known)
+    lead.state = ReplicaState(state)
+    if not engine:
+        follower.clear_run()
+    follower.follow(lead, 5.0, silent=True)
+    assert (follower.state, follower.cause) == (shown, SILENT_HOST)
+    follower.follow(lead, 6.0)
+    assert (follower.state, follower.cause) == (later, "" if engine else GANG_WAITS)
+
+
+def test_a_rank_of_a_gang_that_serves_stays_part_of_it_while_its_host_is_silent(known):
+    follower_of(known).follow(lead_of(known), 5.0, silent=True)
+    assert (follower_of(known).state, follower_of(known).cause) == ("joined", "")
 
 
 # --- Leaving for other models
