@@ -221,19 +221,20 @@ def test_a_rollback_that_is_only_planned_names_migrations_and_changes_nothing(up
     assert (upgraded.current, "9000_table" in upgraded.migrations()) == ("1.0.1", True)
 
 
-def report_elsewhere(host: Host, version: str, *, seconds: float = 0.0) -> None:
+def report_elsewhere(host: Host, version: str, *, seconds: float = 0.0, kind: str = "gateway") -> None:
     """Have another machine of the site have reported so long ago that it runs this version."""
     at = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=seconds)
     with closing(sqlite3.connect(host.root / DATABASE)) as database, database:
-        database.execute("insert into apiproxy_gatewaymachine values ('elsewhere', ?, ?)", (version, str(at)))
+        database.execute(f"insert into apiproxy_{kind}machine values ('elsewhere', ?, ?)", (version, str(at)))
 
 
-def test_a_rollback_is_refused_while_another_machine_runs_the_newer_version_unless_that_is_named(upgraded):
-    report_elsewhere(upgraded, "1.0.1")
+@pytest.mark.parametrize(("kind", "named"), [("gateway", "(1.0.1)"), ("controller", "(1.0.1, controller)")])
+def test_a_rollback_is_refused_while_another_machine_runs_the_newer_version_unless_that_is_named(upgraded, kind, named):
+    report_elsewhere(upgraded, "1.0.1", kind=kind)
     rollback = upgraded.opt / "1.0.1" / "deploy" / "rollback"
     refused = upgraded.run(rollback)
     assert refused.returncode != 0
-    assert "elsewhere (1.0.1)" in refused.stderr
+    assert f"elsewhere {named}" in refused.stderr
     assert (upgraded.current, "9000_table" in upgraded.migrations()) == ("1.0.1", True)
     done = upgraded.run(rollback, "--break-other-machines")
     assert done.returncode == 0, done.stderr

@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from apiproxy.bridge.models import ControllerMachine
 from modelregistry.controller import election, repository
 from modelregistry.controller.election import Claim, Election
 from modelregistry.models import ControllerClaim, Host
+from modelregistry.version import VERSION
 from tests.clock import Clock
 from tests.modelregistry.site import Site
 from tests.waiting import until
@@ -163,6 +165,15 @@ def test_a_site_that_was_left_has_its_next_controller_at_once(site, elsewhere):
     first.send_signal(signal.SIGTERM)
     assert first.wait(20) == 0
     until(lambda: is_controlled_by(second), election.STALE_AFTER / 2)
+
+
+def test_each_controller_reports_its_machine_also_one_that_waits(site, elsewhere):
+    first = site.supervise()
+    until(lambda: is_controlled_by(first))
+    elsewhere.supervise()
+    until(lambda: str(first.pid) in elsewhere.log.read_text())
+    until(lambda: ControllerMachine.objects.count() == 2)
+    assert ControllerMachine.objects.get(name="there").version == VERSION
 
 
 def test_a_controller_that_was_replaced_leaves_its_engines_and_waits(site):
