@@ -258,7 +258,10 @@ class Site:
 
 
 class UnderLoad:
-    """Calls that go on from entering to leaving; then `found` has what became of them."""
+    """Calls that go on from entering to leaving; then `found` has what became of them.
+
+    Leaving raises Deviation, with what the load printed, if the load itself failed.
+    """
 
     def __init__(self, site: Site, streams: int = 2) -> None:
         words = ("--key", site.key, "--model", "demo", "--streams", str(streams))
@@ -266,15 +269,22 @@ class UnderLoad:
         self.found: dict[str, Any] = {}
 
     def __enter__(self) -> "UnderLoad":
-        self.process = subprocess.Popen(
-            self.command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(self.command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         return self
 
-    def __exit__(self, *failure: object) -> None:
-        printed, _ = self.process.communicate("", timeout=400)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        printed, error = self.process.communicate("", timeout=400)
         if self.process.returncode == 0:
             self.found = json.loads(printed)
+        elif kind is None:  # else what failed under the load is the reason
+            raise Deviation(f"the load itself failed with status {self.process.returncode}: {error[-800:]}")
+
+    def check(self, began: float = 0.0, ended: float = 0.0) -> None:
+        """Raise Deviation if a call failed, except between these two times."""
+        failures = [why for why in self.found["failures"] if not began <= float(why.split()[0]) <= ended]
+        if failures:
+            raise Deviation(f"calls failed: {failures[:3]}")
 
     def describe(self) -> str:
         """Return the figures as a sentence."""

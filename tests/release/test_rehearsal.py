@@ -1,10 +1,13 @@
 """The parts of `make rehearse` that need no hosts: its protocol, settings as operators fill them in, versions."""
 
+import json
+import sys
+
 import pytest
 
 from deploy.rehearse.bundles import raise_version
 from deploy.rehearse.protocol import Deviation, Protocol, Step, StepFailed, render
-from deploy.rehearse.site import fill_in
+from deploy.rehearse.site import UnderLoad, fill_in
 from tests.installation import ROOT
 
 
@@ -48,3 +51,44 @@ def test_a_setting_of_which_the_example_has_no_line_is_a_deviation():
 def test_the_next_version_changes_the_version_alone():
     text = '[project]\nname = "x"\nversion = "1.2.9"\nrequires = "1.2.9"\n'
     assert raise_version(text) == '[project]\nname = "x"\nversion = "1.2.10"\nrequires = "1.2.9"\n'
+
+
+class Desk:
+    """Takes the place of a site: its load is this program."""
+
+    key = "key"
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+
+    def calls(self, *words: str) -> list[str]:
+        return [sys.executable, "-c", self.program]
+
+
+def test_a_load_that_fails_itself_is_a_deviation_with_what_it_printed():
+    with (
+        pytest.raises(Deviation, match=r"status 1.*no such certificate"),
+        UnderLoad(Desk("exit('no such certificate')")),
+    ):
+        pass
+
+
+def test_what_failed_under_a_load_is_not_hidden_by_a_load_that_failed_too():
+    with pytest.raises(Deviation, match="no host"), UnderLoad(Desk("exit(1)")):
+        raise Deviation("no host")
+
+
+def load_with_failures(*failures: str) -> UnderLoad:
+    with UnderLoad(Desk(f"print({json.dumps({'failures': failures})!r})")) as load:
+        pass
+    return load
+
+
+def test_calls_may_fail_within_seconds_of_a_loss():
+    load_with_failures("100.0 calls 503", "110.0 streams cut").check(100.0, 110.0)
+
+
+@pytest.mark.parametrize("moment", [99.0, 110.5])
+def test_a_call_that_fails_before_a_loss_or_long_after_it_is_a_deviation(moment):
+    with pytest.raises(Deviation, match="calls failed"):
+        load_with_failures(f"{moment} calls 503").check(100.0, 110.0)
