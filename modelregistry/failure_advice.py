@@ -312,6 +312,12 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
 # What an engine that runs is asked, and does not answer: there is nothing of its log in what is noted of it then.
 SILENT_HOST, NO_ANSWER, BAD_ANSWER = "host-silent", "no-answer", "bad-answer"
 
+# Instead of the advice for NO_ROOM.
+BOOKED_ROOM = _(
+    "By the plan it does not fit into the memory, of which other work on the cluster has booked %(size).1f GB on this"
+    " host: wait until that ends, make the model smaller, or stop another model."
+)
+
 UNKNOWN = _("The cause is not known. The last lines of its log:")
 
 # The first that a log has wins: the particular before the general, what comes first in a failure before what follows.
@@ -526,6 +532,16 @@ def cause(log: str) -> str:
     return next((code for code, pattern in _KNOWN if pattern.search(text)), "")
 
 
-def words(cause: str) -> "StrOrPromise":
-    """Return what to do about a failure; of an unknown one, that it is unknown: its last lines are shown below."""
-    return ADVICE.get(cause, UNKNOWN)
+def advise(cause: str, booked_by_others: int = 0) -> str:
+    """Return what to do about a failure; "": its cause is not known.
+
+    `booked_by_others`: bytes on its host that other work on the cluster has booked.
+    """
+    if cause == NO_ROOM and booked_by_others:
+        return str(BOOKED_ROOM) % {"size": booked_by_others / 1e9}
+    return str(ADVICE.get(cause, ""))
+
+
+def words(cause: str, booked_by_others: int = 0) -> str:
+    """Return the same; of an unknown failure, that it is unknown: its last lines are shown below."""
+    return advise(cause, booked_by_others) or str(UNKNOWN)

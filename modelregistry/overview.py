@@ -98,7 +98,8 @@ class ReplicaNow:
     `moved_to`: the host on which it was placed since, which makes this one a remainder; "": it belongs here.
 
     `slept`: the level at which it sleeps and holds its memory, "level1" or "level2"; "": it does not. `ram`: bytes of
-    RAM that one on GPUs holds beside these, measured. `rank`: of a replica over several hosts, one of `ranks`; rank 0
+    RAM that one on GPUs holds beside these, measured. `booked_by_others`: bytes of its host's GPUs, or else of its RAM,
+    that other work on the cluster has booked. `rank`: of a replica over several hosts, one of `ranks`; rank 0
     answers for all of them.
     """
 
@@ -129,6 +130,7 @@ class ReplicaNow:
     cache_used: float | None  # 0 to 1
     rank: int
     ranks: int
+    booked_by_others: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +393,7 @@ def replica_now(row: Replica, now: datetime) -> ReplicaNow:
         cache_used=live.get("cache_used"),
         rank=row.index % row.model.nodes,
         ranks=row.model.nodes,
+        booked_by_others=_sum_others(row.host),
     )
 
 
@@ -529,6 +532,11 @@ def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
 
 def _find_bookings(host: Host) -> Mapping[str, Any]:
     return host.bookings if host.clustered and isinstance(host.bookings, dict) else {}
+
+
+def _sum_others(host: Host) -> int:
+    others = {int(device): size for device, size in _find_bookings(host).get("others", {}).items()}
+    return sum(size for device, size in others.items() if device != RAM) or others.get(RAM, 0)
 
 
 def _booked_now(host: Host) -> Iterable[BookedNow]:

@@ -27,7 +27,7 @@ from modelregistry.database_clock import read_now
 from modelregistry.engines.base import Spec
 from modelregistry.engines.presets import PRESETS, Preset
 from modelregistry.evictions import read_evictions
-from modelregistry.failure_advice import ADVICE, words
+from modelregistry.failure_advice import advise, words
 from modelregistry.files import model_files
 from modelregistry.models import EngineTrial, FileReport, Host, LogTail, Replica, ServedModel
 from modelregistry.moves import read_moves
@@ -405,7 +405,7 @@ class Replicas(GenericViewSet[Replica]):
     def _show_values(self, row: Replica) -> dict[str, Any]:
         shown: dict[str, Any] = to_plain(overview.replica_now(row, read_now()))
         failed = row.state in (Replica.State.FAILED, Replica.State.BACKOFF)
-        return {**shown, "advice": str(words(row.cause) if failed else ADVICE.get(row.cause, ""))}
+        return {**shown, "advice": (words if failed else advise)(row.cause, shown["booked_by_others"])}
 
 
 class DirectoryView(APIView):

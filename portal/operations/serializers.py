@@ -83,6 +83,9 @@ class ReplicaNow(serializers.Serializer[Any]):
     cache_used = serializers.FloatField(allow_null=True, help_text="0 to 1.")
     rank = serializers.IntegerField(help_text="Of a replica over several hosts; rank 0 answers for all of them.")
     ranks = serializers.IntegerField(help_text="How many hosts the replica is split over, with such a part on each.")
+    booked_by_others = serializers.IntegerField(
+        help_text="Bytes of its host's GPUs, or else of its RAM, that other work on the cluster has booked."
+    )
 
 
 class ReplicaDetail(ReplicaNow):

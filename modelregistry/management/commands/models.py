@@ -11,7 +11,7 @@ from django.utils import timezone
 from modelregistry import overview
 from modelregistry.database_clock import read_now
 from modelregistry.evictions import PastEviction, read_evictions
-from modelregistry.failure_advice import ADVICE, UNKNOWN
+from modelregistry.failure_advice import UNKNOWN, advise
 from modelregistry.models import ModelCopy, PlacementGap, Replica, ReplicaShortage, ServedModel
 from modelregistry.overview import DeviceNow, GapNow, HostNow, ModelNow, ModelState, Overview, ReplicaNow, ShortageNow
 from modelregistry.terminal import clean, format_table
@@ -151,8 +151,8 @@ def _lines(seen: Overview, maintained: Set[str]) -> Iterable[str]:
     for model in seen.models:
         yield from _describe_scaling(model)
     for replica in (replica for model in seen.models for replica in model.replicas):
-        if replica.cause in ADVICE:
-            yield f"{name_replica(replica)}: {ADVICE[replica.cause]}"
+        if advice := advise(replica.cause, replica.booked_by_others):
+            yield f"{name_replica(replica)}: {advice}"
         elif replica.state in (Replica.State.FAILED, Replica.State.BACKOFF):
             yield f"{name_replica(replica)}: {UNKNOWN}"
             yield from (f"    {clean(line)}" for line in replica.detail.splitlines())

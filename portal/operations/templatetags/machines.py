@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from modelregistry.engines.base import LEVEL_1, LEVEL_2
-from modelregistry.failure_advice import ADVICE
+from modelregistry.failure_advice import ADVICE, advise
 from modelregistry.overview import ReplicaNow
 from portal.web.templatetags.formatting import round_share
 
@@ -106,6 +106,12 @@ def first_line(text: str) -> str:
 def advice(cause: str) -> str:
     """Return what to do about a failure of a known cause; "" for other causes."""
     return str(ADVICE.get(cause, ""))
+
+
+@register.filter
+def replica_advice(replica: ReplicaNow) -> str:
+    """Return what to do about a replica's failure; "" for a cause that is not known."""
+    return advise(replica.cause, replica.booked_by_others)
 
 
 @register.filter

@@ -6,10 +6,12 @@ from datetime import date
 import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
+from django.utils.html import escape
 
 from modelregistry import overview, routes
 from modelregistry.controller.repository import note_gaps
 from modelregistry.controller.shortages import Gap
+from modelregistry.failure_advice import NO_ROOM, advise
 from modelregistry.fit import estimate
 from modelregistry.management.commands import models
 from modelregistry.models import Host, PlacementGap, Replica, ServedModel
@@ -104,6 +106,21 @@ def test_the_terminal_shows_which_host_s_maintenance_stops_all_ranks(gang, chose
     assert shown[:4] == [(True, False), (True, False), (True, True), (True, True)]
     ServedModel.objects.update(enabled=False)
     assert models.IN_MAINTENANCE.format("gpu-4") not in call_command("models", *chosen)
+
+
+@pytest.mark.parametrize("others", [{}, {"0": 60 * 10**9, "-1": 10**9}])
+def test_what_other_work_has_booked_is_named_where_a_rank_has_no_room(as_olivia, gang, others):
+    Replica.objects.filter(index=3).update(cause=NO_ROOM)
+    Host.objects.filter(name="gpu-4").update(clustered=True, bookings={"others": others})
+    size = sum(others.values()) - others.get("-1", 0)
+    advice = advise(NO_ROOM, size)
+    assert (advice != advise(NO_ROOM)) is bool(others)
+    row = Replica.objects.get(index=3)
+    shown = as_olivia.get(f"/api/v1/replicas/{row.pk}/").json()
+    assert (shown["booked_by_others"], shown["advice"]) == (size, advice)
+    assert f"large #1, rank 1 of 2 on gpu-4: {advice}" in call_command("models")
+    Replica.objects.exclude(pk=row.pk).update(cause="", state="stopped")
+    assert escape(advice) in as_olivia.get("/operations/models/large/").content.decode()
 
 
 def test_one_without_places_waits_for_as_many_hosts_as_it_needs(capsys):
