@@ -5,10 +5,10 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry import addresses
 from modelregistry.cluster.node import CODE
 from modelregistry.cluster.site import NAME, ClusterSite, NoCluster
 from modelregistry.host_port import bracket_host
+from modelregistry.management.commands.createcluster import check_reachable
 from modelregistry.plain_numbers import whole_number
 
 COMMANDS = """\
@@ -52,7 +52,7 @@ class Command(BaseCommand):
         if not 0 <= options["gpus"] <= 64:
             raise CommandError("A host has 0 to 64 GPUs.")
         try:
-            addresses.validate(options["address"])
+            check_reachable(options["address"])
             site = ClusterSite(directory=settings.VAR / "cluster", cache=settings.CACHE, models=settings.MODELS)
             is_known = name in site.invited()
             path = site.write_invitation(name, options["address"], gpus=options["gpus"], replaces=options["replaces"])

@@ -8,14 +8,17 @@ from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry import addresses
 from modelregistry.cluster import head, join_server, node
+from modelregistry.cluster.node_directory import FIRST_PORT, LAST_PORT
 from modelregistry.cluster.site import ClusterSite, NoCluster
 from modelregistry.host_port import split_host_port
 from modelregistry.hostside import own_address
 from modelregistry.install.engine_environments import RAY
 from modelregistry.management.commands.removehost import explain_renewal
 from modelregistry.plain_numbers import whole_number
+from modelregistry.transfer import local
 
-TAKEN = range(join_server.PORT, node.WORKER_PORTS.stop)  # of the join server, and of Ray on every machine
+# Of the join server, of Ray and of copies of models on every machine, and of engines.
+TAKEN = (range(join_server.PORT, local.PORTS.stop), range(FIRST_PORT, LAST_PORT + 1))
 
 IN_WORDS = {
     "address-unknown": "The address %(address)s cannot be looked up.",
@@ -46,14 +49,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> str:
         port = options["port"]
-        if port and (not 1024 <= port < 65536 or port in TAKEN):
-            raise CommandError(
-                f"The head listens on a port from 1024 to 65535, but not on {TAKEN.start} to {TAKEN.stop - 1}."
-            )
+        if port and (not 1024 <= port < 65536 or _is_taken(port)):
+            raise CommandError(f"The head listens on a port from 1024 to 65535, but not on {_taken_in_words()}.")
         site = ClusterSite(directory=settings.VAR / "cluster", cache=settings.CACHE)
         try:
             _check_address(options["address"])
             _check_redis(options["redis"])
+            _check_port_of_redis(site, options["address"], options["redis"], port)
             before = _find_head(site)
             directory = site.create(options["address"], options["redis"], options["port"])
             has_moved = before not in ("", directory.access.address)
@@ -71,11 +73,16 @@ class Command(BaseCommand):
         return f"{RAY.python(settings.CACHE)} -m modelregistry.cluster.head {directory.path}"
 
 
-def _check_address(address: str) -> None:
-    """Refuse what is no address of this machine that hosts can reach. Raises CommandError or ValidationError."""
+def check_reachable(address: str) -> None:
+    """Refuse what is no address, or leads each machine to itself. Raises CommandError or ValidationError."""
     addresses.validate(address)
     if own_address.is_loopback(address):
-        raise CommandError(f"No host reaches this machine at {address}: give its address in the network of the hosts.")
+        raise CommandError(f"No other machine comes here by {address}: give the address in the network of the hosts.")
+
+
+def _check_address(address: str) -> None:
+    """Refuse what is no address of this machine that hosts can reach. Raises CommandError or ValidationError."""
+    check_reachable(address)
     if fault := own_address.find_fault(address):
         raise CommandError(IN_WORDS[fault.code] % {"address": fault.address, "reason": fault.reason})
 
@@ -87,6 +94,34 @@ def _check_redis(place: str | None) -> None:
             split_host_port(place)
     except ValueError as error:
         raise CommandError(f"--redis: {error}") from error
+
+
+def _check_port_of_redis(site: ClusterSite, address: str, place: str | None, port: int) -> None:
+    """Refuse a Redis on this machine at a port that the head, or Ray, is to have. Raises CommandError."""
+    with contextlib.suppress(ValueError):
+        before = head.load(site.head)
+        port = port or before.port
+        place = before.redis if place is None else place
+    if not place:
+        return
+    host, its_port = split_host_port(place)
+    if (its_port == (port or node.PORT) or _is_taken(its_port)) and _is_this_machine(host, address):
+        raise CommandError(
+            f"The Redis {place} is on this machine, where port {its_port} is needed: the head listens on "
+            f"{port or node.PORT} (--port), and {_taken_in_words()} are taken. Have it listen on another one."
+        )
+
+
+def _is_this_machine(host: str, address: str) -> bool:
+    return host == address or own_address.is_loopback(host) or own_address.find_fault(host) is None
+
+
+def _is_taken(port: int) -> bool:
+    return any(port in ports for ports in TAKEN)
+
+
+def _taken_in_words() -> str:
+    return " and ".join(f"{ports.start} to {ports.stop - 1}" for ports in TAKEN)
 
 
 def _find_head(site: ClusterSite) -> str:

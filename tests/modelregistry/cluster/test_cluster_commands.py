@@ -138,10 +138,38 @@ def test_an_address_that_leads_no_host_to_this_machine_makes_no_cluster(site, ad
     assert not site.exists()
 
 
-@pytest.mark.parametrize("port", ["80", "6378", "6400", "6579", "65536", "-1", "x"])
+@pytest.mark.parametrize("port", ["80", "6378", "6400", "6579", "6580", "6599", "18100", "18999", "65536", "-1", "x"])
 def test_a_port_that_is_not_free_for_the_head_is_refused(port):
     with pytest.raises(CommandError):
         call_command("createcluster", "10.0.0.1", f"--port={port}")
+
+
+@pytest.mark.parametrize("redis", ["127.0.0.1:7001", "10.0.0.1:7001", "localhost:7001", "[::1]:7001"])
+def test_a_head_and_its_redis_on_one_machine_have_two_ports(site, redis):
+    with pytest.raises(CommandError, match="7001"):
+        call_command("createcluster", "10.0.0.1", "--port", "7001", "--redis", redis)
+    assert not site.exists()
+    call_command("createcluster", "10.0.0.1", "--redis", redis)
+    with pytest.raises(CommandError, match="7001"):
+        call_command("createcluster", "10.0.0.1", "--port", "7001")
+    assert head.load(site / "head").port == 6377
+
+
+@pytest.mark.parametrize("port", [6377, 6378, 6380, 6599, 18100])
+def test_a_redis_on_this_machine_at_a_port_of_the_cluster_is_refused_and_elsewhere_it_is_not(site, port):
+    with pytest.raises(CommandError, match=str(port)):
+        call_command("createcluster", "10.0.0.1", "--redis", f"127.0.0.1:{port}")
+    assert not site.exists()
+    call_command("createcluster", "10.0.0.1", "--redis", f"198.51.100.1:{port}")
+    assert head.load(site / "head").redis == f"198.51.100.1:{port}"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.7", "::1", "localhost"])
+def test_an_address_that_leads_each_machine_to_itself_invites_no_host(site, address):
+    call_command("createcluster", "10.0.0.1")
+    with pytest.raises(CommandError, match=address):
+        call_command("addhost", "gpu1", "--address", address)
+    assert not (site / "invitations").exists()
 
 
 @pytest.mark.parametrize(
