@@ -21,11 +21,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from modelregistry.cluster import join_server, node, node_directory
-from modelregistry.cluster.access import NotSecured, check_secrets
+from modelregistry.cluster.access import NotSecured, check_secrets, tls_context
 from modelregistry.cluster.invitation import LONGEST, Invitation, NoInvitation
 from modelregistry.cluster.join_server import JoinProblem, JoinRequest
 from modelregistry.cluster.node_directory import NodeDirectory
 from modelregistry.host_port import join_host_port, split_host_port
+from modelregistry.hostside import own_address
 from modelregistry.process import gpus, process
 
 SENTENCES = {
@@ -123,27 +124,59 @@ def join(
 
 
 def renew(invitation: Invitation, path: Path) -> NodeDirectory:
-    """Replace the token and the certificates of a machine that has joined. Raises NotJoined."""
+    """Replace the token and the certificates of a machine that has joined. Raises NotJoined; then it keeps what it has.
+
+    The join server is not asked: it has the new secrets when the head restarts, which is after this.
+    """
     try:
         before = node_directory.load(path)
     except ValueError as error:
         raise NotJoined([JoinProblem(code="not-joined", here=str(error))]) from error
     if before.name != invitation.name:
         raise NotJoined([JoinProblem(code="joined-before", here=str(path), there=before.name)])
-    draft, old = path / "secrets.new", path / "secrets.old"
+    if problems := _find_version_problems(invitation) + _find_address_problems(invitation.address):
+        raise NotJoined(problems)
+    draft = path / "secrets.new"
+    after = replace(before, address=invitation.address, cluster=invitation.cluster)
     try:
-        for each in (draft, old):
-            shutil.rmtree(each, ignore_errors=True)
+        _bring_back_secrets(before)
+        shutil.rmtree(draft, ignore_errors=True)
         invitation.write_files(draft)
         check_secrets(draft)
-        after = replace(before, address=invitation.address, cluster=invitation.cluster)
-        before.secrets.rename(old)
+        tls_context(draft, server=False)
+        _exchange_secrets(before, after, draft)
+    except (NotSecured, ssl.SSLError) as error:
+        raise NotJoined([JoinProblem(code="bad-secrets", here=str(error))]) from error
+    except OSError as error:
+        raise NotJoined([JoinProblem(code="cannot-keep", here=str(path), there=str(error))]) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return after
+
+
+def _exchange_secrets(before: NodeDirectory, after: NodeDirectory, draft: Path) -> None:
+    """Put the draft in the place of a host's secrets, and save what else has changed; or nothing. Raises OSError."""
+    old = _old_secrets(before)
+    shutil.rmtree(old, ignore_errors=True)
+    before.secrets.rename(old)
+    try:
         draft.rename(before.secrets)
         after.save()
-    except (OSError, NotSecured) as error:
-        raise NotJoined([JoinProblem(code="cannot-keep", here=str(path), there=str(error))]) from error
+    except OSError:
+        shutil.rmtree(before.secrets, ignore_errors=True)
+        old.rename(before.secrets)
+        raise
     shutil.rmtree(old, ignore_errors=True)
-    return after
+
+
+def _bring_back_secrets(directory: NodeDirectory) -> None:
+    """Undo a renewal that was killed between two steps of `_exchange_secrets`. Raises OSError."""
+    if not directory.secrets.exists() and (old := _old_secrets(directory)).exists():
+        old.rename(directory.secrets)
+
+
+def _old_secrets(directory: NodeDirectory) -> Path:
+    return directory.path / "secrets.old"
 
 
 def _keep(invitation: Invitation, directory: NodeDirectory) -> None:
@@ -159,10 +192,23 @@ def _keep(invitation: Invitation, directory: NodeDirectory) -> None:
 
 def _find_own_problems(invitation: Invitation, path: Path, count_gpus: Callable[[], int]) -> list[JoinProblem]:
     """Return what is wrong as far as this machine knows by itself."""
-    found = []
     with contextlib.suppress(ValueError):
         before = node_directory.load(path)
         return [JoinProblem(code="joined-before", here=str(path), there=before.name)]
+    found = _find_version_problems(invitation)
+    if (seen := count_gpus()) < invitation.gpus:
+        found.append(JoinProblem(code="no-gpu", here=str(seen), there=str(invitation.gpus)))
+    return found
+
+
+def _find_address_problems(address: str) -> list[JoinProblem]:
+    if fault := own_address.find_fault(address):
+        return [JoinProblem(code="address-missing", here=address, there=fault.reason or "it cannot be looked up")]
+    return []
+
+
+def _find_version_problems(invitation: Invitation) -> list[JoinProblem]:
+    found = []
     for code, here, there in (
         ("other-ray", ray_version(), invitation.ray),
         ("other-python", platform.python_version(), invitation.python),
@@ -171,8 +217,6 @@ def _find_own_problems(invitation: Invitation, path: Path, count_gpus: Callable[
             found.append(JoinProblem(code="no-ray"))
         elif here != there:
             found.append(JoinProblem(code=code, here=here, there=there))
-    if (seen := count_gpus()) < invitation.gpus:
-        found.append(JoinProblem(code="no-gpu", here=str(seen), there=str(invitation.gpus)))
     return found
 
 

@@ -238,13 +238,56 @@ async def test_what_is_no_renewal_changes_nothing(invite, opened, tmp_path):
     with pytest.raises(NotJoined):
         join.renew(invite(), tmp_path / "nowhere")
     async with opened():
-        directory = await try_to_join(invite(), tmp_path / "host")
-    token = (directory.secrets / "token").read_text()
+        await try_to_join(invite(), tmp_path / "host")
+    kept = read_host(tmp_path / "host")
     made = invite()
-    for wrong in (invite("gpu7"), replace(made, files=made.files | {"token": "short"})):
-        with pytest.raises(NotJoined):
+    for wrong, codes in (
+        (invite("gpu7"), ["joined-before"]),
+        (replace(made, address="192.0.2.1"), ["address-missing"]),
+        (replace(made, address="nonsense.invalid"), ["address-missing"]),
+        (replace(made, ray="2.59.0", python="3.9.1"), ["other-ray", "other-python"]),
+        (replace(made, files=made.files | {"token": "short"}), ["bad-secrets"]),
+        (replace(made, files=made.files | {"host.key": invite().files["host.key"]}), ["bad-secrets"]),
+        (replace(made, files=made.files | {"ca.crt": "x" * 40}), ["bad-secrets"]),
+    ):
+        with pytest.raises(NotJoined) as refused:
             join.renew(wrong, tmp_path / "host")
-        assert (directory.secrets / "token").read_text() == token
+        assert [problem.code for problem in refused.value.problems] == codes
+        assert read_host(tmp_path / "host") == kept
+
+
+def read_host(path):
+    return {str(each.relative_to(path)): each.read_text() for each in path.rglob("*") if each.is_file()}
+
+
+async def test_a_renewal_that_cannot_be_written_changes_nothing(invite, opened, tmp_path, monkeypatch):
+    async with opened():
+        await try_to_join(invite(), tmp_path / "host")
+    kept = read_host(tmp_path / "host")
+
+    def is_full(*_args):
+        raise OSError("no space left")
+
+    for kind, name in ((Invitation, "write_files"), (node_directory.NodeDirectory, "save")):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, is_full)
+            with pytest.raises(NotJoined) as refused:
+                join.renew(invite(), tmp_path / "host")
+        assert [problem.code for problem in refused.value.problems] == ["cannot-keep"]
+        assert read_host(tmp_path / "host") == kept
+
+
+async def test_secrets_survive_a_renewal_that_was_killed_and_one_that_then_fails(invite, opened, tmp_path):
+    async with opened():
+        directory = await try_to_join(invite(), tmp_path / "host")
+    kept = read_host(tmp_path / "host")
+    directory.secrets.rename(tmp_path / "host" / "secrets.old")  # as far as it came
+    made = invite()
+    with pytest.raises(NotJoined):
+        join.renew(replace(made, files=made.files | {"token": "short"}), tmp_path / "host")
+    assert read_host(tmp_path / "host") == kept
+    join.renew(made, tmp_path / "host")
+    assert {each.name: each.read_text() for each in directory.secrets.iterdir()} == made.files
 
 
 async def test_the_join_server_connects_only_to_the_machine_that_asks(opened, issue):
