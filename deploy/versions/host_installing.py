@@ -1,13 +1,17 @@
 """deploy/install-host [BUNDLE]: installs a version on a GPU host, beside those that are there, and switches to it.
 
 A host has no database and no settings, and of the packages only Ray: the bundle has to be made WITH="ray". Engines go
-on while its service restarts. May be run again after an interruption.
+on while its service restarts; if it does not run then, the version before is in use again. May be run again after an
+interruption.
 """
 
 import argparse
 import os
+import platform
+import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,25 +19,18 @@ from pathlib import Path
 from versions import services
 from versions.bundles import Bundle, opened
 from versions.installing import check_python, check_version, has_user, make_version, switch
-from versions.layout import Layout, Refused
+from versions.layout import HostLayout, Layout, Refused
 from versions.programs import USER, is_real, run, say
 
 RAY = Path("engines") / "ray"  # of a bundle
 LOCK = Path("modelregistry/install/locks/ray/ray.lock")  # of a version
 UNIT = services.NOT_HERE
 CHECKOUT = "/srv/madoguchi"  # as the unit has it
+WATCHED = 10.0  # seconds in which a service that restarted has to go on
 
 
-class HostLayout(Layout):
-    """Apart from the versions of portal and gateway, for one machine may have both."""
-
-    @property
-    def opt(self) -> Path:
-        return self.root / "opt" / "madoguchi-host"
-
-    @property
-    def var(self) -> Path:
-        return self.root / "var" / "lib" / "madoguchi-host"
+class NotRunning(Refused):
+    """The service does not run with this version."""
 
 
 def main(words: list[str], here: Path) -> None:
@@ -41,6 +38,11 @@ def main(words: list[str], here: Path) -> None:
     parser = argparse.ArgumentParser(prog="deploy/install-host", description=__doc__)
     parser.add_argument("bundle", nargs="?", type=Path, default=here, metavar="BUNDLE")
     parser.add_argument("--sum", default="", metavar="SHA256", help="of the manifest, as `make release` printed it")
+    parser.add_argument(
+        "--restart-later",
+        action="store_true",
+        help="only install the version: the service goes on with the one in use until this is run again without it",
+    )
     parser.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="a rehearsal below this directory")
     options = parser.parse_args(words)
     layout = HostLayout(options.root.resolve())
@@ -55,20 +57,56 @@ def main(words: list[str], here: Path) -> None:
             raise Refused('This bundle has no Ray, which hosts need: make it WITH="ray".')
         check_version(bundle, layout)
         with layout.locked():
-            install(bundle, layout)
+            if not options.restart_later:
+                check_cluster(bundle, layout)
+            install(bundle, layout, restart_later=options.restart_later)
 
 
-def install(bundle: Bundle, layout: Layout) -> None:
+def check_cluster(bundle: Bundle, layout: Layout) -> None:
+    """Raise Refused if the service runs, and with this version it could not join the cluster that it is part of."""
+    before = layout.linked("current")
+    if not before or not services.is_running(layout, UNIT):
+        return
+    in_use, new = read_ray(layout.version(before)), (find_ray(bundle), platform.python_version())
+    if in_use != new:
+        raise Refused(
+            f"Version {before} runs Ray {in_use[0]} on Python {in_use[1]}, and {bundle.version} has Ray {new[0]} on "
+            f"Python {new[1]}: they do not join one cluster, and engines stop when their lease is over. Nothing was "
+            'changed. Install it with --restart-later, and go on as RAY.md says under "Another Ray, or another Python".'
+        )
+
+
+def find_ray(bundle: Bundle) -> str:
+    """Return the version of Ray that a bundle brings; "" if it has none."""
+    return next((wheel.name.split("-")[1] for wheel in (bundle.path / RAY).glob("ray-*.whl")), "")
+
+
+def read_ray(place: Path) -> tuple[str, str]:
+    """Return the versions of Ray and of Python with which a version was installed."""
+    ray = re.search(r"^ray==([^\s;]+)", (place / LOCK).read_text(), re.M)
+    python = re.search(r"^version = (\S+)", (place / ".venv" / "pyvenv.cfg").read_text(), re.M)
+    return ray[1] if ray else "", python[1] if python else ""
+
+
+def install(bundle: Bundle, layout: Layout, *, restart_later: bool = False) -> None:
+    version, before, earlier = bundle.version, layout.linked("current"), layout.linked("previous")
     steps: list[tuple[str, Callable[[], object]]] = [
         ("service user and directories", partial(make_places, layout)),
-        (f"version {bundle.version} and its packages", partial(make_version, bundle, layout, list_packages)),
-        (f"switch to version {bundle.version}", partial(switch, layout, bundle.version)),
-        ("unit", partial(put_unit, layout)),
+        (f"version {version} and its packages", partial(make_version, bundle, layout, list_packages)),
     ]
+    if not restart_later:
+        steps += [
+            (f"switch to version {version}", partial(switch, layout, version)),
+            ("unit and service", partial(try_out, layout, version, before, earlier)),
+        ]
     for number, (name, step) in enumerate(steps, start=1):
         say(f"[{number}/{len(steps)}] {name}")
         step()
-    say(f"Version {bundle.version} is installed.")
+    if restart_later:
+        say(f"Version {version} is installed, and {before or 'no version'} still in use. RAY.md says when to switch:")
+        say(f"  systemctl stop {UNIT}; run this again without --restart-later; systemctl start {UNIT}")
+    else:
+        say(f"Version {version} is installed.")
 
 
 def make_places(layout: Layout) -> None:
@@ -99,8 +137,60 @@ def list_packages(bundle: Bundle, place: Path) -> tuple[str | Path, ...]:
     return ("--find-links", bundle.path / RAY, "--find-links", bundle.path / "wheels", "-r", wanted)
 
 
+def try_out(layout: Layout, version: str, before: str, earlier: str) -> None:
+    """Put a version in use. If its service does not run, the version before is in use again. Raises Refused.
+
+    `before` and `earlier`: what `current` and `previous` led to. There is nothing to go back to if `before` is "" or
+    this version, nor a reason if the service did not run before.
+    """
+    ran = services.is_running(layout, UNIT)
+    try:
+        put_in_use(layout, ran=ran)
+    except NotRunning as error:
+        if before in ("", version) or not ran:
+            raise
+        say(f"  {error}")
+        raise Refused(take_back(layout, version, before, earlier)) from None
+
+
+def take_back(layout: Layout, version: str, before: str, earlier: str) -> str:
+    """Switch back, and return what was done. Raises NotRunning if the version before does not run either."""
+    layout.link("current", before)
+    if earlier:
+        layout.link("previous", earlier)
+    else:
+        layout.unlink("previous")
+    # One that was started too often stays down, and is not restarted by try-restart.
+    subprocess.run(["systemctl", "reset-failed", UNIT], check=False)
+    put_in_use(layout, ran=True)
+    return f"Version {version} does not run. Version {before} is in use again."
+
+
+def put_in_use(layout: Layout, *, ran: bool) -> None:
+    """Restart the service with the version that `current` leads to: engines go on. Raises NotRunning."""
+    put_unit(layout)
+    if not services.read_units(layout, systemd=True):
+        return
+    wrong = NotRunning(f"{UNIT} does not run. `journalctl -u {UNIT}` says why.")
+    if subprocess.run(["systemctl", "restart" if ran else "try-restart", UNIT], check=False).returncode:
+        raise wrong
+    if ran and not goes_on():
+        raise wrong
+
+
+def goes_on() -> bool:
+    """Return whether the service still has the process of now after some seconds: systemd restarts one that ends."""
+    say(f"  {UNIT} has restarted, and is watched for {WATCHED:g} s")
+    first, until = services.main_process(UNIT), time.monotonic() + WATCHED
+    while first != "0" and time.monotonic() < until:
+        time.sleep(0.5)
+        if services.main_process(UNIT) != first:
+            return False
+    return first != "0"
+
+
 def put_unit(layout: Layout) -> None:
-    """Put the unit in place, with this version's paths. A service that runs is restarted: engines go on."""
+    """Put the unit in place, with this version's paths."""
     text = (layout.opt / "current" / "deploy" / UNIT).read_text()
     layout.units.mkdir(parents=True, exist_ok=True)
     target = layout.units / UNIT
@@ -111,5 +201,3 @@ def put_unit(layout: Layout) -> None:
         draft.write_text(text.replace(CHECKOUT, str(Path("/") / layout.opt.relative_to(layout.root) / "current")))
         draft.chmod(0o644)
         draft.rename(target)
-    if services.read_units(layout, systemd=True) and subprocess.run(["systemctl", "try-restart", UNIT]).returncode:
-        raise Refused(f"{UNIT} does not restart. `journalctl -u {UNIT}` says why.")

@@ -141,8 +141,9 @@ def check_version(bundle: Bundle, layout: Layout) -> None:
     version = bundle.version
     if layout.is_complete(version) and (layout.version(version) / COMPLETE).read_text() != bundle.sum:
         raise Refused(
-            f"Version {version} is already installed here from another bundle. Give the new one another version "
-            "(pyproject.toml), or remove the installed one first (deploy/prune)."
+            f"Version {version} is already installed in {layout.opt} from another bundle. Give the new one another "
+            "version (pyproject.toml). Or have deploy/prune remove the installed one, which it does once that is "
+            "neither in use nor the version before, and no process runs from it."
         )
 
 

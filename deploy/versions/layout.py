@@ -6,6 +6,7 @@
     /var/lib/madoguchi           state, for the service user alone
     /var/cache/madoguchi         engines and models
 
+On a GPU host of a cluster /opt/madoguchi-host and /var/lib/madoguchi-host alone.
 All below `root`, which is / except in rehearsals.
 """
 
@@ -125,3 +126,15 @@ class Layout:
             except BlockingIOError:
                 raise Refused(f"Another process changes versions in {self.opt}: wait until it has ended.") from None
             yield
+
+
+class HostLayout(Layout):
+    """Of a GPU host; apart from the versions of portal and gateway, for one machine may have both."""
+
+    @property
+    def opt(self) -> Path:
+        return self.root / "opt" / "madoguchi-host"
+
+    @property
+    def var(self) -> Path:
+        return self.root / "var" / "lib" / "madoguchi-host"

@@ -1,6 +1,7 @@
-"""deploy/prune [--plan]: removes old versions. Kept: the one in use, the one before, and those of which a process runs.
+"""deploy/prune [--host] [--plan]: removes old versions.
 
-An engine that an older version started holds on to that version's files until it is restarted.
+Kept: the one in use, the one before, and those of which a process runs. An engine that an older version started holds
+on to that version's files until it is restarted.
 """
 
 import argparse
@@ -9,16 +10,17 @@ import os
 import shutil
 from pathlib import Path
 
-from versions.layout import Layout, Refused
+from versions.layout import HostLayout, Layout, Refused
 from versions.programs import is_real, say
 
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="deploy/prune", description=__doc__)
+    parser.add_argument("--host", action="store_true", help="those of a GPU host, in /opt/madoguchi-host")
     parser.add_argument("--plan", action="store_true", help="only show what would be removed")
     parser.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="a rehearsal below this directory")
     options = parser.parse_args(words)
-    layout = Layout(options.root.resolve())
+    layout = (HostLayout if options.host else Layout)(options.root.resolve())
     if is_real(layout) and os.geteuid() != 0:
         raise Refused("Only root can remove versions, and see whose processes use them.")
     with layout.locked():

@@ -56,6 +56,19 @@ def link_command(layout: Layout) -> None:
     draft.rename(layout.commands / "madoguchi")
 
 
+def is_running(layout: Layout, unit: str) -> bool:
+    """Return whether systemd has it running here; False in a rehearsal."""
+    if not is_real(layout) or not Path("/run/systemd/system").is_dir():
+        return False
+    return subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False).returncode == 0
+
+
+def main_process(unit: str) -> str:
+    """Return the process of a unit, "0" if it has none."""
+    command = ["systemctl", "show", "--property", "MainPID", "--value", unit]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "0"
+
+
 def read_units(layout: Layout, *, systemd: bool) -> bool:
     """Have systemd read the units again, and return whether it did: not in a rehearsal. Raises Refused."""
     if not systemd or not is_real(layout) or not Path("/run/systemd/system").is_dir():
