@@ -14,6 +14,7 @@ from tests.browser.pages import LONG_KEY, LONG_MODEL, LONG_TENANT, looks, sign_i
 from tests.fleet import fleet
 from tests.news import announce
 from tests.pages import key_of, serve, use
+from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -116,7 +117,7 @@ def test_paper_is_white_and_everything_fits_on_it(open_page, everything):
         sign_in(tab)
         tab.goto("/usage/?period=90")
     page.emulate_media(media="print", color_scheme="dark")
-    page.wait_for_function(f"ink => {INK} === ink", arg=bright.evaluate(INK))
+    until(lambda: page.evaluate(INK) == bright.evaluate(INK))
     for path in pages(everything):
         page.goto(path)
         page.evaluate("for (const e of document.querySelectorAll('main details')) e.open = true")

@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 from portal.keys.models import ApiKey
 from tests.browser.pages import REFUSED_FORM, looks, sign_in
 from tests.pages import key_of, serve, use
+from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -45,9 +46,7 @@ def test_the_first_day(open_page, alice, language):
         expect(page.locator(f".tab.{way}")).to_contain_text(key)
     page.locator("label[for=tab-curl]").click()
     page.locator(".tab.curl .copy").click()
-    page.wait_for_function(
-        "key => navigator.clipboard.readText().then(text => text.includes(key))", arg=f"Bearer {key}"
-    )
+    until(lambda: f"Bearer {key}" in clipboard(page))
     assert clipboard(page).startswith("curl http://")
 
     use(ApiKey.objects.get(), tokens=(1_000, 234))
