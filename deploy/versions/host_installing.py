@@ -12,15 +12,14 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from versions import services
 from versions.bundles import Bundle, opened
-from versions.installing import check_python, check_version, has_user, make_version, switch
+from versions.installing import Step, carry_out, check_python, check_version, create_user, make_version, switch
 from versions.layout import HostLayout, Layout, Refused
-from versions.programs import USER, is_real, run, say
+from versions.programs import USER, is_real, say
 
 RAY = Path("engines") / "ray"  # of a bundle
 LOCK = Path("modelregistry/install/locks/ray/ray.lock")  # of a version
@@ -90,7 +89,7 @@ def read_ray(place: Path) -> tuple[str, str]:
 
 def install(bundle: Bundle, layout: Layout, *, restart_later: bool = False) -> None:
     version, before, earlier = bundle.version, layout.linked("current"), layout.linked("previous")
-    steps: list[tuple[str, Callable[[], object]]] = [
+    steps: list[Step] = [
         ("service user and directories", partial(make_places, layout)),
         (f"version {version} and its packages", partial(make_version, bundle, layout, list_packages)),
     ]
@@ -99,9 +98,7 @@ def install(bundle: Bundle, layout: Layout, *, restart_later: bool = False) -> N
             (f"switch to version {version}", partial(switch, layout, version)),
             ("unit and service", partial(try_out, layout, version, before, earlier)),
         ]
-    for number, (name, step) in enumerate(steps, start=1):
-        say(f"[{number}/{len(steps)}] {name}")
-        step()
+    carry_out(steps)
     if restart_later:
         say(f"Version {version} is installed, and {before or 'no version'} still in use. RAY.md says when to switch:")
         say(f"  systemctl stop {UNIT}; run this again without --restart-later; systemctl start {UNIT}")
@@ -110,22 +107,11 @@ def install(bundle: Bundle, layout: Layout, *, restart_later: bool = False) -> N
 
 
 def make_places(layout: Layout) -> None:
-    real = is_real(layout)
-    if real and not has_user():
-        home = (
-            "--system",
-            "--user-group",
-            "--home-dir",
-            layout.var,
-            "--no-create-home",
-            "--shell",
-            "/usr/sbin/nologin",
-        )
-        run("useradd", *home, USER, what="Creating the service user")
+    create_user(layout)
     for path, mode in ((layout.opt, 0o755), (layout.var, 0o700)):
         path.mkdir(mode=mode, parents=True, exist_ok=True)
         path.chmod(mode)
-    if real:
+    if is_real(layout):
         shutil.chown(layout.var, USER, USER)
 
 

@@ -172,9 +172,9 @@ def show_migrations(ours: list[dict[str, Any]], there: list[dict[str, Any]]) -> 
 
 
 # --- Steps ------------------------------------------------------------------------------------------------------
-def make_places(layout: Layout) -> None:
-    real = is_real(layout)
-    if real and not has_user():
+def create_user(layout: Layout) -> None:
+    """Create the service user, unless it is there. Below another root it is not needed."""
+    if is_real(layout) and not has_user():
         home = (
             "--system",
             "--user-group",
@@ -185,6 +185,10 @@ def make_places(layout: Layout) -> None:
             "/usr/sbin/nologin",
         )
         run("useradd", *home, USER, what="Creating the service user")
+
+
+def make_places(layout: Layout) -> None:
+    create_user(layout)
     for path, mode, is_users in (
         (layout.opt, 0o755, False),
         (layout.etc, 0o750, False),
@@ -193,7 +197,7 @@ def make_places(layout: Layout) -> None:
     ):
         path.mkdir(mode=mode, parents=True, exist_ok=True)
         path.chmod(mode)
-        if real:
+        if is_real(layout):
             shutil.chown(path, USER if is_users else "root", USER)
 
 

@@ -42,6 +42,7 @@ from apiproxy.server.succession import (
     listening_port,
     report_ready,
 )
+from modelregistry.host_port import join_host_port
 from modelregistry.plain_numbers import whole_number
 from modelregistry.schema import check_schema
 from portal.environment import make_private_directory
@@ -353,10 +354,10 @@ class Parent:
         self._gateways = [program for program in programs if program.kind == GATEWAY]
         self._calls = calls
         bind, port = calls.getsockname()[:2]
-        self._url = f"http://{url_host(bind)}:{port}"
+        self._url = f"http://{join_host_port(bind, port)}"
         self._settings = {
             "GATEWAY_WORKERS": str(len(self._gateways)),
-            "GATEWAY_URL": settings.GATEWAY_URL or f"http://{url_host(reachable_host(bind))}:{port}",
+            "GATEWAY_URL": settings.GATEWAY_URL or f"http://{join_host_port(reachable_host(bind), port)}",
         }
         self._socket_of_pages = socket_of_pages
         self._stand_ins = [
@@ -512,10 +513,6 @@ class Parent:
 def reachable_host(bind: str) -> str:
     """Return the address at which this machine reaches what listens on `bind`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - compared, not bound
-
-
-def url_host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
 
 
 async def wait_for_first(*things: Callable[[], Awaitable[Any]]) -> None:
